@@ -1,0 +1,38 @@
+# make demo        sample the shipped cascade into samples.png
+# make test        run the tests
+# make train-demo  train a small cascade on Fashion-MNIST from nothing, all stages, and sample it
+# make lint        what CI checks besides the tests
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN = $(VENV)/bin
+# The folder of Debian's package dataset-fashion-mnist; without it, the data set comes from the Hub.
+FASHION_MNIST ?= /usr/share/datasets/fashion-mnist
+TRAIN_DEMO ?= runs/train-demo
+
+.PHONY: demo test train-demo lint
+.DELETE_ON_ERROR:
+
+# torch comes first and by exact version: its own index decides between builds for CPU and GPU.
+define install
+test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV)
+$(BIN)/pip install --quiet "$$(grep '^torch==' constraints.txt)"
+$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[$(1)]"
+touch $@
+endef
+
+$(VENV)/installed-%: setup.cfg constraints.txt
+	$(call install,$*)
+
+demo: $(VENV)/installed-demo
+	$(BIN)/python examples/sample_grid.py --pipeline checkpoints/fashion-mnist-32 --output samples.png
+
+test: $(VENV)/installed-test
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2
+
+lint: $(VENV)/installed-test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+train-demo: $(VENV)/installed-train
+	PATH="$(abspath $(BIN)):$$PATH" FASHION_MNIST="$(FASHION_MNIST)" OUTPUT="$(TRAIN_DEMO)" bash examples/train_demo.sh

@@ -1,0 +1,376 @@
+import math
+
+import torch
+import torch.nn.functional as F
+from diffusers import ConfigMixin, ModelMixin
+from diffusers.configuration_utils import register_to_config
+from diffusers.loaders import PeftAdapterMixin
+from diffusers.models.attention import AttentionMixin
+from diffusers.models.attention_processor import Attention
+from diffusers.models.embeddings import TimestepEmbedding, Timesteps
+from diffusers.models.resnet import ResnetBlock2D
+from diffusers.models.unets.unet_2d import UNet2DOutput
+from diffusers.models.unets.unet_2d_blocks import (
+    AttnDownBlock2D,
+    AttnUpBlock2D,
+    DownBlock2D,
+    ResnetDownsampleBlock2D,
+    ResnetUpsampleBlock2D,
+    UNetMidBlock2D,
+    UpBlock2D,
+)
+
+
+# What indices and noise levels may be: a noise level in half precision has lost its digits already.
+_INDEX_DTYPES = (torch.int64, torch.int32)
+_LEVEL_DTYPES = (torch.float32, torch.float64)
+
+
+class CascadedUNet2DModel(ModelMixin, AttentionMixin, PeftAdapterMixin, ConfigMixin):
+    r"""
+    The U-Net of every stage of a cascade (Section 2.3, Figure 3, Appendix B): it sees a noisy image and a diffusion
+    time or noise level, and where configured a class, a low-resolution image and that image's augmentation level.
+
+    Args:
+        sample_size (`int`): Height and width of the images.
+        in_channels (`int`, defaults to 3): Channels of the noisy image, the low-resolution image not counted.
+        out_channels (`int`, defaults to 3): Channels of the prediction, the variance not counted.
+        learned_variance (`bool`, defaults to `False`): Whether as many channels follow that say the variance.
+        block_out_channels (`tuple[int]`): Channels of each level, from the highest resolution to the lowest.
+        layers_per_block (`int`, defaults to 2): Residual blocks a level going down; one more going up.
+        attention_resolutions (`tuple[int]`): Resolutions in pixels whose residual blocks are followed by attention.
+        mid_block_attention (`bool`, defaults to `True`): Whether the middle has attention.
+        num_attention_heads, attention_head_dim (`int` or `tuple[int]`, *optional*):
+            Attention heads by their number or by their width; exactly one of them; a tuple gives one a level.
+        dropout (`float`, defaults to 0.0): Dropout in the residual blocks.
+        norm_num_groups (`int`, defaults to 32), norm_eps (`float`, defaults to 1e-5): Group normalisation.
+        resnet_time_scale_shift (`"scale_shift"` or `"default"`): Whether embeddings scale and shift, or are added.
+        downsample_type, upsample_type (`"conv"` or `"resnet"`, defaults to `"conv"`):
+            Resampling by a convolution or by a residual block (BigGAN's).
+        skip_rescale (`bool`, defaults to `False`): Whether residual sums are scaled by 1/sqrt(2), as in SR3.
+        time_conditioning (`"timestep"` or `"noise_level"`): Whether `timestep` is the index t - 1 or sqrt(alpha_bar).
+        time_scale (`float`, defaults to 1.0): Multiplies it before the sinusoids.
+        time_proj_dim (`int`, *optional*): Sinusoidal features; the first level's channels by default.
+        time_embedding_dim (`int`, *optional*): Width of the embedding; 4 times the sinusoidal features by default.
+        time_embedding_hidden_dim (`int`, *optional*): Hidden width of the embedding's MLP; the same by default.
+        skip_time_act (`bool`, defaults to `False`): Whether blocks project the embedding without a SiLU before.
+        flip_sin_to_cos (`bool`, defaults to `True`), freq_shift (`int`, defaults to 0): As in Diffusers.
+        num_classes (`int`, *optional*): Classes of a class-conditional network.
+        null_class (`bool`, defaults to `False`): Whether there is a class `num_classes` that stands for none.
+        low_res_size (`int`, *optional*): Size of the low-resolution image of a super-resolution network.
+        low_res_channels (`int`, *optional*): Its channels; `in_channels` by default.
+        low_res_interpolation (`"bilinear"` or `"bicubic"`, defaults to `"bilinear"`): How it is upsampled inside.
+        low_res_first (`bool`, defaults to `False`): Whether it is concatenated before the noisy image.
+        augmentation_level_embedding (`bool`, defaults to `False`): Whether the network is told s (Section 3.2).
+    """
+
+    _supports_gradient_checkpointing = True
+    _no_split_modules = ["ResnetBlock2D", "Attention"]
+    _repeated_blocks = ["ResnetBlock2D", "Attention"]
+    _skip_layerwise_casting_patterns = ["norm", "time_embedding", "class_embedding", "augmentation_embedding"]
+
+    @register_to_config
+    def __init__(
+        self,
+        sample_size: int,
+        in_channels: int = 3,
+        out_channels: int = 3,
+        learned_variance: bool = False,
+        block_out_channels: tuple[int, ...] = (128, 256, 384, 512),
+        layers_per_block: int = 2,
+        attention_resolutions: tuple[int, ...] = (16, 8),
+        mid_block_attention: bool = True,
+        num_attention_heads: int | tuple[int, ...] | None = None,
+        attention_head_dim: int | tuple[int, ...] | None = None,
+        dropout: float = 0.0,
+        norm_num_groups: int = 32,
+        norm_eps: float = 1e-5,
+        resnet_time_scale_shift: str = "scale_shift",
+        downsample_type: str = "conv",
+        upsample_type: str = "conv",
+        skip_rescale: bool = False,
+        time_conditioning: str = "timestep",
+        time_scale: float = 1.0,
+        time_proj_dim: int | None = None,
+        time_embedding_dim: int | None = None,
+        time_embedding_hidden_dim: int | None = None,
+        skip_time_act: bool = False,
+        flip_sin_to_cos: bool = True,
+        freq_shift: int = 0,
+        num_classes: int | None = None,
+        null_class: bool = False,
+        low_res_size: int | None = None,
+        low_res_channels: int | None = None,
+        low_res_interpolation: str = "bilinear",
+        low_res_first: bool = False,
+        augmentation_level_embedding: bool = False,
+    ):
+        super().__init__()
+        self._check_config()
+        head_dims = self._head_dims()
+
+        # 1. embeddings of the time, of s and of the class
+        time_proj_dim = time_proj_dim or block_out_channels[0]
+        time_embedding_dim = time_embedding_dim or 4 * time_proj_dim
+        hidden_dim = time_embedding_hidden_dim or time_embedding_dim
+        self.time_proj = Timesteps(time_proj_dim, flip_sin_to_cos, freq_shift)
+        self.time_embedding = TimestepEmbedding(time_proj_dim, hidden_dim, out_dim=time_embedding_dim)
+        self.augmentation_embedding = None
+        if augmentation_level_embedding:
+            self.augmentation_embedding = TimestepEmbedding(time_proj_dim, hidden_dim, out_dim=time_embedding_dim)
+        self.class_embedding = None
+        if num_classes is not None:
+            self.class_embedding = torch.nn.Embedding(num_classes + null_class, time_embedding_dim)
+
+        # 2. input
+        input_channels = in_channels if low_res_size is None else in_channels + (low_res_channels or in_channels)
+        self.conv_in = torch.nn.Conv2d(input_channels, block_out_channels[0], kernel_size=3, padding=1)
+
+        # 3. down, middle, up
+        common = {
+            "temb_channels": time_embedding_dim,
+            "dropout": dropout,
+            "resnet_eps": norm_eps,
+            "resnet_groups": norm_num_groups,
+            "resnet_time_scale_shift": resnet_time_scale_shift,
+            "output_scale_factor": math.sqrt(2) if skip_rescale else 1.0,
+        }
+        self.down_blocks = torch.nn.ModuleList()
+        for level in range(len(block_out_channels)):
+            self.down_blocks.append(self._down_block(level, head_dims[level], common))
+        self.mid_block = UNetMidBlock2D(
+            block_out_channels[-1],
+            attention_head_dim=head_dims[-1],
+            attn_groups=norm_num_groups,  # without it, scale-shift networks lose this norm
+            add_attention=mid_block_attention,
+            **common,
+        )
+        self.up_blocks = torch.nn.ModuleList()
+        for level in reversed(range(len(block_out_channels))):
+            self.up_blocks.append(self._up_block(level, head_dims[level], common))
+
+        # 4. output
+        self.conv_norm_out = torch.nn.GroupNorm(norm_num_groups, block_out_channels[0], eps=norm_eps)
+        self.conv_act = torch.nn.SiLU()
+        self.conv_out = torch.nn.Conv2d(
+            block_out_channels[0], 2 * out_channels if learned_variance else out_channels, kernel_size=3, padding=1
+        )
+        self._initialize()
+
+    # -----------------------------------------------------------------------------------------------------------------
+    # Construction
+
+    def _check_config(self):
+        config = self.config
+        choices = {
+            "resnet_time_scale_shift": ("scale_shift", "default"),
+            "downsample_type": ("conv", "resnet"),
+            "upsample_type": ("conv", "resnet"),
+            "time_conditioning": ("timestep", "noise_level"),
+            "low_res_interpolation": ("bilinear", "bicubic"),
+        }
+        for name, allowed in choices.items():
+            if config[name] not in allowed:
+                raise ValueError(f"`{name}` is {config[name]!r}; it must be one of {allowed}.")
+        factor = 2 ** (len(config.block_out_channels) - 1)
+        if config.sample_size % factor:
+            raise ValueError(
+                f"`sample_size` is {config.sample_size}; {len(config.block_out_channels)} levels halve it "
+                f"{len(config.block_out_channels) - 1} times, so it must be a multiple of {factor}."
+            )
+        for channels in config.block_out_channels:
+            if channels % config.norm_num_groups:
+                raise ValueError(
+                    f"`block_out_channels` {tuple(config.block_out_channels)} must be multiples of `norm_num_groups`, "
+                    f"which is {config.norm_num_groups}."
+                )
+        if config.null_class and config.num_classes is None:
+            raise ValueError("`null_class` needs `num_classes`: without classes there is none to leave out.")
+        if config.augmentation_level_embedding and config.low_res_size is None:
+            raise ValueError("`augmentation_level_embedding` needs `low_res_size`: s is the low-resolution image's.")
+        if config.low_res_size is not None and not 0 < config.low_res_size <= config.sample_size:
+            raise ValueError(
+                f"`low_res_size` is {config.low_res_size}; it must lie in 1..`sample_size`, {config.sample_size}."
+            )
+
+    def _head_dims(self) -> list[int]:
+        """Width of the attention heads at each level."""
+        channels = self.config.block_out_channels
+        by_number, by_width = self.config.num_attention_heads, self.config.attention_head_dim
+        if (by_number is None) == (by_width is None):
+            raise ValueError(
+                "Give exactly one of `num_attention_heads` and `attention_head_dim`, "
+                f"got {by_number!r} and {by_width!r}."
+            )
+        given = by_width if by_number is None else by_number
+        given = [given] * len(channels) if isinstance(given, int) else list(given)
+        name = "attention_head_dim" if by_number is None else "num_attention_heads"
+        if len(given) != len(channels):
+            raise ValueError(f"`{name}` has {len(given)} entries for {len(channels)} levels.")
+        for level, (width, value) in enumerate(zip(channels, given, strict=True)):
+            if self._attends(level) and width % value:
+                raise ValueError(f"`{name}` is {value} where there are {width} channels: it must divide them.")
+        if by_number is None:
+            return given
+        return [width // number for width, number in zip(channels, given, strict=True)]
+
+    def _resolution(self, level: int) -> int:
+        return self.config.sample_size // 2**level
+
+    def _attends(self, level: int) -> bool:
+        is_middle = level == len(self.config.block_out_channels) - 1 and self.config.mid_block_attention
+        return is_middle or self._resolution(level) in self.config.attention_resolutions
+
+    def _down_block(self, level: int, head_dim: int, common: dict) -> torch.nn.Module:
+        channels = self.config.block_out_channels
+        is_last = level == len(channels) - 1
+        sizes = {
+            "in_channels": channels[max(level - 1, 0)],
+            "out_channels": channels[level],
+            "num_layers": self.config.layers_per_block,
+        }
+        if self._resolution(level) in self.config.attention_resolutions:
+            downsample_type = None if is_last else self.config.downsample_type
+            return AttnDownBlock2D(**sizes, attention_head_dim=head_dim, downsample_type=downsample_type, **common)
+        block = DownBlock2D if self.config.downsample_type == "conv" else ResnetDownsampleBlock2D
+        return block(**sizes, add_downsample=not is_last, **common)
+
+    def _up_block(self, level: int, head_dim: int, common: dict) -> torch.nn.Module:
+        channels = self.config.block_out_channels
+        sizes = {
+            "in_channels": channels[max(level - 1, 0)],
+            "out_channels": channels[level],
+            "prev_output_channel": channels[min(level + 1, len(channels) - 1)],
+            "num_layers": self.config.layers_per_block + 1,
+        }
+        if self._resolution(level) in self.config.attention_resolutions:
+            upsample_type = self.config.upsample_type if level > 0 else None
+            return AttnUpBlock2D(**sizes, attention_head_dim=head_dim, upsample_type=upsample_type, **common)
+        block = UpBlock2D if self.config.upsample_type == "conv" else ResnetUpsampleBlock2D
+        return block(**sizes, add_upsample=level > 0, **common)
+
+    def _initialize(self):
+        """Every residual branch and the output start at zero, as in DDPM."""
+        for module in self.modules():
+            if isinstance(module, ResnetBlock2D):
+                module.skip_time_act = self.config.skip_time_act
+                torch.nn.init.zeros_(module.conv2.weight)
+                torch.nn.init.zeros_(module.conv2.bias)
+            elif isinstance(module, Attention):
+                torch.nn.init.zeros_(module.to_out[0].weight)
+                torch.nn.init.zeros_(module.to_out[0].bias)
+        torch.nn.init.zeros_(self.conv_out.weight)
+        torch.nn.init.zeros_(self.conv_out.bias)
+
+    # -----------------------------------------------------------------------------------------------------------------
+    # Forward
+
+    def forward(
+        self,
+        sample: torch.Tensor,
+        timestep: torch.Tensor,
+        class_labels: torch.Tensor | None = None,
+        low_res: torch.Tensor | None = None,
+        augmentation_level: torch.Tensor | None = None,
+        return_dict: bool = True,
+    ) -> UNet2DOutput | tuple[torch.Tensor]:
+        r"""
+        Args:
+            sample (`torch.Tensor` of shape `(B, in_channels, sample_size, sample_size)`): x_t.
+            timestep (`torch.Tensor` of shape `()` or `(B,)`):
+                The int64 index t - 1, or the float32 noise level sqrt(alpha_bar_t), as `time_conditioning` says.
+            class_labels (`torch.Tensor` of shape `(B,)`, *optional*): int64 class indices.
+            low_res (`torch.Tensor` of shape `(B, low_res_channels, low_res_size, low_res_size)`, *optional*):
+                The low-resolution image, augmented or not; it is upsampled inside.
+            augmentation_level (`torch.Tensor` of shape `()` or `(B,)`, *optional*): int64 s in 0..T.
+            return_dict (`bool`, defaults to `True`): whether to return a `UNet2DOutput` or a tuple.
+
+        Returns:
+            [`~models.unets.unet_2d.UNet2DOutput`]: the prediction `(B, out_channels, H, W)`; twice the channels with
+            `learned_variance`, the second half being the raw variance.
+
+        Raises:
+            `ValueError`: a condition is missing, surplus, or of the wrong shape or dtype.
+        """
+        self._check_inputs(sample, timestep, class_labels, low_res, augmentation_level)
+
+        # 1. embeddings: float32 until after the sinusoids, since bf16 cannot tell 4000 times apart
+        emb = self.time_embedding(self._sinusoids(timestep, sample))
+        if augmentation_level is not None:
+            emb = emb + self.augmentation_embedding(self._sinusoids(augmentation_level, sample, scale=1.0))
+        if class_labels is not None:
+            emb = emb + self.class_embedding(class_labels)
+
+        # 2. input
+        if low_res is not None:
+            size = sample.shape[-2:]
+            upsampled = F.interpolate(low_res, size, mode=self.config.low_res_interpolation, align_corners=False)
+            pair = (upsampled, sample) if self.config.low_res_first else (sample, upsampled)
+            sample = torch.cat(pair, dim=1)
+        hidden = self.conv_in(sample)
+
+        # 3. down, middle, up
+        skips = (hidden,)
+        for block in self.down_blocks:
+            hidden, block_skips = block(hidden, temb=emb)
+            skips += block_skips
+        hidden = self.mid_block(hidden, emb)
+        for block in self.up_blocks:
+            block_skips, skips = skips[-len(block.resnets) :], skips[: -len(block.resnets)]
+            hidden = block(hidden, block_skips, temb=emb)
+
+        # 4. output
+        prediction = self.conv_out(self.conv_act(self.conv_norm_out(hidden)))
+        return UNet2DOutput(sample=prediction) if return_dict else (prediction,)
+
+    def _sinusoids(self, values: torch.Tensor, sample: torch.Tensor, scale: float | None = None) -> torch.Tensor:
+        scale = self.config.time_scale if scale is None else scale
+        values = values.to(device=sample.device, dtype=torch.float32).expand(sample.shape[0])
+        return self.time_proj(scale * values).to(sample.dtype)  # (B, time_proj_dim)
+
+    def _check_inputs(self, sample, timestep, class_labels, low_res, augmentation_level):
+        """Presence, shapes and dtypes only: pipelines and loaders check values, outside the compiled graph."""
+        config = self.config
+        batch_size = sample.shape[0]
+        _check_shape("sample", sample, (batch_size, config.in_channels, config.sample_size, config.sample_size))
+        takes_level = config.time_conditioning == "noise_level"
+        _check_vector("timestep", timestep, _LEVEL_DTYPES if takes_level else _INDEX_DTYPES, batch_size)
+        _check_presence("class_labels", class_labels, config.num_classes is not None)
+        _check_presence("augmentation_level", augmentation_level, config.augmentation_level_embedding)
+        if class_labels is not None:
+            _check_vector("class_labels", class_labels, _INDEX_DTYPES, batch_size)
+        if augmentation_level is not None:
+            _check_vector("augmentation_level", augmentation_level, _INDEX_DTYPES, batch_size)
+        if (low_res is None) != (config.low_res_size is None):
+            raise ValueError(
+                f"`low_res` is missing; this network takes images of size {config.low_res_size}."
+                if low_res is None
+                else "`low_res` was given to a network without a low-resolution input."
+            )
+        if low_res is not None:
+            channels = config.low_res_channels or config.in_channels
+            _check_shape("low_res", low_res, (batch_size, channels, config.low_res_size, config.low_res_size))
+
+
+def _check_shape(name: str, tensor: torch.Tensor, shape: tuple[int, ...]):
+    if tuple(tensor.shape) != shape or not tensor.is_floating_point():
+        raise ValueError(
+            f"`{name}` is {tensor.dtype} of shape {tuple(tensor.shape)}; expected floats of shape {shape}."
+        )
+
+
+def _check_presence(name: str, values: torch.Tensor | None, expected: bool):
+    if (values is not None) != expected:
+        raise ValueError(
+            f"`{name}` is missing; this network was trained with it."
+            if expected
+            else f"`{name}` was given to a network that was trained without it."
+        )
+
+
+def _check_vector(name: str, values: torch.Tensor, dtypes: tuple[torch.dtype, ...], batch_size: int):
+    if not torch.is_tensor(values) or values.dtype not in dtypes:
+        came = values.dtype if torch.is_tensor(values) else type(values).__name__
+        raise ValueError(f"`{name}` is of type {came}; expected a {dtypes[0]} tensor.")
+    if values.ndim > 1 or (values.ndim == 1 and values.shape[0] != batch_size):
+        raise ValueError(f"`{name}` has shape {tuple(values.shape)}; expected ({batch_size},) or ().")

@@ -1,0 +1,167 @@
+"""What both pipelines share: stages, and the loop that samples one of them."""
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from diffusers import DiffusionPipeline, SchedulerMixin
+from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
+from diffusers.utils.torch_utils import randn_tensor
+from typing_extensions import Self
+
+from ..models import CascadedUNet2DModel
+from ..schedulers import CascadedDDPMScheduler, ContinuousDDPMScheduler
+from .denoising import OWN_SCHEDULERS, AncestralSampler, Denoiser, SolverSampler
+
+
+@dataclass(frozen=True)
+class CascadeStage:
+    r"""
+    One stage of a cascade: `name` ("base", "super_res_1", ...), the network, the scheduler it samples with, and the
+    forward process of its Gaussian conditioning augmentation (None for a base and for stages without).
+    """
+
+    name: str
+    unet: CascadedUNet2DModel
+    scheduler: SchedulerMixin
+    noising_scheduler: CascadedDDPMScheduler | ContinuousDDPMScheduler | None = None
+
+    def __post_init__(self):
+        takes_level = self.unet.config.augmentation_level_embedding
+        if self.noising_scheduler is None and takes_level:
+            raise ValueError(
+                f"The network of stage `{self.name}` is told an augmentation level, but the stage has no "
+                "`noising_scheduler` to make the noise with."
+            )
+        if self.noising_scheduler is not None and not isinstance(self.noising_scheduler, OWN_SCHEDULERS):
+            raise ValueError(
+                f"The `noising_scheduler` of stage `{self.name}` is a {type(self.noising_scheduler).__name__}; it "
+                "must be the CascadedDDPMScheduler or ContinuousDDPMScheduler of the preceding stage's training."
+            )
+
+    def default_num_inference_steps(self) -> int:
+        """T for ancestral sampling at discrete times, as in the paper; otherwise 100, or T if that is less."""
+        num_train_timesteps = self.scheduler.config.num_train_timesteps
+        is_discrete = isinstance(self.scheduler, CascadedDDPMScheduler)
+        return num_train_timesteps if is_discrete else min(100, num_train_timesteps)
+
+    def denoiser(
+        self, class_labels: torch.Tensor | None, low_res: torch.Tensor | None, level: int | None, guidance_scale: float
+    ) -> Denoiser:
+        """The network with its conditions; those that it was trained without are left out."""
+        config = self.unet.config
+        return Denoiser(
+            self.unet,
+            class_labels=None if config.num_classes is None else class_labels,
+            low_res=low_res,
+            augmentation_level=level if config.augmentation_level_embedding else None,
+            guidance_scale=guidance_scale,
+        )
+
+
+class StepEnd:
+    """`callback_on_step_end` with the tensors it asked for."""
+
+    def __init__(self, callback: Callable | None, tensor_inputs: list[str], known: list[str]):
+        if isinstance(callback, (PipelineCallback, MultiPipelineCallbacks)):
+            tensor_inputs = callback.tensor_inputs
+        if any(name not in known for name in tensor_inputs):
+            raise ValueError(f"`callback_on_step_end_tensor_inputs` is {tensor_inputs}; there is only {known}.")
+        self.callback = callback
+        self.tensor_inputs = tensor_inputs
+
+    def __call__(self, pipe: DiffusionPipeline, step: int, timestep: torch.Tensor, sample: torch.Tensor):
+        """The sample to go on with."""
+        if self.callback is None:
+            return sample
+        tensors = {"sample": sample}
+        outputs = self.callback(pipe, step, timestep, {name: tensors[name] for name in self.tensor_inputs})
+        return outputs.get("sample", sample)
+
+
+class StagePipeline(DiffusionPipeline):
+    """Base of [`CascadedDiffusionPipeline`] and [`SuperResolutionPipeline`]."""
+
+    _callback_tensor_inputs = ["sample"]
+    _interrupt = False
+    _current_stage = None
+
+    @property
+    def interrupt(self) -> bool:
+        """Whether a callback has set `pipe._interrupt = True`, which ends sampling after the current step."""
+        return self._interrupt
+
+    @property
+    def current_stage(self) -> str | None:
+        """The name of the stage that is sampled at the moment."""
+        return self._current_stage
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs) -> Self:
+        r"""
+        Loads a folder that [`~DiffusionPipeline.save_pretrained`] wrote, or a Hub id; `kwargs` are those of
+        [`DiffusionPipeline.from_pretrained`] (`dtype`, `variant`, `device_map`, ...). Pickled weights are loaded only
+        with `use_safetensors=False`.
+
+        Raises:
+            `OSError`: the folder is incomplete or damaged; the message says where.
+            `ValueError`: the folder holds another kind of pipeline.
+        """
+        kwargs = {"use_safetensors": True, **kwargs}
+        if not os.path.isdir(pretrained_model_name_or_path):
+            return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+        try:
+            index = cls.load_config(pretrained_model_name_or_path)
+            components, _ = cls._get_signature_keys(cls)
+            absent = [name for name in components if name not in (*index, *kwargs, *cls._optional_components)]
+            if absent:
+                raise ValueError(
+                    f"{pretrained_model_name_or_path} holds a {index['_class_name']} without {absent}, which is no "
+                    f"{cls.__name__}."
+                )
+            for name in components:
+                is_saved = name in index and index[name][0] is not None and name not in kwargs
+                if is_saved and not os.path.isdir(os.path.join(pretrained_model_name_or_path, name)):
+                    raise OSError(f"the folder of component `{name}` is missing.")
+            return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+        except OSError as error:
+            raise OSError(f"{pretrained_model_name_or_path} is incomplete or damaged: {error}") from error
+
+    def _register_id2label(self, id2label: dict | None, num_classes: int | None) -> dict[int, str] | None:
+        """`id2label` with the int keys that JSON has made strings."""
+        if id2label is None:
+            return None
+        id2label = {int(index): str(name) for index, name in id2label.items()}
+        if num_classes is None or not all(0 <= index < num_classes for index in id2label):
+            raise ValueError(f"`id2label` has the keys {list(id2label)}; the networks have {num_classes} classes.")
+        return id2label
+
+    def _initial_noise(self, stage: CascadeStage, sampler, batch_size: int, generator) -> torch.Tensor:
+        """x_T ~ N(0, I), float32, at the scale of the scheduler."""
+        size = stage.unet.config.sample_size
+        shape = (batch_size, stage.unet.config.in_channels, size, size)
+        noise = randn_tensor(shape, generator=generator, device=self._execution_device, dtype=torch.float32)
+        return noise * sampler.scheduler.init_noise_sigma
+
+    def _denoise(
+        self,
+        name: str,
+        sampler: AncestralSampler | SolverSampler,
+        denoiser: Denoiser,
+        sample: torch.Tensor,
+        generator: torch.Generator | list[torch.Generator] | None,
+        on_step_end: StepEnd,
+    ) -> torch.Tensor:
+        """Takes `sample` down the grid of `sampler`: the reverse process of one stage (Algorithm 2)."""
+        self._current_stage = name
+        with self.progress_bar(total=len(sampler.timesteps)) as progress_bar:
+            progress_bar.set_description(name)
+            for index, timestep in enumerate(sampler.timesteps):
+                if self.interrupt:
+                    break
+                sample = sampler.step(index, denoiser, sample, generator)
+                sample = on_step_end(self, index, timestep, sample)
+                progress_bar.update()
+        self._current_stage = None
+        return sample

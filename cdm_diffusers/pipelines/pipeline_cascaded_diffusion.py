@@ -1,0 +1,456 @@
+import itertools
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from diffusers import SchedulerMixin
+from diffusers.image_processor import PipelineImageInput
+from diffusers.utils import logging
+
+from ..models import CascadedUNet2DModel
+from ..schedulers import CascadedDDPMScheduler, ContinuousDDPMScheduler
+from .denoising import OWN_SCHEDULERS, AncestralSampler, SolverSampler, make_sampler
+from .inputs import (
+    batch_inputs,
+    check_augmentation_level,
+    check_count,
+    check_generator,
+    check_guidance_scale,
+    check_output_type,
+    check_stage_names,
+    image_to_tensor,
+    per_stage,
+    resolve_class_labels,
+    tensor_to_images,
+)
+from .pipeline_base import CascadeStage, StagePipeline, StepEnd
+from .pipeline_output import CascadedDiffusionPipelineOutput
+from .pipeline_super_resolution import SuperResolutionPipeline
+
+
+logger = logging.get_logger(__name__)
+
+STAGE_NAMES = ("base", "super_res_1", "super_res_2", "super_res_3")
+
+
+@dataclass(frozen=True)
+class StageRun:
+    """How one stage runs in one call. `noise_input`: its low-resolution input is clean and still has to be noised."""
+
+    stage: CascadeStage
+    sampler: AncestralSampler | SolverSampler
+    restart_sampler: AncestralSampler | None
+    augmentation_level: int | None
+    noise_input: bool
+    guidance_scale: float
+
+
+class CascadedDiffusionPipeline(StagePipeline):
+    r"""
+    A cascade: a base stage and up to three super-resolution stages (Section 2.2; Algorithm 2). A base alone is a
+    cascade too.
+
+    This model inherits from [`DiffusionPipeline`], which documents loading, saving, moving, offloading and compiling.
+    Components are flat, so all of that works on them: `base_unet`, `base_scheduler`, and for k = 1, 2, 3
+    `super_res_k_unet`, `super_res_k_scheduler` and `super_res_k_noising_scheduler`. Dictionaries over stages have the
+    keys "base", "super_res_1", "super_res_2", "super_res_3".
+
+    Args:
+        base_unet, super_res_k_unet ([`CascadedUNet2DModel`]): the networks.
+        base_scheduler, super_res_k_scheduler ([`CascadedDDPMScheduler`], [`ContinuousDDPMScheduler`] or Diffusers'):
+            What samples. Of Diffusers' schedulers, those named in `denoising.SOLVERS` work on every stage:
+            `pipe.base_scheduler = DPMSolverMultistepScheduler.from_config(pipe.base_scheduler.config)`.
+        super_res_k_noising_scheduler ([`CascadedDDPMScheduler`] or [`ContinuousDDPMScheduler`], *optional*):
+            The forward process of a stage's Gaussian conditioning augmentation, which is that of the preceding stage's
+            training; None for a stage without.
+        id2label (`dict[int, str]`, *optional*): names of the classes.
+        source_resolution (`int`, *optional*): the resolution from which training averaged its images down.
+        default_num_inference_steps (`dict[str, int]`, *optional*): recommended steps of each stage.
+        default_augmentation_levels (`dict[str, int]`, *optional*): recommended s of each stage that takes one.
+
+    Raises:
+        `ValueError`: stages are missing or do not fit together.
+    """
+
+    model_cpu_offload_seq = "base_unet->super_res_1_unet->super_res_2_unet->super_res_3_unet"
+    _optional_components = [
+        f"{name}_{part}" for name in STAGE_NAMES[1:] for part in ("unet", "scheduler", "noising_scheduler")
+    ]
+
+    def __init__(
+        self,
+        base_unet: CascadedUNet2DModel,
+        base_scheduler: SchedulerMixin,
+        super_res_1_unet: CascadedUNet2DModel | None = None,
+        super_res_1_scheduler: SchedulerMixin | None = None,
+        super_res_1_noising_scheduler: CascadedDDPMScheduler | ContinuousDDPMScheduler | None = None,
+        super_res_2_unet: CascadedUNet2DModel | None = None,
+        super_res_2_scheduler: SchedulerMixin | None = None,
+        super_res_2_noising_scheduler: CascadedDDPMScheduler | ContinuousDDPMScheduler | None = None,
+        super_res_3_unet: CascadedUNet2DModel | None = None,
+        super_res_3_scheduler: SchedulerMixin | None = None,
+        super_res_3_noising_scheduler: CascadedDDPMScheduler | ContinuousDDPMScheduler | None = None,
+        id2label: dict | None = None,
+        source_resolution: int | None = None,
+        default_num_inference_steps: dict | None = None,
+        default_augmentation_levels: dict | None = None,
+    ):
+        super().__init__()
+        self.register_modules(
+            base_unet=base_unet,
+            base_scheduler=base_scheduler,
+            super_res_1_unet=super_res_1_unet,
+            super_res_1_scheduler=super_res_1_scheduler,
+            super_res_1_noising_scheduler=super_res_1_noising_scheduler,
+            super_res_2_unet=super_res_2_unet,
+            super_res_2_scheduler=super_res_2_scheduler,
+            super_res_2_noising_scheduler=super_res_2_noising_scheduler,
+            super_res_3_unet=super_res_3_unet,
+            super_res_3_scheduler=super_res_3_scheduler,
+            super_res_3_noising_scheduler=super_res_3_noising_scheduler,
+        )
+        self.register_to_config(
+            id2label=self._register_id2label(id2label, _num_classes(self.stages)),
+            source_resolution=source_resolution,
+            default_num_inference_steps=default_num_inference_steps,
+            default_augmentation_levels=default_augmentation_levels,
+        )
+        _check_fit(self.stages)
+        names = [stage.name for stage in self.stages]
+        check_stage_names("default_num_inference_steps", default_num_inference_steps or {}, names)
+        check_stage_names("default_augmentation_levels", default_augmentation_levels or {}, names)
+
+    @property
+    def stages(self) -> list[CascadeStage]:
+        """The stages in the order in which they run, with their parts as they are now."""
+        stages = []
+        for name in STAGE_NAMES:
+            unet, scheduler = getattr(self, f"{name}_unet"), getattr(self, f"{name}_scheduler")
+            noising_scheduler = getattr(self, f"{name}_noising_scheduler", None)
+            if unet is None and scheduler is None and noising_scheduler is None:
+                continue
+            if unet is None or scheduler is None:
+                raise ValueError(f"Stage `{name}` is incomplete: it needs `{name}_unet` and `{name}_scheduler`.")
+            if len(stages) != STAGE_NAMES.index(name):
+                raise ValueError(f"Stage `{name}` was given without `{STAGE_NAMES[len(stages)]}`.")
+            stages.append(CascadeStage(name, unet, scheduler, noising_scheduler))
+        return stages
+
+    @classmethod
+    def from_stages(
+        cls,
+        base: "CascadedDiffusionPipeline | str | os.PathLike",
+        *super_res: SuperResolutionPipeline | str | os.PathLike,
+        **kwargs,
+    ) -> "CascadedDiffusionPipeline":
+        r"""
+        Joins separately trained stages.
+
+        Args:
+            base ([`CascadedDiffusionPipeline`], folder or Hub id): the base, or a cascade to extend.
+            super_res ([`SuperResolutionPipeline`], folder or Hub id): super-resolution stages, from low to high.
+            kwargs: for `from_pretrained`, where folders or Hub ids are given.
+
+        Returns:
+            [`CascadedDiffusionPipeline`]: with the stages' recommended steps and s.
+
+        Raises:
+            `ValueError`: there are more than three super-resolution stages, or stages differ in channels, classes or
+            class names, an input size is not the preceding stage's size, or a stage's augmentation noise is not the
+            preceding stage's forward process.
+        """
+        base = base if isinstance(base, StagePipeline) else cls.from_pretrained(base, **kwargs)
+        if not isinstance(base, CascadedDiffusionPipeline):
+            raise ValueError(f"`base` is a {type(base).__name__}; it must be a CascadedDiffusionPipeline.")
+        parts = {name: part for name, part in base.components.items() if part is not None}
+        steps = dict(base.config.default_num_inference_steps or {})
+        levels = dict(base.config.default_augmentation_levels or {})
+        id2label, source_resolution = base.config.id2label, base.config.source_resolution
+        for number, pipe in enumerate(super_res, start=len(base.stages)):
+            pipe = pipe if isinstance(pipe, StagePipeline) else SuperResolutionPipeline.from_pretrained(pipe, **kwargs)
+            if not isinstance(pipe, SuperResolutionPipeline):
+                raise ValueError(f"`super_res` has a {type(pipe).__name__}; it must be a SuperResolutionPipeline.")
+            if number >= len(STAGE_NAMES):
+                raise ValueError(f"There would be {number} super-resolution stages; a cascade has up to three.")
+            name = STAGE_NAMES[number]
+            id2label = _same_id2label(name, id2label, pipe.config.id2label)
+            source_resolution = _same_source_resolution(name, source_resolution, pipe.config.source_resolution)
+            parts |= {f"{name}_{part}": component for part, component in pipe.components.items()}
+            if pipe.config.default_num_inference_steps is not None:
+                steps[name] = pipe.config.default_num_inference_steps
+            if pipe.config.default_augmentation_level is not None:
+                levels[name] = pipe.config.default_augmentation_level
+        cascade = cls(
+            **parts,
+            id2label=id2label,
+            source_resolution=source_resolution,
+            default_num_inference_steps=steps or None,
+            default_augmentation_levels=levels or None,
+        )
+        for before, stage in itertools.pairwise(cascade.stages):
+            if stage.noising_scheduler is not None and isinstance(before.scheduler, OWN_SCHEDULERS):
+                _check_same_forward_process(before, stage)
+        return cascade
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        class_labels: int | str | list[int | str] | torch.Tensor | None = None,
+        *,
+        num_images_per_label: int = 1,
+        batch_size: int | None = None,
+        num_inference_steps: int | dict[str, int] | None = None,
+        augmentation_levels: dict[str, int] | None = None,
+        truncated: bool = False,
+        restart_timestep: int | None = None,
+        guidance_scale: float | dict[str, float] = 1.0,
+        image: PipelineImageInput | None = None,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        output_type: str = "pil",
+        output_stages: bool = False,
+        callback_on_step_end: Callable | None = None,
+        callback_on_step_end_tensor_inputs: list[str] = ["sample"],  # noqa: B006
+        return_dict: bool = True,
+    ) -> CascadedDiffusionPipelineOutput | tuple:
+        r"""
+        Samples images (Algorithm 2), or continues given low-resolution images.
+
+        Args:
+            class_labels (`int`, `str`, a list of them, or an int64 `torch.Tensor` of shape `(B,)`, *optional*):
+                Indices or names (`config.id2label`) of classes; not for unconditional cascades.
+            num_images_per_label (`int`, defaults to 1):
+                Images of each label; all those of the first label come first.
+            batch_size (`int`, *optional*): how many images an unconditional cascade makes; 1 by default.
+            num_inference_steps (`int` or `dict[str, int]`, *optional*):
+                Steps of all stages or of each, 1..T. Where none are given the config's; else T for
+                CascadedDDPMScheduler and min(100, T) for other schedulers.
+            augmentation_levels (`dict[str, int]`, *optional*):
+                s in 0..T of stages with Gaussian conditioning augmentation. Where none is given the config's, else 0.
+            truncated (`bool`, defaults to `False`):
+                Whether a stage's input is the preceding reverse process stopped at s (Section 3.2), rather than its
+                end result noised to s (Section 3.3). The preceding stage then needs a scheduler of this package. A
+                given `image` is noised either way.
+            restart_timestep (`int`, *optional*):
+                The paper's t in 1..T: noises the finished base sample to t and denoises it again from there, on the
+                same grid (Section 4.2; 2000 of 4000 there).
+            guidance_scale (`float` or `dict[str, float]`, defaults to 1.0):
+                w of classifier-free guidance, for stages trained with label dropout; 1 is none.
+            image (`PIL.Image.Image`, `np.ndarray`, `torch.Tensor` or a list of them, *optional*):
+                Clean low-resolution images to start from, at the stage that takes their size: PIL in mode "L" or
+                "RGB", or floats in [0, 1] as arrays `(N, h, h, C)` or tensors `(N, C, h, h)`; one for each label or
+                one for all.
+            generator (`torch.Generator` or a list of them, one an image, *optional*):
+                Decides all noise. With a list, an image does not depend on the others beyond float rounding.
+            output_type (`"pil"`, `"np"` or `"pt"`, defaults to `"pil"`): PIL images, or float32 in [0, 1].
+            output_stages (`bool`, defaults to `False`): whether to return every stage's images as well.
+            callback_on_step_end (`Callable`, *optional*):
+                Called as `callback(pipe, step, timestep, {"sample": x})` after each step of each stage
+                (`pipe.current_stage`); a "sample" in the dict it returns replaces x. Setting `pipe._interrupt = True`
+                ends sampling there, and the images are those of the stage that was interrupted.
+            callback_on_step_end_tensor_inputs (`list[str]`, defaults to `["sample"]`): tensors for the callback.
+            return_dict (`bool`, defaults to `True`):
+                Whether to return a [`CascadedDiffusionPipelineOutput`] or a tuple (images, and stages if asked for).
+
+        Returns:
+            [`CascadedDiffusionPipelineOutput`] or `tuple`: the images.
+
+        Raises:
+            `ValueError`: an argument is out of range, of the wrong type, or not for these stages.
+        """
+        # 1. check everything, before anything runs
+        device = self._execution_device
+        stages, low_res = self._stages_from(image)
+        check_output_type(output_type, self.base_unet.config.out_channels)
+        labels = resolve_class_labels(class_labels, _num_classes(stages), self.config.id2label)
+        labels, low_res, count = batch_inputs(labels, low_res, batch_size, num_images_per_label, device)
+        check_generator(generator, count)
+        on_step_end = StepEnd(callback_on_step_end, callback_on_step_end_tensor_inputs, self._callback_tensor_inputs)
+        steps = self._steps(stages, num_inference_steps)
+        levels = self._levels(stages, augmentation_levels, truncated)
+        scales = self._guidance_scales(stages, guidance_scale)
+        self._check_restart(stages, restart_timestep)
+        runs = self._runs(stages, steps, levels, scales, truncated, restart_timestep, device)
+
+        # 2. sample stage by stage, each conditioned on the result of the one before
+        self._interrupt = False
+        samples = {}
+        for run in runs:
+            stage = run.stage
+            if run.noise_input:
+                low_res = stage.noising_scheduler.forward_marginal(low_res, run.augmentation_level, generator)
+            denoiser = stage.denoiser(labels, low_res, run.augmentation_level, run.guidance_scale)
+            sample = self._initial_noise(stage, run.sampler, count, generator)
+            sample = self._denoise(stage.name, run.sampler, denoiser, sample, generator, on_step_end)
+            if run.restart_sampler is not None and not self.interrupt:
+                sample = stage.scheduler.forward_marginal(sample, restart_timestep, generator)
+                sample = self._denoise(stage.name, run.restart_sampler, denoiser, sample, generator, on_step_end)
+            samples[stage.name] = low_res = sample
+            if self.interrupt:
+                break
+
+        # 3. output
+        self.maybe_free_model_hooks()
+        shown = samples if output_stages else {stage.name: sample}
+        images = {name: tensor_to_images(sample, output_type) for name, sample in shown.items()}
+        output = CascadedDiffusionPipelineOutput(images[stage.name], images if output_stages else None)
+        return output if return_dict else output.to_tuple()
+
+    # -----------------------------------------------------------------------------------------------------------------
+    # Arguments of a call, stage by stage
+
+    def _stages_from(self, image) -> tuple[list[CascadeStage], torch.Tensor | None]:
+        """The stages that run, and the given image as a tensor `(N, C, h, h)` in [-1, 1]."""
+        stages = self.stages
+        if image is None:
+            return stages, None
+        sizes = [stage.unet.config.low_res_size for stage in stages[1:]]
+        if not sizes:
+            raise ValueError("`image` was given, but this cascade has no super-resolution stage to start at.")
+        low_res = image_to_tensor(image, self.base_unet.config.out_channels, sizes)
+        return stages[1 + sizes.index(low_res.shape[-1]) :], low_res
+
+    def _steps(self, stages: list[CascadeStage], num_inference_steps) -> dict[str, int]:
+        given = per_stage("num_inference_steps", num_inference_steps, [stage.name for stage in self.stages])
+        defaults = self.config.default_num_inference_steps or {}
+        steps = {}
+        for stage in stages:
+            number = given.get(stage.name)
+            if number is None:
+                number = defaults.get(stage.name) or stage.default_num_inference_steps()
+            steps[stage.name] = check_count(f"`num_inference_steps` of stage `{stage.name}`", number)
+        return steps
+
+    def _levels(self, stages: list[CascadeStage], augmentation_levels, truncated: bool) -> dict[str, int | None]:
+        if augmentation_levels is not None and not isinstance(augmentation_levels, Mapping):
+            raise ValueError(
+                f"`augmentation_levels` is {augmentation_levels!r}; it must be a dict such as {{'super_res_1': 100}}."
+            )
+        given = augmentation_levels or {}
+        check_stage_names("augmentation_levels", given, [stage.name for stage in self.stages])
+        defaults = self.config.default_augmentation_levels or {}
+        levels = {}
+        for stage in stages:
+            default = None if stage.noising_scheduler is None else defaults.get(stage.name, 0)
+            level = given.get(stage.name, default)
+            levels[stage.name] = check_augmentation_level(stage.name, level, stage.noising_scheduler)
+        if truncated and all(level is None for level in levels.values()):
+            raise ValueError("`truncated=True` needs a stage with Gaussian conditioning augmentation; there is none.")
+        return levels
+
+    def _guidance_scales(self, stages: list[CascadeStage], guidance_scale) -> dict[str, float]:
+        given = per_stage("guidance_scale", guidance_scale, [stage.name for stage in self.stages])
+        return {
+            stage.name: check_guidance_scale(stage.name, given.get(stage.name, 1.0), stage.unet) for stage in stages
+        }
+
+    def _check_restart(self, stages: list[CascadeStage], restart_timestep: int | None):
+        if restart_timestep is None:
+            return
+        if stages[0].name != "base":
+            raise ValueError(f"`restart_timestep` is {restart_timestep}, but with `image` the base does not run.")
+        num_train_timesteps = stages[0].scheduler.config.num_train_timesteps
+        check_count("`restart_timestep`", restart_timestep, highest=num_train_timesteps)
+
+    def _runs(
+        self,
+        stages: list[CascadeStage],
+        steps: dict[str, int],
+        levels: dict[str, int | None],
+        scales: dict[str, float],
+        truncated: bool,
+        restart_timestep: int | None,
+        device: torch.device,
+    ) -> list[StageRun]:
+        runs = []
+        for position, stage in enumerate(stages):
+            following = stages[position + 1] if position + 1 < len(stages) else None
+            stop_at = 0
+            if truncated and following is not None and following.noising_scheduler is not None:
+                stop_at = levels[following.name]
+                if isinstance(stage.scheduler, OWN_SCHEDULERS):
+                    _check_same_forward_process(stage, following)
+            grid = (stage.name, stage.unet, stage.scheduler, steps[stage.name], device)
+            level = levels[stage.name]
+            if restart_timestep is not None and stage.name == "base":
+                sampler, restart_sampler = make_sampler(*grid), make_sampler(*grid, stop_at, restart_timestep)
+            else:
+                sampler, restart_sampler = make_sampler(*grid, stop_at), None
+            runs.append(
+                StageRun(
+                    stage=stage,
+                    sampler=sampler,
+                    restart_sampler=restart_sampler,
+                    augmentation_level=level,
+                    # a truncated process already ends in z_s, except where there was none: at a given image
+                    noise_input=bool(level) and not (truncated and position > 0),
+                    guidance_scale=scales[stage.name],
+                )
+            )
+        return runs
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Do stages fit?
+
+
+def _num_classes(stages: list[CascadeStage]) -> int | None:
+    """Classes of the conditional stages, None if there are none."""
+    return next((stage.unet.config.num_classes for stage in stages if stage.unet.config.num_classes is not None), None)
+
+
+def _check_fit(stages: list[CascadeStage]):
+    """Channels, sizes and numbers of classes."""
+    base, num_classes = stages[0].unet.config, _num_classes(stages)
+    if base.low_res_size is not None:
+        raise ValueError("`base_unet` takes a low-resolution image (`low_res_size`); it is no base network.")
+    for before, stage in itertools.pairwise(stages):
+        size, config = before.unet.config.sample_size, stage.unet.config
+        if config.low_res_size != size:
+            raise ValueError(
+                f"Stage `{stage.name}` takes images of size {config.low_res_size}, but stage `{before.name}` makes "
+                f"images of size {size}."
+            )
+    for stage in stages:
+        config = stage.unet.config
+        channels = {config.in_channels, config.out_channels}
+        if config.low_res_size is not None:
+            channels.add(config.low_res_channels or config.in_channels)
+        if channels != {base.out_channels}:
+            raise ValueError(f"Stage `{stage.name}` has {channels} channels; `base` makes {base.out_channels}.")
+        if config.num_classes not in (None, num_classes):
+            raise ValueError(f"Stage `{stage.name}` has {config.num_classes} classes, one before it {num_classes}.")
+
+
+def _check_same_forward_process(before: CascadeStage, stage: CascadeStage):
+    table, noising_table = before.scheduler.table, stage.noising_scheduler.table
+    if len(table) != len(noising_table) or not torch.allclose(
+        table.alphas_cumprod, noising_table.alphas_cumprod, rtol=1e-9, atol=0
+    ):
+        raise ValueError(
+            f"Stage `{stage.name}` was trained on inputs noised by a {_schedule(stage.noising_scheduler)}, but stage "
+            f"`{before.name}` diffuses by a {_schedule(before.scheduler)}: their alpha-bar tables differ."
+        )
+
+
+def _schedule(scheduler) -> str:
+    return f"{scheduler.config.beta_schedule} schedule of {scheduler.config.num_train_timesteps} steps"
+
+
+def _same_id2label(name: str, id2label: dict | None, of_stage: dict | None) -> dict | None:
+    if id2label is not None and of_stage is not None and id2label != of_stage:
+        index = next(i for i in sorted({*id2label, *of_stage}) if id2label.get(i) != of_stage.get(i))
+        raise ValueError(
+            f"Stage `{name}` has other classes: `id2label[{index}]` is {of_stage.get(index)!r}, before it "
+            f"{id2label.get(index)!r}."
+        )
+    return of_stage if id2label is None else id2label
+
+
+def _same_source_resolution(name: str, resolution: int | None, of_stage: int | None) -> int | None:
+    if resolution is not None and of_stage is not None and resolution != of_stage:
+        logger.warning(
+            f"Stage `{name}` was trained on images averaged down from {of_stage} pixels, a stage before it from "
+            f"{resolution}: what it was trained to expect and what it is given differ in distribution."
+        )
+    return of_stage if resolution is None else resolution

@@ -1,0 +1,154 @@
+from collections.abc import Callable
+
+import torch
+from diffusers import SchedulerMixin
+from diffusers.image_processor import PipelineImageInput
+from diffusers.pipelines.pipeline_utils import ImagePipelineOutput
+
+from ..models import CascadedUNet2DModel
+from ..schedulers import CascadedDDPMScheduler, ContinuousDDPMScheduler
+from .denoising import make_sampler
+from .inputs import (
+    batch_inputs,
+    check_augmentation_level,
+    check_count,
+    check_generator,
+    check_guidance_scale,
+    check_output_type,
+    image_to_tensor,
+    resolve_class_labels,
+    tensor_to_images,
+)
+from .pipeline_base import CascadeStage, StagePipeline, StepEnd
+
+
+class SuperResolutionPipeline(StagePipeline):
+    r"""
+    One super-resolution stage, on given images: what training such a stage saves.
+
+    This model inherits from [`DiffusionPipeline`], which documents loading, saving, moving and offloading.
+    [`CascadedDiffusionPipeline.from_stages`] joins it with others.
+
+    Args:
+        unet ([`CascadedUNet2DModel`]): the network, with `low_res_size`.
+        scheduler ([`CascadedDDPMScheduler`] or [`ContinuousDDPMScheduler`], or one of Diffusers'):
+            what samples; see `SOLVERS` in `denoising.py` for those of Diffusers that are supported.
+        noising_scheduler ([`CascadedDDPMScheduler`] or [`ContinuousDDPMScheduler`], *optional*):
+            The forward process of the Gaussian conditioning augmentation, which is the preceding stage's; None for a
+            stage without.
+        id2label (`dict[int, str]`, *optional*): names of the classes.
+        source_resolution (`int`, *optional*): the resolution from which training averaged its images down.
+        default_num_inference_steps (`int`, *optional*): recommended steps.
+        default_augmentation_level (`int`, *optional*): recommended s.
+
+    Raises:
+        `ValueError`: the network takes no low-resolution image, or the parts contradict each other.
+    """
+
+    model_cpu_offload_seq = "unet"
+    _optional_components = ["noising_scheduler"]
+
+    def __init__(
+        self,
+        unet: CascadedUNet2DModel,
+        scheduler: SchedulerMixin,
+        noising_scheduler: CascadedDDPMScheduler | ContinuousDDPMScheduler | None = None,
+        id2label: dict | None = None,
+        source_resolution: int | None = None,
+        default_num_inference_steps: int | None = None,
+        default_augmentation_level: int | None = None,
+    ):
+        super().__init__()
+        if unet.config.low_res_size is None:
+            raise ValueError("`unet` takes no low-resolution image (`low_res_size`): it is not for super-resolution.")
+        self.register_modules(unet=unet, scheduler=scheduler, noising_scheduler=noising_scheduler)
+        self.register_to_config(
+            id2label=self._register_id2label(id2label, unet.config.num_classes),
+            source_resolution=source_resolution,
+            default_num_inference_steps=default_num_inference_steps,
+            default_augmentation_level=default_augmentation_level,
+        )
+        if default_augmentation_level is not None:
+            check_augmentation_level(self.stage.name, default_augmentation_level, self.stage.noising_scheduler)
+
+    @property
+    def stage(self) -> CascadeStage:
+        """The stage, with its parts as they are now."""
+        return CascadeStage("super_res", self.unet, self.scheduler, self.noising_scheduler)
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        image: PipelineImageInput,
+        class_labels: int | str | list[int | str] | torch.Tensor | None = None,
+        *,
+        num_images_per_label: int = 1,
+        augmentation_level: int | None = None,
+        num_inference_steps: int | None = None,
+        guidance_scale: float = 1.0,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        output_type: str = "pil",
+        callback_on_step_end: Callable | None = None,
+        callback_on_step_end_tensor_inputs: list[str] = ["sample"],  # noqa: B006
+        return_dict: bool = True,
+    ) -> ImagePipelineOutput | tuple:
+        r"""
+        Samples high-resolution images of given low-resolution ones.
+
+        Args:
+            image (`PIL.Image.Image`, `np.ndarray`, `torch.Tensor` or a list of them):
+                Clean images of size `low_res_size`: PIL in mode "L" or "RGB", or floats in [0, 1] as arrays
+                `(N, h, h, C)` or tensors `(N, C, h, h)`.
+            class_labels (`int`, `str`, a list of them, or an int64 `torch.Tensor` of shape `(B,)`, *optional*):
+                Indices or names of classes, one for each image or one for all; not for an unconditional network.
+            num_images_per_label (`int`, defaults to 1): images made of each pair of image and label.
+            augmentation_level (`int`, *optional*):
+                s in 0..T: the image is noised to z_s first (Section 3.3). By default the config's, else 0.
+            num_inference_steps (`int`, *optional*):
+                Steps, 1..T. By default the config's; else T for CascadedDDPMScheduler and min(100, T) for others.
+            guidance_scale (`float`, defaults to 1.0):
+                w of classifier-free guidance, for a network trained with label dropout; 1 is none.
+            generator (`torch.Generator` or a list of them, one an image, *optional*):
+                Decides all noise. With a list, an image does not depend on the others beyond float rounding.
+            output_type (`"pil"`, `"np"` or `"pt"`, defaults to `"pil"`): PIL images, or float32 in [0, 1].
+            callback_on_step_end (`Callable`, *optional*):
+                Called as `callback(pipe, step, timestep, {"sample": x})` after each step; a "sample" in the dict it
+                returns replaces x.
+            callback_on_step_end_tensor_inputs (`list[str]`, defaults to `["sample"]`): tensors for the callback.
+            return_dict (`bool`, defaults to `True`): whether to return an `ImagePipelineOutput` or a tuple.
+
+        Returns:
+            [`~pipelines.ImagePipelineOutput`] or `tuple`: the images, all those of the first pair first.
+
+        Raises:
+            `ValueError`: an argument is out of range, of the wrong type, or not for this stage.
+        """
+        # 1. check everything, before anything runs
+        stage, config, device = self.stage, self.unet.config, self._execution_device
+        check_output_type(output_type, config.out_channels)
+        low_res = image_to_tensor(image, config.low_res_channels or config.in_channels, [config.low_res_size])
+        labels = resolve_class_labels(class_labels, config.num_classes, self.config.id2label)
+        labels, low_res, batch_size = batch_inputs(labels, low_res, None, num_images_per_label, device)
+        check_generator(generator, batch_size)
+        on_step_end = StepEnd(callback_on_step_end, callback_on_step_end_tensor_inputs, self._callback_tensor_inputs)
+        check_guidance_scale(stage.name, guidance_scale, stage.unet)
+        if augmentation_level is None and stage.noising_scheduler is not None:
+            augmentation_level = self.config.default_augmentation_level or 0
+        check_augmentation_level(stage.name, augmentation_level, stage.noising_scheduler)
+        if num_inference_steps is None:
+            num_inference_steps = self.config.default_num_inference_steps or stage.default_num_inference_steps()
+        check_count("`num_inference_steps`", num_inference_steps)
+        sampler = make_sampler(stage.name, stage.unet, stage.scheduler, num_inference_steps, device)
+
+        # 2. noise the image, then sample
+        self._interrupt = False
+        if augmentation_level:
+            low_res = stage.noising_scheduler.forward_marginal(low_res, augmentation_level, generator)
+        denoiser = stage.denoiser(labels, low_res, augmentation_level, guidance_scale)
+        sample = self._initial_noise(stage, sampler, batch_size, generator)
+        sample = self._denoise(stage.name, sampler, denoiser, sample, generator, on_step_end)
+
+        # 3. output
+        self.maybe_free_model_hooks()
+        images = tensor_to_images(sample, output_type)
+        return ImagePipelineOutput(images=images) if return_dict else (images,)

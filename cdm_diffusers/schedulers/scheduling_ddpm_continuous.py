@@ -1,0 +1,108 @@
+import torch
+from diffusers.configuration_utils import register_to_config
+
+from ..diffusion import DiffusionTable, betas_for
+from .ancestral import AncestralScheduler, TrainingTimes
+
+
+class ContinuousDDPMScheduler(AncestralScheduler):
+    r"""
+    Ancestral sampling for networks conditioned on a continuous noise level, so that the number of steps and the
+    schedule are chosen after training (Section 4.4; WaveGrad, SR3).
+
+    The paper says "conditioned on alpha_bar_t"; as in WaveGrad and SR3, the network is fed its root sqrt(alpha_bar_t),
+    drawn in training uniformly between neighbouring steps of a T-step schedule.
+
+    Args:
+        num_train_timesteps (`int`, defaults to 2000): T of the training schedule.
+        beta_schedule (`"linear"` or `"squaredcos_cap_v2"`, defaults to `"linear"`): the training schedule.
+        beta_start (`float`, defaults to 1e-6), beta_end (`float`, defaults to 1e-2): its end points, where linear.
+        variance_type (`"fixed_large"` or `"fixed_small"`, defaults to `"fixed_large"`): beta (as in SR3) or beta~.
+        prediction_type, clip_sample, clip_sample_range, thresholding, dynamic_thresholding_ratio, sample_max_value,
+        timestep_spacing: as in [`CascadedDDPMScheduler`].
+        inference_beta_schedule (`str`, *optional*):
+            A schedule of its own for sampling, of as many steps as are asked for. By default the training schedule is
+            respaced evenly.
+        inference_beta_start, inference_beta_end (`float`, *optional*):
+            End points of a linear inference schedule, found by search; required below 100 steps.
+    """
+
+    @register_to_config
+    def __init__(
+        self,
+        num_train_timesteps: int = 2000,
+        beta_schedule: str = "linear",
+        beta_start: float | None = 1e-6,
+        beta_end: float | None = 1e-2,
+        variance_type: str = "fixed_large",
+        prediction_type: str = "epsilon",
+        clip_sample: bool = True,
+        clip_sample_range: float = 1.0,
+        thresholding: bool = False,
+        dynamic_thresholding_ratio: float = 0.995,
+        sample_max_value: float = 1.0,
+        timestep_spacing: str = "linspace",
+        inference_beta_schedule: str | None = None,
+        inference_beta_start: float | None = None,
+        inference_beta_end: float | None = None,
+    ):
+        self._set_up()
+        self._distance_to_clean = (1 - self.table.alpha_bar(torch.arange(num_train_timesteps + 1)).sqrt()).float()
+
+    def set_timesteps(
+        self,
+        num_inference_steps: int,
+        device: torch.device | str | None = None,
+        stop_at: int = 0,
+        start_at: int | None = None,
+    ):
+        r"""
+        Lays out `num_inference_steps` noise levels and keeps those between `stop_at` and `start_at`.
+
+        `timesteps` then counts the levels, n-1..0; the levels themselves are in `inference_table`.
+
+        Args:
+            num_inference_steps (`int`):
+                Steps of the whole grid; at most T, unless the config names an inference schedule.
+            device (`torch.device` or `str`, *optional*): where `timesteps` and the step's tables go.
+            stop_at (`int`, defaults to 0), start_at (`int`, *optional*):
+                Times of the training schedule in 0..T between which sampling runs, as in [`CascadedDDPMScheduler`].
+        """
+        self._check_set_timesteps(num_inference_steps, stop_at, start_at)
+        self.num_inference_steps = num_inference_steps
+        levels = self._inference_levels(num_inference_steps)
+        if start_at is not None:
+            first = self.table.alpha_bar(start_at)
+            levels = torch.cat([levels[levels > first], first[None]])
+        last = self.table.alpha_bar(stop_at)
+        levels = levels[levels < last]
+        self._set_grid(torch.arange(len(levels)), DiffusionTable(levels, start=float(last)), device)
+
+    def _inference_levels(self, num_inference_steps: int) -> torch.Tensor:
+        """alpha_bar on the whole grid, ascending in time."""
+        config = self.config
+        if config.inference_beta_schedule is not None:
+            betas = betas_for(
+                config.inference_beta_schedule,
+                num_inference_steps,
+                config.inference_beta_start,
+                config.inference_beta_end,
+            )
+            return DiffusionTable.from_betas(betas).alphas_cumprod
+        return self.table.respace(self._linspace(num_inference_steps)).alphas_cumprod
+
+    def draw_training_times(
+        self,
+        batch_size: int,
+        generator: torch.Generator | None = None,
+        device: torch.device | str = "cpu",
+    ) -> TrainingTimes:
+        """sqrt(alpha_bar) ~ U(sqrt(alpha_bar_t), sqrt(alpha_bar_{t-1})), t ~ U{1..T}, for each image."""
+        source = device if generator is None else generator.device
+        t = torch.randint(1, len(self.table) + 1, (batch_size,), generator=generator, device=source).to(device)
+        share = torch.rand((batch_size,), generator=generator, device=source).to(device)
+        # 1 - sqrt(alpha_bar) is interpolated, since near clean images float32 has no digits left for sqrt(alpha_bar).
+        distance = self._distance_to_clean = self._distance_to_clean.to(device)
+        distance = torch.lerp(distance[t - 1], distance[t], share)
+        alpha, sigma = 1 - distance, (distance * (2 - distance)).sqrt()
+        return TrainingTimes(alpha, alpha, sigma, None)

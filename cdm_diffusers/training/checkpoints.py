@@ -1,0 +1,134 @@
+"""Folders that are either complete or not there: training checkpoints, and what else must survive a crash."""
+
+import errno
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+
+
+CHECKPOINT_NAME = re.compile(r"checkpoint-(\d+)")
+TEMPORARY_PREFIX = ".tmp-"
+
+
+def checkpoints_in(output_dir: Path) -> list[Path]:
+    """The checkpoints of a run, oldest first."""
+    if not output_dir.is_dir():
+        return []
+    found = [path for path in output_dir.iterdir() if CHECKPOINT_NAME.fullmatch(path.name)]
+    return sorted(found, key=step_of)
+
+
+def step_of(checkpoint: Path) -> int:
+    return int(CHECKPOINT_NAME.fullmatch(checkpoint.name).group(1))
+
+
+def checkpoint_to_resume(resume_from_checkpoint: str | None, output_dir: Path) -> Path | None:
+    """
+    The folder that `resume_from_checkpoint` means; None starts a new run.
+
+    Raises:
+        ValueError: if the folder is no checkpoint, or a new run would mix with the checkpoints of an earlier one.
+    """
+    existing = checkpoints_in(output_dir)
+    if resume_from_checkpoint is None:
+        if existing:
+            raise ValueError(
+                f"`output_dir` {str(output_dir)!r} holds the checkpoints of an earlier run, the last of them "
+                f"{existing[-1].name}: add `--resume_from_checkpoint latest`, or choose another folder."
+            )
+        return None
+    if resume_from_checkpoint == "latest":
+        return existing[-1] if existing else None
+    checkpoint = Path(resume_from_checkpoint)
+    if not (checkpoint / "progress.json").is_file():
+        raise ValueError(
+            f"`resume_from_checkpoint` is {resume_from_checkpoint!r}, which is no checkpoint of this package: give "
+            f'"latest" or one of {[str(path) for path in existing]}.'
+        )
+    return checkpoint
+
+
+def last_good(output_dir: Path) -> str:
+    """A sentence for error messages."""
+    existing = checkpoints_in(output_dir)
+    return f"The last good checkpoint is {existing[-1]}." if existing else "There is no checkpoint yet."
+
+
+@contextmanager
+def saving(what: str, temporary: Path) -> Iterator[None]:
+    """
+    Around everything that writes into `temporary`: a failure (a full disk, say) removes it and says what is left.
+
+    Raises:
+        OSError: naming the last good checkpoint, from the error of whichever library was writing.
+    """
+    try:
+        yield
+    except (OSError, RuntimeError, SafetensorError) as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        number = getattr(error, "errno", None) or errno.EIO
+        raise OSError(number, f"{what} could not be saved ({error}). {last_good(temporary.parent)}") from error
+
+
+def replace_folder(temporary: Path, final: Path) -> None:
+    """Makes a complete folder visible under its name. What had that name goes only when the new one is on disk."""
+    sync_to_disk(temporary)
+    if final.exists():
+        replaced = final.with_name(f"{TEMPORARY_PREFIX}replaced-{final.name}")
+        os.rename(final, replaced)
+        os.rename(temporary, final)
+        shutil.rmtree(replaced)
+    else:
+        os.rename(temporary, final)
+    sync_folder(final.parent)
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    temporary = path.with_name(f"{TEMPORARY_PREFIX}{path.name}")
+    temporary.write_text(json.dumps(content, indent=2) + "\n")
+    sync_file(temporary)
+    os.rename(temporary, path)
+
+
+def rotate(output_dir: Path, limit: int | None, newest: Path) -> None:
+    """Keeps the `limit` last checkpoints up to `newest`, which has just been saved."""
+    if limit is not None:
+        older = [path for path in checkpoints_in(output_dir) if step_of(path) <= step_of(newest)]
+        for path in older[:-limit]:
+            # Renamed first: a removal that is interrupted must not leave half a checkpoint under its name.
+            removed = path.with_name(f"{TEMPORARY_PREFIX}removed-{path.name}")
+            os.rename(path, removed)
+            shutil.rmtree(removed)
+
+
+def remove_temporaries(output_dir: Path) -> None:
+    """What an interrupted run left behind."""
+    for path in output_dir.glob(f"{TEMPORARY_PREFIX}*"):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def sync_to_disk(folder: Path) -> None:
+    for parent, _, names in os.walk(folder, topdown=False):
+        for name in names:
+            sync_file(Path(parent) / name)
+        sync_folder(Path(parent))
+
+
+def sync_file(path: Path) -> None:
+    with open(path, "rb") as file:
+        os.fsync(file.fileno())
+
+
+def sync_folder(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,386 @@
+"""The training loop of one stage of a cascade, base or super-resolution (Algorithm 1 of the paper)."""
+
+import dataclasses
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator, PartialState, skip_first_batches
+from accelerate.utils import DataLoaderConfiguration, GradientAccumulationPlugin, set_seed
+from diffusers.optimization import get_scheduler
+from diffusers.training_utils import EMAModel
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from torch.utils.data import DataLoader
+from tqdm.auto import tqdm
+
+from ..models import CascadedUNet2DModel
+from ..pipelines import CascadedDiffusionPipeline, SuperResolutionPipeline
+from ..presets import StagePreset
+from .checkpoints import (
+    TEMPORARY_PREFIX,
+    checkpoint_to_resume,
+    last_good,
+    remove_temporaries,
+    replace_folder,
+    rotate,
+    saving,
+    write_json,
+)
+from .config import TrainingConfig
+from .data import TrainingData, area_resize, load_training_data, random_flip, to_float
+from .export import save_pipeline, stage_pipeline
+from .resolve import check_resumable, data_config, describe, flatten, resolve_preset
+from .stage import build_stage
+from .validation import Validation, log_sample_grid
+
+
+def train(config: TrainingConfig, super_resolution: bool) -> None:
+    """
+    Trains one stage and leaves a pipeline folder with its EMA weights in `config.output_dir`.
+
+    Args:
+        config ([`TrainingConfig`]): the options of the command line.
+        super_resolution (`bool`): which kind of stage `config.preset` must name.
+
+    Raises:
+        ValueError: for options, data or a checkpoint that do not fit.
+        RuntimeError: when a loss or a gradient is not finite; what was saved before stays.
+        OSError: when a checkpoint cannot be written; what was saved before stays.
+    """
+    preset = resolve_preset(config, super_resolution, PartialState().num_processes)
+    checkpoint = checkpoint_to_resume(config.resume_from_checkpoint, Path(config.output_dir))
+    accelerator = make_accelerator(config, preset)
+    with accelerator.main_process_first():
+        data = load_training_data(data_config(config, preset))
+    if data.id2label is not None:
+        unet = dataclasses.replace(preset.unet, num_classes=len(data.id2label))
+        preset = dataclasses.replace(preset, unet=unet)
+    num_examples = None if config.streaming else len(data.dataset)
+    resolved = describe(config, preset, data.id2label, num_examples, accelerator.num_processes)
+    trainer = Trainer(config, preset, data, accelerator, resolved)
+    trainer.start(checkpoint)
+    trainer.run()
+    trainer.finish()
+
+
+def make_accelerator(config: TrainingConfig, preset: StagePreset) -> Accelerator:
+    return Accelerator(
+        mixed_precision=preset.training.mixed_precision,
+        # Accumulation runs on over the end of an epoch, so that every optimizer step sees a whole batch.
+        gradient_accumulation_plugin=GradientAccumulationPlugin(
+            num_steps=config.gradient_accumulation_steps, sync_with_dataloader=False
+        ),
+        dataloader_config=DataLoaderConfiguration(
+            use_seedable_sampler=True,
+            data_seed=config.seed,
+            # With several processes, one reads the stream and hands out the batches.
+            dispatch_batches=config.streaming and PartialState().num_processes > 1,
+        ),
+        log_with=None if config.report_to == "none" else config.report_to,
+        project_dir=str(Path(config.output_dir) / config.logging_dir),
+    )
+
+
+class Trainer:
+    """
+    One run. Its whole state is the network, the optimizer, the EMA, the gradient scaler and three counters: `step`,
+    `epoch` and `epoch_batches` (batches taken from this epoch). All noise is drawn from (seed, step, micro-batch,
+    process), and the learning rate is a function of the step, so nothing else needs saving.
+    """
+
+    def __init__(
+        self,
+        config: TrainingConfig,
+        preset: StagePreset,
+        data: TrainingData,
+        accelerator: Accelerator,
+        resolved: dict[str, Any],
+    ):
+        self.config, self.preset, self.data = config, preset, data
+        self.accelerator, self.resolved = accelerator, resolved
+        self.output_dir = Path(config.output_dir)
+        self.step = self.epoch = self.epoch_batches = 0
+        self.last_loss: float | None = None
+
+        set_seed(config.seed)
+        self.stage = build_stage(preset)
+        unet = self.stage.unet
+        if config.gradient_checkpointing:
+            unet.enable_gradient_checkpointing()
+        unet.to(
+            accelerator.device, memory_format=torch.channels_last if config.channels_last else torch.preserve_format
+        )
+        if config.compile:
+            unet.compile()
+        training = preset.training
+        optimizer = torch.optim.AdamW(
+            unet.parameters(),
+            lr=training.learning_rate,
+            betas=(training.adam_beta1, training.adam_beta2),
+            weight_decay=training.adam_weight_decay,
+            eps=training.adam_epsilon,
+            fused=True,
+        )
+        # EMAModel's decay is always min(decay, (1 + i) / (10 + i)); a lower bound of `decay` makes it constant.
+        self.ema = EMAModel(
+            unet.parameters(),
+            decay=training.ema_decay,
+            min_decay=0.0 if training.ema_warmup else training.ema_decay,
+            foreach=True,
+        )
+        self.unet, self.optimizer, self.dataloader = accelerator.prepare(unet, optimizer, self.make_dataloader())
+        self.generator = torch.Generator(accelerator.device)
+        self.not_finite = torch.zeros((), dtype=torch.bool, device=accelerator.device)
+        self.finite_until = 0
+
+    def make_dataloader(self) -> DataLoader:
+        split = self.accelerator.num_processes * self.config.gradient_accumulation_steps
+        batch_size = self.preset.training.train_batch_size // split
+        if not self.config.streaming and len(self.data.dataset) < batch_size * self.accelerator.num_processes:
+            raise ValueError(
+                f"`train_batch_size` is {batch_size} on each of {self.accelerator.num_processes} processes, but the "
+                f"data has only {len(self.data.dataset)} images: give a smaller one."
+            )
+        return DataLoader(
+            self.data.dataset,
+            batch_size=batch_size,
+            shuffle=None if self.config.streaming else True,
+            drop_last=True,
+            num_workers=self.config.dataloader_num_workers,
+            persistent_workers=self.config.dataloader_num_workers > 0,
+            pin_memory=self.accelerator.device.type == "cuda",
+        )
+
+    # -----------------------------------------------------------------------------------------------------------------
+    # Start, loop, end
+
+    def start(self, checkpoint: Path | None) -> None:
+        """Picks up `checkpoint`, if there is one, and makes the output folder ready."""
+        if checkpoint is not None:
+            self.load_checkpoint(checkpoint)
+        training = self.preset.training
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["initial_lr"] = training.learning_rate
+        # Not prepared: accelerate would step it once per process.
+        self.lr_scheduler = get_scheduler(
+            training.lr_scheduler,
+            self.optimizer.optimizer,
+            num_warmup_steps=training.lr_warmup_steps,
+            num_training_steps=training.max_train_steps,
+            last_epoch=self.step - 1,
+        )
+        if self.accelerator.is_main_process:
+            self.output_dir.mkdir(parents=True, exist_ok=True)
+            remove_temporaries(self.output_dir)
+            write_json(self.output_dir / "training_config.json", self.resolved)
+        self.accelerator.wait_for_everyone()
+        self.accelerator.init_trackers("train", {name: str(value) for name, value in flatten(self.resolved).items()})
+        if self.accelerator.is_main_process and self.config.validation_steps:
+            self.validation = Validation(self.config, self.preset, self.data)
+
+    def run(self) -> None:
+        """Takes optimizer steps until `max_train_steps`."""
+        config, total = self.config, self.preset.training.max_train_steps
+        batches = self.batches()
+        self.start_log()
+        bar = tqdm(
+            initial=self.step, total=total, unit="step", mininterval=1.0, disable=not self.accelerator.is_main_process
+        )
+        with bar:
+            while self.step < total:
+                self.optimizer_step(batches)
+                bar.update()
+                if self.step % config.logging_steps == 0 or self.step == total:
+                    bar.set_postfix(self.log())
+                if self.step % config.checkpointing_steps == 0 or self.step == total:
+                    self.save_checkpoint()
+                if config.validation_steps and self.step % config.validation_steps == 0 and self.step < total:
+                    if self.accelerator.is_main_process:
+                        self.validate()
+                    self.accelerator.wait_for_everyone()
+
+    def finish(self) -> None:
+        """A last validation, and the pipeline folder with its model card."""
+        figures, grid = {"loss": self.last_loss}, None
+        if self.accelerator.is_main_process:
+            if self.config.validation_steps:
+                grid, moments = self.validate()
+                figures |= moments
+            with saving("The pipeline", self.output_dir / f"{TEMPORARY_PREFIX}pipeline"):
+                save_pipeline(self.ema_pipeline(), self.resolved, figures, grid, self.output_dir)
+        self.accelerator.end_training()
+
+    # -----------------------------------------------------------------------------------------------------------------
+    # One step
+
+    def batches(self) -> Iterator[dict[str, torch.Tensor]]:
+        """Batches without end, from where the counters stand; each is counted as it is handed out."""
+        while True:
+            self.dataloader.set_epoch(self.epoch)
+            loader = skip_first_batches(self.dataloader, self.epoch_batches) if self.epoch_batches else self.dataloader
+            for batch in loader:
+                self.epoch_batches += 1
+                yield batch
+            if self.epoch_batches == 0:
+                raise ValueError("the stream has not even one whole batch: give a smaller `train_batch_size`.")
+            self.epoch, self.epoch_batches = self.epoch + 1, 0
+
+    def optimizer_step(self, batches: Iterator[dict[str, torch.Tensor]]) -> None:
+        for micro_batch in range(self.config.gradient_accumulation_steps):
+            batch = next(batches)
+            self.seed_noise(micro_batch)
+            with self.accelerator.accumulate(self.unet):
+                loss = self.batch_loss(batch)
+                self.accelerator.backward(loss)
+                if self.accelerator.sync_gradients:
+                    self.grad_norm = self.accelerator.clip_grad_norm_(
+                        self.unet.parameters(), self.preset.training.max_grad_norm
+                    )
+                self.optimizer.step()
+                self.optimizer.zero_grad()
+            self.loss_sum += loss.detach()
+            self.not_finite |= ~loss.detach().isfinite()
+        if self.accelerator.scaler is None:  # otherwise the gradient scaler skips such steps
+            self.not_finite |= ~self.grad_norm.isfinite()
+        self.lr_scheduler.step()
+        self.ema.step(self.unet.parameters())
+        self.step += 1
+
+    def seed_noise(self, micro_batch: int) -> None:
+        """All randomness of a micro-batch is a function of where it stands. Dropout draws from the global state."""
+        place = [self.config.seed, self.step, micro_batch, self.accelerator.process_index]
+        noise_seed, dropout_seed = np.random.SeedSequence(place).generate_state(2, np.uint64).tolist()
+        self.generator.manual_seed(noise_seed)
+        torch.manual_seed(dropout_seed)
+
+    def batch_loss(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        """Algorithm 1 on one micro-batch: images (B, C, R, R) uint8 at the source resolution, labels (B,) int64."""
+        unet, training, generator = self.preset.unet, self.preset.training, self.generator
+        images, labels = batch["image"], batch.get("label")
+        if training.random_flip:
+            images = random_flip(images, generator)
+        images = to_float(images)
+        conditions = {}
+        if labels is not None:
+            if training.label_dropout > 0:
+                dropped = torch.rand(labels.shape, generator=generator, device=labels.device) < training.label_dropout
+                labels = torch.where(dropped, unet.num_classes, labels)
+            conditions["class_labels"] = labels
+        if unet.low_res_size is not None:
+            low_res, level = self.stage.augmentation(area_resize(images, unet.low_res_size), generator)
+            conditions["low_res"] = low_res
+            if unet.augmentation_level_embedding:
+                conditions["augmentation_level"] = level
+
+        def denoise(x_t: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
+            return self.unet(x_t, condition, **conditions).sample
+
+        return self.stage.loss(denoise, area_resize(images, unet.sample_size), generator).mean()
+
+    # -----------------------------------------------------------------------------------------------------------------
+    # Logging and validation
+
+    def start_log(self) -> None:
+        self.loss_sum = torch.zeros((), device=self.accelerator.device)
+        self.logged_step, self.logged_time = self.step, time.perf_counter()
+
+    def log(self) -> dict[str, str]:
+        """Logs the means since the last time; the only place in a step where the device is waited for."""
+        self.check_finite()
+        steps = self.step - self.logged_step
+        losses = steps * self.config.gradient_accumulation_steps
+        self.last_loss = self.accelerator.reduce(self.loss_sum, "mean").item() / losses
+        images = steps * self.preset.training.train_batch_size
+        figures = {
+            "loss": self.last_loss,
+            "learning_rate": self.lr_scheduler.get_last_lr()[0],
+            "grad_norm": self.grad_norm.item(),
+            "images_per_second": images / (time.perf_counter() - self.logged_time),
+        }
+        self.accelerator.log({f"train/{name}": value for name, value in figures.items()}, step=self.step)
+        self.start_log()
+        return {name: f"{value:.4g}" for name, value in figures.items()}
+
+    def check_finite(self) -> None:
+        """
+        Raises:
+            RuntimeError: if a loss or gradient since the last check was not finite, on any process.
+        """
+        if self.accelerator.reduce(self.not_finite.float(), "sum").item() > 0:
+            raise RuntimeError(
+                f"A loss or gradient between steps {self.finite_until + 1} and {self.step} is NaN or infinite. Nothing "
+                f"was saved since. {last_good(self.output_dir)} Resume with a lower --learning_rate, for example."
+            )
+        self.finite_until = self.step
+
+    def validate(self) -> tuple[Image.Image, dict[str, float]]:
+        """Draws samples with the EMA weights and compares their moments with the data's. Main process only."""
+        grid, moments = self.validation(self.ema_pipeline())
+        folder = self.output_dir / "samples"
+        folder.mkdir(exist_ok=True)
+        grid.save(folder / f"step-{self.step}.png")
+        log_sample_grid(self.accelerator, grid, self.step)
+        self.accelerator.log({f"validation/{name}": value for name, value in moments.items()}, step=self.step)
+        return grid, moments
+
+    def ema_pipeline(self) -> CascadedDiffusionPipeline | SuperResolutionPipeline:
+        unet = CascadedUNet2DModel.from_config(self.stage.unet.config)
+        unet.to(self.accelerator.device)
+        self.ema.copy_to(unet.parameters())
+        return stage_pipeline(unet.eval(), self.stage, self.preset, self.data.id2label)
+
+    # -----------------------------------------------------------------------------------------------------------------
+    # Checkpoints
+
+    def save_checkpoint(self) -> None:
+        """All processes write into a temporary folder, which becomes `checkpoint-{step}` once it is on disk."""
+        self.check_finite()
+        final = self.output_dir / f"checkpoint-{self.step}"
+        temporary = self.output_dir / f"{TEMPORARY_PREFIX}{final.name}"
+        with saving(f"The checkpoint of step {self.step}", temporary):
+            self.accelerator.save_state(str(temporary))
+            self.accelerator.wait_for_everyone()
+            if self.accelerator.is_main_process:
+                names = [name for name, _ in self.stage.unet.named_parameters()]
+                averages = {n: p.contiguous() for n, p in zip(names, self.ema.shadow_params, strict=True)}
+                save_file(averages, temporary / "ema.safetensors")
+                write_json(temporary / "training_config.json", self.resolved)
+                write_json(temporary / "progress.json", self.progress())
+                replace_folder(temporary, final)
+                rotate(self.output_dir, self.config.checkpoints_total_limit, final)
+        self.accelerator.wait_for_everyone()
+
+    def progress(self) -> dict[str, Any]:
+        return {
+            "step": self.step,
+            "epoch": self.epoch,
+            "epoch_batches": self.epoch_batches,
+            "ema_steps": self.ema.optimization_step,
+            "loss": self.last_loss,
+        }
+
+    def load_checkpoint(self, checkpoint: Path) -> None:
+        check_resumable(json.loads((checkpoint / "training_config.json").read_text()), self.resolved, checkpoint)
+        hyperparameters = [
+            {name: value for name, value in group.items() if name != "params"} for group in self.optimizer.param_groups
+        ]
+        self.accelerator.load_state(str(checkpoint))
+        for group, values in zip(self.optimizer.param_groups, hyperparameters, strict=True):
+            group.update(values)  # a resumed run may change them
+        averages = load_file(checkpoint / "ema.safetensors")
+        for (name, _), average in zip(self.stage.unet.named_parameters(), self.ema.shadow_params, strict=True):
+            average.copy_(averages[name])
+        progress = json.loads((checkpoint / "progress.json").read_text())
+        if progress["step"] > self.preset.training.max_train_steps:
+            raise ValueError(
+                f"`max_train_steps` is {self.preset.training.max_train_steps}, but {checkpoint} is at step "
+                f"{progress['step']}: give more steps or an earlier checkpoint."
+            )
+        self.step, self.epoch, self.epoch_batches = (progress[n] for n in ("step", "epoch", "epoch_batches"))
+        self.ema.optimization_step, self.last_loss = progress["ema_steps"], progress["loss"]
+        self.finite_until = self.step

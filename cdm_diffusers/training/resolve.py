@@ -1,0 +1,197 @@
+"""The resolved configuration of a run: a preset, what the command line overrides of it, and what the data says."""
+
+import dataclasses
+import itertools
+import json
+from pathlib import Path
+from typing import Any
+
+from ..presets import GaussianAugmentationPreset, StagePreset, get_preset
+from .config import TrainingConfig
+from .data import DataConfig
+
+
+# What a resumed run may change; everything else would make it another run.
+MAY_CHANGE = {
+    "data.train_data_dir",
+    "training.max_train_steps",
+    "training.learning_rate",
+    "training.lr_scheduler",
+    "training.lr_warmup_steps",
+    "training.max_grad_norm",
+}
+
+# Options with no influence on the trained weights.
+RUN_OPTIONS = (
+    "output_dir",
+    "dataloader_num_workers",
+    "gradient_checkpointing",
+    "compile",
+    "channels_last",
+    "checkpointing_steps",
+    "checkpoints_total_limit",
+    "resume_from_checkpoint",
+    "logging_steps",
+    "validation_steps",
+    "num_validation_images",
+    "validation_inference_steps",
+    "report_to",
+    "logging_dir",
+)
+
+
+def resolve_preset(config: TrainingConfig, super_resolution: bool, num_processes: int = 1) -> StagePreset:
+    """
+    The preset with the options that were given. Its `train_batch_size` stays global: over all processes and
+    accumulation steps.
+
+    Raises:
+        ValueError: where preset and options do not fit each other.
+    """
+    preset = get_preset(config.preset)
+    check_kind(config, preset, super_resolution)
+    training = override(preset.training, config, train_batch_size=global_batch_size(config, preset, num_processes))
+    unet = override(preset.unet, config)
+    if config.num_attention_heads is not None or config.attention_head_dim is not None:
+        unet = dataclasses.replace(
+            unet, num_attention_heads=config.num_attention_heads, attention_head_dim=config.attention_head_dim
+        )
+    if config.num_channels is not None:
+        unet = dataclasses.replace(unet, in_channels=config.num_channels, out_channels=config.num_channels)
+    if config.unconditional:
+        unet = dataclasses.replace(unet, num_classes=None)
+    if training.label_dropout > 0:
+        if unet.num_classes is None:
+            raise ValueError(
+                f"`label_dropout` is {training.label_dropout}, but the stage is unconditional: leave it out."
+            )
+        unet = dataclasses.replace(unet, null_class=True)
+    augmentation = preset.augmentation
+    if config.augmentation_level is not None:
+        # As the paper's networks of one s (Tables 2 and 3): it is part of the network, not an input.
+        augmentation = dataclasses.replace(augmentation, level=config.augmentation_level)
+        unet = dataclasses.replace(unet, augmentation_level_embedding=False)
+    preset = dataclasses.replace(
+        preset,
+        unet=unet,
+        scheduler=override(preset.scheduler, config),
+        augmentation=augmentation,
+        training=training,
+        inference=override(preset.inference, config),
+        data=override(preset.data, config),
+    )
+    check_sizes(preset)
+    return preset
+
+
+def override(section: Any, config: TrainingConfig, **further: Any) -> Any:
+    """A copy of a preset's `section` with the options that were given and are called like one of its fields."""
+    names = {f.name for f in dataclasses.fields(section)} & {f.name for f in dataclasses.fields(config)}
+    given = {name: getattr(config, name) for name in names if getattr(config, name) is not None}
+    given = {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
+    return dataclasses.replace(section, **(given | further))
+
+
+def check_kind(config: TrainingConfig, preset: StagePreset, super_resolution: bool) -> None:
+    is_super_resolution = preset.unet.low_res_size is not None
+    if is_super_resolution != super_resolution:
+        script = "training/train_sr.py" if is_super_resolution else "training/train_base.py"
+        kind = "super-resolution" if is_super_resolution else "base"
+        raise ValueError(f"`preset` is {preset.name!r}, a {kind} stage: train it with {script}.")
+    if config.low_res_size is not None and not super_resolution:
+        raise ValueError(
+            f"`low_res_size` is {config.low_res_size}, but {preset.name!r} is a base stage: leave it out."
+        )
+    if config.augmentation_level is not None and not isinstance(preset.augmentation, GaussianAugmentationPreset):
+        raise ValueError(
+            f"`augmentation_level` is {config.augmentation_level}, but {preset.name!r} has no Gaussian conditioning "
+            "augmentation: leave it out."
+        )
+
+
+def global_batch_size(config: TrainingConfig, preset: StagePreset, num_processes: int) -> int:
+    split = num_processes * config.gradient_accumulation_steps
+    if config.train_batch_size is not None:
+        return config.train_batch_size * split
+    if preset.training.train_batch_size % split:
+        raise ValueError(
+            f"the batch of {preset.training.train_batch_size} of {preset.name!r} does not divide over {num_processes} "
+            f"processes and `gradient_accumulation_steps` of {config.gradient_accumulation_steps}: "
+            "give `train_batch_size`, per process and micro-batch."
+        )
+    return preset.training.train_batch_size
+
+
+def check_sizes(preset: StagePreset) -> None:
+    """Images are averaged over whole blocks of pixels, down from the source resolution."""
+    sizes = [("source_resolution", preset.data.source_resolution), ("sample_size", preset.unet.sample_size)]
+    if preset.unet.low_res_size is not None:
+        sizes.append(("low_res_size", preset.unet.low_res_size))
+    for (larger, large), (smaller, small) in itertools.pairwise(sizes):
+        if small < 1 or large % small:
+            raise ValueError(
+                f"`{smaller}` is {small}, which does not divide `{larger}` of {large}: change one of them."
+            )
+
+
+def data_config(config: TrainingConfig, preset: StagePreset) -> DataConfig:
+    names = {f.name for f in dataclasses.fields(DataConfig)} & {f.name for f in dataclasses.fields(TrainingConfig)}
+    arguments = {name: getattr(config, name) for name in names}
+    arguments |= dataclasses.asdict(preset.data)
+    arguments |= {"num_channels": preset.unet.in_channels, "class_conditional": preset.unet.num_classes is not None}
+    return DataConfig(**arguments)
+
+
+def describe(
+    config: TrainingConfig,
+    preset: StagePreset,
+    id2label: dict[int, str] | None,
+    num_examples: int | None,
+    num_processes: int,
+) -> dict[str, Any]:
+    """
+    The resolved configuration as the plain nested dict that `training_config.json` holds. Streams have no
+    `num_examples` (None). What is under `run` has no influence on the trained weights.
+    """
+    resolved = dataclasses.asdict(preset)
+    if preset.augmentation is not None:
+        kind = "gaussian" if isinstance(preset.augmentation, GaussianAugmentationPreset) else "blur"
+        resolved["augmentation"] = {"kind": kind} | resolved["augmentation"]
+    resolved["training"] |= {
+        "gradient_accumulation_steps": config.gradient_accumulation_steps,
+        "num_processes": num_processes,
+        "seed": config.seed,
+    }
+    resolved["data"] = dataclasses.asdict(data_config(config, preset))
+    resolved["data"] |= {"num_examples": num_examples, "id2label": id2label}
+    resolved["run"] = {name: getattr(config, name) for name in RUN_OPTIONS}
+    return json.loads(json.dumps(resolved))
+
+
+def check_resumable(saved: dict[str, Any], resolved: dict[str, Any], checkpoint: Path) -> None:
+    """
+    Raises:
+        ValueError: if a checkpoint's configuration and this run's differ in more than a resumed run may change; names
+            every field that differs, with both values.
+    """
+    saved, resolved = flatten(saved), flatten(resolved)
+    differences = [
+        f"{name} ({saved.get(name)!r} in the checkpoint, {resolved.get(name)!r} now)"
+        for name in sorted(saved.keys() | resolved.keys())
+        if saved.get(name) != resolved.get(name)
+        and name not in MAY_CHANGE
+        and not name.startswith(("run.", "inference."))
+    ]
+    if differences:
+        raise ValueError(
+            f"`resume_from_checkpoint` is {str(checkpoint)!r}, but this is another run: {'; '.join(differences)}. "
+            "Give the options of the first run, or another `output_dir` and no `resume_from_checkpoint`."
+        )
+
+
+def flatten(nested: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"a": {"b": 1}} to {"a.b": 1}."""
+    flat = {}
+    for name, value in nested.items():
+        flat |= flatten(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
+    return flat

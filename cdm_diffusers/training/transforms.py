@@ -1,0 +1,145 @@
+"""Image operations of training: a decoded picture to a uint8 tensor, and what is done to batches on their device."""
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image, ImageColor, ImageOps
+
+
+# ------------------------------------------------------------------------------------------------------------------
+# One picture: PIL to a square uint8 tensor
+# ------------------------------------------------------------------------------------------------------------------
+
+
+def image_to_tensor(
+    image: Image.Image, source_resolution: int, num_channels: int, padding: int = 0, background: str | None = None
+) -> torch.Tensor:
+    """
+    Bring a picture to the square source resolution from which every stage of a cascade starts.
+
+    After padding this is BigGAN's preprocessing, which the paper uses (Section 4: "cropped and resized ImageNet in
+    the same manner as BigGAN"): a centre crop to the short side, then PIL's antialiased bilinear resize.
+
+    Args:
+        image: a picture of any PIL mode but the 32-bit ones (`I`, `F`), whose range is unknown.
+        source_resolution: side R of the result, in pixels.
+        num_channels: 3 (grey is replicated) or 1 (colour is refused unless its channels are equal).
+        padding: black pixels added on each of the four sides first.
+        background: a colour (name or hex, as in CSS) that shows through transparent pixels.
+
+    Returns:
+        uint8 tensor of shape (num_channels, R, R).
+
+    Raises:
+        ValueError: the picture's mode, transparency, colour or size does not fit; the message names the remedy.
+    """
+    image = _to_channels(_without_transparency(_to_eight_bits(image), background), num_channels)
+    image = ImageOps.expand(image, border=padding, fill=0)
+    image = image.crop(_central_square(image.width, image.height, source_resolution))
+    image = image.resize((source_resolution, source_resolution), Image.Resampling.BILINEAR)
+    pixels = torch.from_numpy(np.array(image)).reshape(source_resolution, source_resolution, num_channels)
+    return pixels.permute(2, 0, 1).contiguous()  # (C, R, R)
+
+
+def grey_images_to_tensor(
+    images: np.ndarray, source_resolution: int, num_channels: int, padding: int = 0
+) -> torch.Tensor:
+    """
+    `image_to_tensor` for many grey pictures of one size at once: uint8 (N, H, W) to uint8 (N, num_channels, R, R).
+
+    Padding and cropping are single array operations; pictures go through PIL only if they are to be resized.
+    """
+    images = np.pad(images, ((0, 0), (padding, padding), (padding, padding)))
+    left, top, right, bottom = _central_square(images.shape[2], images.shape[1], source_resolution)
+    images = images[:, top:bottom, left:right]
+    if right - left != source_resolution:
+        size = (source_resolution, source_resolution)
+        images = np.stack([Image.fromarray(image).resize(size, Image.Resampling.BILINEAR) for image in images])
+    return torch.from_numpy(images)[:, None].repeat(1, num_channels, 1, 1)  # (N, C, R, R)
+
+
+def parse_color(color: str) -> tuple[int, int, int]:
+    """Red, green and blue (0 to 255) of a colour name or hex string; ValueError if it is neither."""
+    try:
+        return ImageColor.getrgb(color)[:3]
+    except ValueError as error:
+        raise ValueError(f"background={color!r} is not a colour; use a name (white) or hex (#ffffff)") from error
+
+
+def _to_eight_bits(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I;16"):
+        return Image.fromarray(np.round(np.asarray(image) / 257.0).astype(np.uint8))  # 65535 / 257 = 255
+    if image.mode in ("I", "F", "LAB"):
+        raise ValueError(f"has PIL mode {image.mode!r}, of unknown range; convert it to 8-bit RGB or grey")
+    return image
+
+
+def _without_transparency(image: Image.Image, background: str | None) -> Image.Image:
+    if not image.has_transparency_data:
+        return image
+    image = image.convert("RGBA")
+    if image.getchannel("A").getextrema() == (255, 255):
+        return image.convert("RGB")
+    if background is None:
+        raise ValueError("has transparent pixels; give the colour behind them, such as --background white")
+    return Image.alpha_composite(Image.new("RGBA", image.size, parse_color(background)), image).convert("RGB")
+
+
+def _to_channels(image: Image.Image, num_channels: int) -> Image.Image:
+    if num_channels == 3:
+        return image.convert("RGB")
+    if image.mode in ("1", "L"):
+        return image.convert("L")
+    red, green, blue = image.convert("RGB").split()
+    if red.tobytes() != green.tobytes() or red.tobytes() != blue.tobytes():
+        raise ValueError("is a colour picture and one channel was asked for; train with --num_channels 3")
+    return red
+
+
+def _central_square(width: int, height: int, source_resolution: int) -> tuple[int, int, int, int]:
+    """BigGAN's `CenterCropLongEdge`: (left, top, right, bottom), the offset rounded as torchvision does."""
+    side = min(width, height)
+    if side < source_resolution:
+        raise ValueError(
+            f"is {width}x{height} pixels with padding, less than source_resolution={source_resolution}; "
+            "give a smaller --source_resolution or a larger --padding, or remove it"
+        )
+    left, top = round((width - side) / 2), round((height - side) / 2)
+    return left, top, left + side, top + side
+
+
+# ------------------------------------------------------------------------------------------------------------------
+# Batches, on their own device
+# ------------------------------------------------------------------------------------------------------------------
+
+
+def to_float(images: torch.Tensor) -> torch.Tensor:
+    """uint8 images (B, C, H, W) to float32 in [-1, 1]: 0 becomes -1 and 255 becomes 1."""
+    return images.float() / 127.5 - 1.0
+
+
+def to_uint8(images: torch.Tensor) -> torch.Tensor:
+    """Float images in [-1, 1] to the nearest uint8, values outside clipped: the inverse of `to_float`."""
+    return ((images.float() + 1.0) * 127.5).round().clamp(0, 255).to(torch.uint8)
+
+
+def area_resize(images: torch.Tensor, size: int) -> torch.Tensor:
+    """
+    Shrink square float images to (B, C, size, size): each pixel is the mean of those it covers.
+
+    Area averages compose (64 -> 32 -> 16 equals 64 -> 16), so all stages of a cascade that start from one source
+    resolution see one distribution of low-resolution images.
+
+    Raises:
+        ValueError: the images are not square, or `size` does not divide their side.
+    """
+    height, width = images.shape[-2:]
+    if height != width or size < 1 or height % size:
+        raise ValueError(f"size={size} must divide the side of square images, which came as {height}x{width}")
+    return F.avg_pool2d(images, height // size)
+
+
+def random_flip(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """Mirror each image (B, C, H, W) left to right with probability 1/2, drawn from `generator` (on its device)."""
+    flip = torch.rand(len(images), generator=generator, device=generator.device) < 0.5  # (B,)
+    return torch.where(flip.to(images.device)[:, None, None, None], images.flip(-1), images)

@@ -1,0 +1,96 @@
+"""Samples drawn while a stage trains: a picture to look at, and their moments beside the data's."""
+
+import itertools
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from diffusers.utils import make_image_grid
+from PIL import Image
+
+from ..presets import StagePreset
+from .config import TrainingConfig
+from .data import TrainingData, area_resize, to_float
+
+
+NUM_STATISTICS_IMAGES = 1024
+MAX_GRID_CLASSES = 10
+CELL_SIZE = 64
+
+
+class Validation:
+    """
+    Samples of a base stage: `num_validation_images` over up to 10 classes, one class a row. Of a super-resolution
+    stage: as many images of the data, each as low-resolution input, sample and original side by side.
+    """
+
+    def __init__(self, config: TrainingConfig, preset: StagePreset, data: TrainingData):
+        self.config, self.preset, self.id2label = config, preset, data.id2label
+        self.is_base = preset.unet.low_res_size is None
+        items = take(data, NUM_STATISTICS_IMAGES if self.is_base else config.num_validation_images)
+        images = to_float(torch.stack([item["image"] for item in items]))
+        self.real = area_resize(images, preset.unet.sample_size)
+        if not self.is_base:
+            self.low_res = to_unit(area_resize(images, preset.unet.low_res_size))
+            self.labels = None if data.id2label is None else [int(item["label"]) for item in items]
+
+    def __call__(self, pipeline) -> tuple[Image.Image, dict[str, float]]:
+        """A picture of samples, and mean and standard deviation (pixels in [-1, 1]) of samples and data."""
+        arguments = {
+            "num_inference_steps": self.config.validation_inference_steps,
+            "generator": torch.Generator().manual_seed(self.config.seed),
+            "output_type": "pt",
+        }
+        pipeline.set_progress_bar_config(disable=True)
+        if self.is_base:
+            num_classes = 0 if self.id2label is None else min(len(self.id2label), MAX_GRID_CLASSES)
+            columns = max(1, self.config.num_validation_images // max(1, num_classes))
+            labels = list(range(num_classes)) or None
+            samples = pipeline(labels, num_images_per_label=columns, **arguments).images
+            cells = samples
+        else:
+            samples = pipeline(self.low_res, class_labels=self.labels, **arguments).images
+            low_res = torch.nn.functional.interpolate(self.low_res, samples.shape[-1], mode="nearest")
+            cells = torch.stack([low_res, samples.cpu(), to_unit(self.real)], dim=1).flatten(0, 1)
+            columns = 3 * min(4, len(samples))
+        samples = 2 * samples.cpu().float() - 1
+        figures = {
+            "sample_mean": samples.mean().item(),
+            "sample_std": samples.std().item(),
+            "data_mean": self.real.mean().item(),
+            "data_std": self.real.std().item(),
+        }
+        return grid_of(cells.cpu().float(), columns), figures
+
+
+def log_sample_grid(accelerator: Accelerator, grid: Image.Image, step: int) -> None:
+    """Shows the picture in those trackers that accelerate can send pictures to in one form."""
+    pixels = np.asarray(grid)[None]  # (1, H, W, 3)
+    for tracker in accelerator.trackers:
+        if tracker.name == "tensorboard":
+            tracker.log_images({"validation/samples": pixels}, step=step, dataformats="NHWC")
+        elif tracker.name == "wandb":
+            tracker.log_images({"validation/samples": pixels}, step=step)
+
+
+def take(data: TrainingData, count: int) -> list[dict[str, torch.Tensor]]:
+    """`count` items, spread evenly where the data has a length, since folders are sorted by class."""
+    if not isinstance(data.dataset, torch.utils.data.IterableDataset):
+        count = min(count, len(data.dataset))
+        return [data.dataset[i * len(data.dataset) // count] for i in range(count)]
+    return list(itertools.islice(data.dataset, count))
+
+
+def to_unit(images: torch.Tensor) -> torch.Tensor:
+    return (images / 2 + 0.5).clamp(0, 1)
+
+
+def grid_of(images: torch.Tensor, columns: int) -> Image.Image:
+    """Images (B, C, H, W) in [0, 1] in rows of `columns`; small ones are enlarged, the last row filled with black."""
+    size = max(CELL_SIZE, images.shape[-1])
+    pixels = (images * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
+    cells = [Image.fromarray(cell.squeeze(-1) if cell.shape[-1] == 1 else cell) for cell in pixels]
+    cells = [cell.convert("RGB").resize((size, size), Image.Resampling.NEAREST) for cell in cells]
+    rows = -(-len(cells) // columns)
+    cells += [Image.new("RGB", (size, size))] * (rows * columns - len(cells))
+    return make_image_grid(cells, rows, columns)

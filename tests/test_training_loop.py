@@ -1,0 +1,539 @@
+"""The training loop: exact resume after kills, atomic checkpoints, EMA, and what stops a run.
+
+Every run is a process of its own, forked from a server that has imported the package once.
+"""
+
+import contextlib
+import dataclasses
+import errno
+import json
+import math
+import os
+import random
+import resource
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import get_context
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+from transformers import HfArgumentParser
+
+from cdm_diffusers.pipelines import CascadedDiffusionPipeline, SuperResolutionPipeline
+from cdm_diffusers.presets import get_preset
+from cdm_diffusers.training import TrainingConfig, train
+from cdm_diffusers.training.checkpoints import rotate
+from cdm_diffusers.training.resolve import resolve_preset
+from cdm_diffusers.training.stage import build_stage
+
+
+FORKSERVER = get_context("forkserver")
+FORKSERVER.set_forkserver_preload(["cdm_diffusers.training", "test_training_loop"])
+
+CLASSES = ("bag", "boot", "coat")
+IMAGES_PER_CLASS = 7
+TINY = {
+    "source_resolution": 8,
+    "padding": 0,
+    "block_out_channels": [4, 8],
+    "layers_per_block": 1,
+    "attention_resolutions": [],
+    "attention_head_dim": 4,
+    "norm_num_groups": 2,
+    "lr_warmup_steps": 2,
+    "validation_steps": 0,
+    "report_to": "none",
+    "logging_steps": 2,
+}
+BASE = TINY | {"preset": "fashion_mnist_8", "sample_size": 4}
+SUPER_RES = TINY | {"preset": "fashion_mnist_8_to_16", "sample_size": 8, "low_res_size": 4}
+
+# 21 images in batches of 4 are 5 batches an epoch: accumulation steps and checkpoints fall across its end.
+EXACT = {
+    "train_batch_size": 4,
+    "gradient_accumulation_steps": 2,
+    "max_train_steps": 6,
+    "checkpointing_steps": 2,
+    "checkpoints_total_limit": 2,
+    "dropout": 0.1,
+    "label_dropout": 0.2,
+    "random_flip": True,
+}
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    """A folder of small grey images, one sub-folder a class."""
+    folder = tmp_path_factory.mktemp("images")
+    generator = np.random.default_rng(0)
+    for label, name in enumerate(CLASSES):
+        (folder / name).mkdir()
+        for index in range(IMAGES_PER_CLASS):
+            pixels = generator.integers(60 * label, 60 * label + 120, (8, 8), dtype=np.uint8)
+            Image.fromarray(pixels).save(folder / name / f"{index}.png")
+    return folder
+
+
+def train_here(options, super_resolution, before=None):
+    """A run in this process; `before` prepares a fault. Returns how many processes accelerate sees."""
+    torch.set_num_threads(1)
+    if before is not None:
+        before()
+    train(TrainingConfig(**options), super_resolution)
+    from accelerate import PartialState
+
+    return PartialState().num_processes
+
+
+def run(options, before=None, super_resolution=False):
+    """A run in a process of its own; its exceptions are raised here."""
+    with ProcessPoolExecutor(1, mp_context=FORKSERVER) as pool:
+        return pool.submit(train_here, options, super_resolution, before).result()
+
+
+def weights(folder):
+    """Everything that was trained, of a checkpoint folder."""
+    state = torch.load(folder / "optimizer.bin", weights_only=True)["state"]
+    moments = {f"{index}.{name}": value for index, values in state.items() for name, value in values.items()}
+    return [load_file(folder / "model.safetensors"), load_file(folder / "ema.safetensors"), moments]
+
+
+def assert_same_run(output_dir, reference, step=6):
+    for ours, theirs in zip(
+        weights(output_dir / f"checkpoint-{step}"), weights(reference / f"checkpoint-{step}"), strict=True
+    ):
+        assert ours.keys() == theirs.keys()
+        assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    final = "base_unet/diffusion_pytorch_model.safetensors"
+    if (reference / final).exists():
+        assert (output_dir / final).read_bytes() == (reference / final).read_bytes()
+
+
+def assert_nothing_half_written(output_dir):
+    """Whatever has a final name is complete."""
+    for checkpoint in output_dir.glob("checkpoint-*"):
+        assert len(weights(checkpoint)[0]) == len(weights(checkpoint)[1]) > 0
+        assert json.loads((checkpoint / "progress.json").read_text())["step"] == int(checkpoint.name.split("-")[1])
+    if (output_dir / "model_index.json").exists():
+        CascadedDiffusionPipeline.from_pretrained(output_dir)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Exact resume
+
+
+@pytest.fixture(scope="module")
+def unbroken(images, tmp_path_factory):
+    """A run that nothing stopped."""
+    output_dir = tmp_path_factory.mktemp("unbroken")
+    run(BASE | EXACT | {"train_data_dir": str(images), "output_dir": str(output_dir)})
+    return output_dir
+
+
+class KillAtCall:
+    """SIGKILL at the n-th call of a function that touches the disk."""
+
+    watched = ((os, "fsync"), (os, "rename"), (os, "unlink"), (torch, "save"))
+
+    def __init__(self, count):
+        self.count = count
+
+    def __call__(self):
+        for module, name in self.watched:
+            setattr(module, name, self.counting(getattr(module, name)))
+
+    def counting(self, function):
+        def wrapper(*args, **kwargs):
+            self.count -= 1
+            if self.count == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return function(*args, **kwargs)
+
+        return wrapper
+
+
+class KillAfter:
+    """SIGKILL after some time, wherever the run is."""
+
+    def __init__(self, seconds):
+        self.seconds = seconds
+
+    def __call__(self):
+        timer = threading.Timer(self.seconds, os.kill, (os.getpid(), signal.SIGKILL))
+        timer.daemon = True
+        timer.start()
+
+
+CALLS = sorted(random.Random(0).sample(range(2, 60), 5))
+
+
+@pytest.mark.parametrize("kill", [*map(KillAtCall, CALLS), KillAfter(1.5)], ids=[*map(str, CALLS), "timer"])
+def test_killed_run_resumes_to_the_same_weights(kill, images, unbroken, tmp_path):
+    options = BASE | EXACT | {"train_data_dir": str(images), "output_dir": str(tmp_path)}
+    with pytest.raises(BrokenProcessPool) if isinstance(kill, KillAtCall) else contextlib.suppress(BrokenProcessPool):
+        run(options, kill)
+    assert_nothing_half_written(tmp_path)
+    run(options | {"resume_from_checkpoint": "latest"})
+    assert_same_run(tmp_path, unbroken)
+    assert_nothing_half_written(tmp_path)
+    assert not list(tmp_path.glob(".tmp-*"))
+
+
+def test_killed_stream_resumes_to_the_same_weights(images, tmp_path):
+    options = BASE | EXACT | {"train_data_dir": str(images), "streaming": True, "dataloader_num_workers": 1}
+    run(options | {"output_dir": str(tmp_path / "unbroken")})
+    with pytest.raises(BrokenProcessPool):
+        run(options | {"output_dir": str(tmp_path / "killed")}, KillAtCall(30))
+    run(options | {"output_dir": str(tmp_path / "killed"), "resume_from_checkpoint": "latest"})
+    assert_same_run(tmp_path / "killed", tmp_path / "unbroken")
+
+
+def test_resuming_elsewhere_from_an_earlier_checkpoint(images, unbroken, tmp_path):
+    options = BASE | EXACT | {"train_data_dir": str(images), "output_dir": str(tmp_path), "checkpointing_steps": 5}
+    run(options | {"resume_from_checkpoint": str(unbroken / "checkpoint-4")})
+    assert_same_run(tmp_path, unbroken)
+    assert sorted(path.name for path in tmp_path.glob("checkpoint-*")) == ["checkpoint-5", "checkpoint-6"]
+
+
+class InProcessGroup:
+    """The environment that torchrun gives one of two processes."""
+
+    def __init__(self, rank, port):
+        self.rank, self.port = rank, port
+
+    def __call__(self):
+        os.environ |= {"RANK": str(self.rank), "LOCAL_RANK": str(self.rank), "WORLD_SIZE": "2"}
+        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(self.port), "ACCELERATE_USE_CPU": "true"}
+
+
+def run_in_two_processes(options):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    with ProcessPoolExecutor(2, mp_context=FORKSERVER) as pool:
+        futures = [pool.submit(train_here, options, False, InProcessGroup(rank, port)) for rank in (0, 1)]
+        return [future.result() for future in futures]
+
+
+def test_two_processes(images, tmp_path):
+    options = BASE | EXACT | {"train_data_dir": str(images), "train_batch_size": 3, "checkpointing_steps": 3}
+    options |= {"lr_scheduler": "linear", "learning_rate": 1e-3}
+    whole, halved = (options | {"output_dir": str(tmp_path / name)} for name in ("whole", "halved"))
+    assert run_in_two_processes(whole) == [2, 2]
+    training = json.loads((tmp_path / "whole" / "training_config.json").read_text())["training"]
+    assert training["num_processes"] == 2
+    assert training["train_batch_size"] == 2 * 2 * 3
+    # The learning rate falls once a step, not once a step and process: 2 of 4 steps after the warm-up are left.
+    optimizer = torch.load(tmp_path / "whole" / "checkpoint-4" / "optimizer.bin", weights_only=True)
+    assert optimizer["param_groups"][0]["lr"] == pytest.approx(1e-3 * 2 / 4)
+
+    shutil.copytree(tmp_path / "whole" / "checkpoint-3", tmp_path / "halved" / "checkpoint-3")
+    run_in_two_processes(halved | {"resume_from_checkpoint": "latest"})
+    assert_same_run(tmp_path / "halved", tmp_path / "whole")
+    with pytest.raises(ValueError, match=r"training.num_processes \(2 in the checkpoint, 1 now\)"):
+        run(whole | {"resume_from_checkpoint": "latest", "train_batch_size": 6})
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What stops a run, and what is then left
+
+
+def test_resuming_another_architecture_names_the_fields(images, unbroken):
+    before = weights(unbroken / "checkpoint-6")
+    options = BASE | EXACT | {"train_data_dir": str(images), "output_dir": str(unbroken)}
+    other = {"block_out_channels": [8, 8], "resume_from_checkpoint": "latest", "max_train_steps": 9}
+    with pytest.raises(ValueError, match=r"unet.block_out_channels \(\[4, 8\] in the checkpoint, \[8, 8\] now\)\. "):
+        run(options | other)
+    with pytest.raises(ValueError, match="holds the checkpoints of an earlier run"):
+        run(options)
+    with pytest.raises(ValueError, match="no checkpoint of this package"):
+        run(options | {"resume_from_checkpoint": str(images)})
+    with pytest.raises(ValueError, match="`max_train_steps` is 5"):
+        run(options | {"resume_from_checkpoint": "latest", "max_train_steps": 5})
+    for ours, theirs in zip(weights(unbroken / "checkpoint-6"), before, strict=True):
+        assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_resuming_other_data_is_refused(images, unbroken, tmp_path):
+    shutil.copytree(images, tmp_path / "fewer")
+    (tmp_path / "fewer" / "boot" / "3.png").unlink()
+    options = BASE | EXACT | {"train_data_dir": str(tmp_path / "fewer"), "output_dir": str(tmp_path / "run")}
+    with pytest.raises(ValueError, match=r"data.num_examples \(21 in the checkpoint, 20 now\)\. "):
+        run(options | {"resume_from_checkpoint": str(unbroken / "checkpoint-4")})
+
+
+def test_divergence_stops_before_anything_is_saved(images, tmp_path):
+    options = BASE | {"train_data_dir": str(images), "output_dir": str(tmp_path), "train_batch_size": 4}
+    run(options | {"max_train_steps": 3})
+    (tmp_path / "model_index.json").unlink()
+    resumed = {"resume_from_checkpoint": "latest", "learning_rate": 1e38, "checkpointing_steps": 4, "logging_steps": 50}
+    with pytest.raises(RuntimeError, match=r"steps 4 and 8 is NaN or infinite.*last good checkpoint is .*checkpoint-\d"):
+        run(options | resumed | {"max_train_steps": 12})
+    last = max(tmp_path.glob("checkpoint-*"))
+    assert all(tensor.isfinite().all() for part in weights(last) for tensor in part.values())
+    assert not (tmp_path / "model_index.json").exists()
+
+
+def limit_file_size():
+    resource.setrlimit(resource.RLIMIT_FSIZE, (8192, 8192))
+
+
+def fill_disk():
+    def write_text(path, *args, **kwargs):
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    Path.write_text = write_text
+
+
+class FailAfterStart:
+    """`fault` strikes when the first checkpoint is about to be written."""
+
+    def __init__(self, fault):
+        self.fault = fault
+
+    def __call__(self):
+        from cdm_diffusers.training.loop import Trainer
+
+        save_checkpoint = Trainer.save_checkpoint
+
+        def failing(trainer):
+            self.fault()
+            save_checkpoint(trainer)
+
+        Trainer.save_checkpoint = failing
+
+
+@pytest.mark.parametrize("fault", [limit_file_size, fill_disk])
+def test_full_disk_keeps_the_last_checkpoint(fault, images, tmp_path):
+    options = BASE | {"train_data_dir": str(images), "output_dir": str(tmp_path), "train_batch_size": 4}
+    with pytest.raises(OSError, match=r"step 2 could not be saved .* There is no checkpoint yet"):
+        run(options | {"max_train_steps": 2}, FailAfterStart(fault))
+    run(options | {"max_train_steps": 2})
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.name != "training_config.json" and path.is_file()}
+    with pytest.raises(OSError, match=r"step 4 could not be saved .* last good checkpoint is .*checkpoint-2"):
+        run(options | {"max_train_steps": 4, "resume_from_checkpoint": "latest"}, FailAfterStart(fault))
+    assert all(path.read_bytes() == content for path, content in before.items())
+    assert not list(tmp_path.glob(".tmp-*"))
+
+
+def test_rotation_spares_the_newest_and_is_atomic(tmp_path, monkeypatch):
+    for step in (2, 4, 10, 12):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+    seen = []
+    monkeypatch.setattr(shutil, "rmtree", lambda path: seen.append(path.name))
+    rotate(tmp_path, 2, newest=tmp_path / "checkpoint-10")
+    assert seen == [".tmp-removed-checkpoint-2"]
+    assert sorted(path.name for path in tmp_path.glob("checkpoint-*")) == ["checkpoint-10", "checkpoint-12", "checkpoint-4"]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What is trained
+
+
+def test_ema_follows_its_recursion(images, tmp_path):
+    options = BASE | {"train_data_dir": str(images), "train_batch_size": 4, "max_train_steps": 5, "checkpointing_steps": 1}
+    for name, warmup, decay in (("warmup", True, lambda i: min(0.3, (1 + i) / (10 + i))), ("constant", False, lambda i: 0.3)):
+        folder = tmp_path / name
+        run(options | {"output_dir": str(folder), "ema_decay": 0.3, "ema_warmup": warmup, "learning_rate": 0.01})
+        expected = {}
+        for step in range(1, 6):
+            for key, value in load_file(folder / f"checkpoint-{step}" / "model.safetensors").items():
+                share = decay(step - 1) if step > 1 else 0.0
+                expected[key] = share * expected.get(key, 0.0) + (1 - share) * value.double()
+        averages = load_file(folder / "checkpoint-5" / "ema.safetensors")
+        assert averages.keys() == expected.keys()
+        for key, value in averages.items():
+            torch.testing.assert_close(value.double(), expected[key], rtol=1e-5, atol=1e-7)
+        assert any(not torch.equal(load_file(folder / "checkpoint-5" / "model.safetensors")[k], v) for k, v in averages.items())
+
+
+def prepared_batch(options):
+    """What one micro-batch becomes: labels before and after, and all that loss and network are given."""
+    from accelerate import Accelerator
+
+    from cdm_diffusers.training.data import load_training_data
+    from cdm_diffusers.training.loop import Trainer
+    from cdm_diffusers.training.resolve import data_config
+
+    config = TrainingConfig(**options)
+    preset = resolve_preset(config, super_resolution=True)
+    preset = dataclasses.replace(preset, unet=dataclasses.replace(preset.unet, num_classes=3))
+    data = load_training_data(data_config(config, preset))
+    trainer = Trainer(config, preset, data, Accelerator(), {})
+    seen = {}
+
+    def loss(denoise, x_0, generator):
+        seen["x_0"] = x_0
+        trainer.unet = lambda sample, condition, **conditions: seen.update(conditions) or torch.nn.Identity()
+        with contextlib.suppress(AttributeError):
+            denoise(x_0, None)
+        return x_0
+
+    trainer.stage.loss = loss
+    batch = next(trainer.batches())
+    trainer.seed_noise(0)
+    trainer.batch_loss(batch)
+    return {"image": batch["image"], "label": batch["label"], **seen}
+
+
+def test_batches_are_prepared_as_in_algorithm_1(images):
+    options = SUPER_RES | {"train_data_dir": str(images), "output_dir": "unused", "train_batch_size": 21}
+    options |= {"label_dropout": 0.5, "random_flip": True, "augmentation_level": 0}
+    with ProcessPoolExecutor(1, mp_context=FORKSERVER) as pool:
+        batch = pool.submit(prepared_batch, options).result()
+    images, x_0 = batch["image"] / 127.5 - 1, batch["x_0"]
+    is_same = (x_0 == images).flatten(1).all(1)
+    is_flipped = (x_0 == images.flip(-1)).flatten(1).all(1)
+    assert (is_same ^ is_flipped).all()
+    assert is_same.any() and is_flipped.any()
+    # At s = 0 the low-resolution image is the area average of the very image that is the target.
+    averaged = x_0.unflatten(-1, (4, 2)).unflatten(-3, (4, 2)).mean((-1, -3))
+    torch.testing.assert_close(batch["low_res"], averaged)
+    assert "augmentation_level" not in batch  # one fixed s is not an input
+    is_null = batch["class_labels"] == 3
+    assert is_null.any() and not is_null.all()
+    assert torch.equal(batch["class_labels"][~is_null], batch["label"][~is_null])
+
+
+def test_super_resolution_run_ends_in_a_pipeline_with_card_and_curves(images, tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    options = SUPER_RES | {"train_data_dir": str(images), "output_dir": str(tmp_path), "train_batch_size": 4}
+    options |= {"max_train_steps": 4, "validation_steps": 2, "num_validation_images": 5, "validation_inference_steps": 2}
+    run(options | {"report_to": "tensorboard"}, super_resolution=True)
+
+    pipeline = SuperResolutionPipeline.from_pretrained(tmp_path)
+    averages = load_file(tmp_path / "checkpoint-4" / "ema.safetensors")
+    assert all(torch.equal(value, averages[name]) for name, value in pipeline.unet.named_parameters())
+    preset = get_preset("fashion_mnist_8_to_16")
+    assert pipeline.config.id2label == dict(enumerate(CLASSES))
+    assert pipeline.config.source_resolution == 8
+    assert pipeline.config.default_num_inference_steps == preset.inference.num_inference_steps
+    assert pipeline.config.default_augmentation_level == preset.inference.augmentation_level
+    assert pipeline.noising_scheduler.config.num_train_timesteps == preset.augmentation.num_train_timesteps
+    low_res = torch.rand(2, 1, 4, 4)
+    assert pipeline(low_res, ["boot", "bag"], num_inference_steps=2, output_type="pt").images.shape == (2, 1, 8, 8)
+
+    # four triples a row, the fifth in a second one
+    assert Image.open(tmp_path / "samples" / "step-2.png").size == (12 * 64, 2 * 64)
+    card = (tmp_path / "README.md").read_text()
+    for part in ("library_name: diffusers", "![samples](samples.png)", "21 images", "| sample_mean | ", "| loss | "):
+        assert part in card
+    events = EventAccumulator(str(tmp_path / "logs")).Reload() if False else EventAccumulator(str(tmp_path / "logs" / "train"))
+    events.Reload()
+    assert [event.step for event in events.Scalars("train/loss")] == [2, 4]
+    assert all(math.isfinite(event.value) for event in events.Scalars("validation/sample_std"))
+    assert [event.step for event in events.Images("validation/samples")] == [2, 4]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Options
+
+
+def parsed(*arguments):
+    (config,) = HfArgumentParser(TrainingConfig).parse_args_into_dataclasses(list(arguments))
+    return config
+
+
+DATA = ("--dataset_name", "someone/something", "--output_dir", "somewhere")
+
+
+def test_options_override_the_preset_only_when_given():
+    preset = get_preset("fashion_mnist_8_to_16")
+    assert resolve_preset(parsed("--preset", preset.name, *DATA), super_resolution=True) == preset
+
+    options = ["--learning_rate", "0.1", "--random_flip", "false", "--label_dropout", "0.2", "--padding", "0"]
+    options += ["--block_out_channels", "32", "64", "--num_attention_heads", "2", "--num_channels", "3"]
+    options += ["--prediction_type", "epsilon", "--augmentation_level", "7", "--train_batch_size", "6"]
+    options += ["--gradient_accumulation_steps", "2", "--max_grad_norm", "0.5", "--low_res_size", "4"]
+    resolved = resolve_preset(parsed("--preset", preset.name, *DATA, *options), super_resolution=True, num_processes=3)
+    unet = {"block_out_channels": (32, 64), "num_attention_heads": 2, "attention_head_dim": None, "in_channels": 3}
+    unet |= {"out_channels": 3, "null_class": True, "augmentation_level_embedding": False, "low_res_size": 4}
+    training = {"learning_rate": 0.1, "random_flip": False, "label_dropout": 0.2, "train_batch_size": 36, "max_grad_norm": 0.5}
+    assert resolved == dataclasses.replace(
+        preset,
+        unet=dataclasses.replace(preset.unet, **unet),
+        scheduler=dataclasses.replace(preset.scheduler, prediction_type="epsilon"),
+        augmentation=dataclasses.replace(preset.augmentation, level=7),
+        training=dataclasses.replace(preset.training, **training),
+        inference=dataclasses.replace(preset.inference, augmentation_level=7),
+        data=dataclasses.replace(preset.data, padding=0),
+    )
+    stage = build_stage(resolved)
+    assert stage.augmentation.level == 7
+    assert stage.unet.config.null_class
+
+
+def test_resolved_configuration_is_one_json(images, unbroken):
+    resolved = json.loads((unbroken / "training_config.json").read_text())
+    assert resolved["unet"]["num_classes"] == 3  # the data's, not the preset's
+    assert resolved["unet"]["block_out_channels"] == [4, 8]
+    assert resolved["scheduler"] == dataclasses.asdict(get_preset("fashion_mnist_8").scheduler)
+    assert resolved["training"]["train_batch_size"] == 8
+    assert resolved["training"]["adam_beta2"] == get_preset("fashion_mnist_8").training.adam_beta2
+    assert resolved["data"]["id2label"] == {"0": "bag", "1": "boot", "2": "coat"}
+    assert (resolved["data"]["num_examples"], resolved["data"]["train_data_dir"]) == (21, str(images))
+    assert resolved["run"]["checkpoints_total_limit"] == 2
+    assert json.loads((unbroken / "checkpoint-6" / "training_config.json").read_text()) == resolved
+
+
+@pytest.mark.parametrize(
+    ("arguments", "super_resolution", "message"),
+    [
+        (("--preset", "cifar", *DATA), False, "imagenet_32, .*fashion_mnist_8"),
+        (("--preset", "imagenet_32", *DATA), True, "base stage: train it with training/train_base.py"),
+        (("--preset", "imagenet_32_to_64", *DATA), False, "super-resolution stage: train it with training/train_sr.py"),
+        (("--preset", "imagenet_32", "--output_dir", "x"), False, "exactly one of them"),
+        (("--preset", "imagenet_32", "--train_data_dir", "x", *DATA), False, "exactly one of them"),
+        (("--preset", "lsun_64", "--label_dropout", "0.1", *DATA), False, "`label_dropout` is 0.1"),
+        (("--preset", "imagenet_32", "--unconditional", "--label_dropout", "0.1", *DATA), False, "`label_dropout`"),
+        (("--preset", "imagenet_32", "--sample_size", "48", *DATA), False, "`sample_size` is 48, which does not divide"),
+        (("--preset", "imagenet_32_to_64", "--low_res_size", "24", *DATA), True, "`low_res_size` is 24"),
+        (("--preset", "imagenet_32", "--low_res_size", "16", *DATA), False, "`low_res_size` is 16"),
+        (("--preset", "imagenet_64_to_256", "--augmentation_level", "9", *DATA), True, "`augmentation_level` is 9"),
+        (("--preset", "imagenet_32", "--gradient_accumulation_steps", "3", *DATA), False, "batch of 2048"),
+        (("--preset", "imagenet_32", "--logging_steps", "0", *DATA), False, "`logging_steps` is 0"),
+    ],
+)
+def test_options_that_do_not_fit_are_refused(arguments, super_resolution, message):
+    with pytest.raises(ValueError, match=message):
+        resolve_preset(parsed(*arguments), super_resolution)
+
+
+def test_too_few_images_for_a_batch(images, tmp_path):
+    options = BASE | {"train_data_dir": str(images), "output_dir": str(tmp_path), "train_batch_size": 22}
+    with pytest.raises(ValueError, match="`train_batch_size` is 22 .* only 21 images"):
+        run(options)
+    with pytest.raises(ValueError, match="not even one whole batch"):
+        run(options | {"streaming": True})
+
+
+def run_script(script, arguments):
+    import runpy
+
+    sys.argv = [script, *arguments]
+    torch.set_num_threads(1)
+    runpy.run_path(script, run_name="__main__")
+
+
+@pytest.mark.parametrize(("script", "sizes"), [("train_base.py", BASE), ("train_sr.py", SUPER_RES)])
+def test_scripts(script, sizes, images, tmp_path):
+    options = sizes | {"train_data_dir": images, "output_dir": tmp_path, "train_batch_size": 2, "max_train_steps": 1}
+    arguments = []
+    for name, value in options.items():
+        arguments += [f"--{name}", *(map(str, value) if isinstance(value, list) else [str(value)])]
+    script = str(Path(__file__).parents[1] / "training" / script)
+    with ProcessPoolExecutor(1, mp_context=FORKSERVER) as pool:
+        pool.submit(run_script, script, arguments).result()
+    assert (tmp_path / "model_index.json").is_file()

@@ -1,0 +1,10 @@
+"""Train the base stage of a cascade: `accelerate launch training/train_base.py --help`."""
+
+from transformers import HfArgumentParser
+
+from cdm_diffusers.training import TrainingConfig, train
+
+
+if __name__ == "__main__":
+    (config,) = HfArgumentParser(TrainingConfig, description=__doc__).parse_args_into_dataclasses()
+    train(config, super_resolution=False)
