@@ -38,9 +38,10 @@ def seeded(seed=0):
 
 def randomize(model):
     """Weights that hide nothing: fresh networks are zero in many places."""
+    generator = seeded()
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter.copy_(torch.randn(parameter.shape, generator=seeded(parameter.numel())) * 0.15)
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.15)
             if parameter.ndim == 1:
                 parameter.add_(0.5)
     return model.eval()
@@ -305,9 +306,8 @@ def test_low_resolution_image_is_upsampled_and_concatenated(interpolation, kerne
     model = build(low_res_size=8, low_res_interpolation=interpolation, low_res_first=is_first)
     inputs = inputs_of(model)
     (seen,) = inputs_seen(model, [model.conv_in])
-    upsampled, sample = seen.split(3, dim=1) if is_first else seen.flip(1).split(3, dim=1)
-    if not is_first:
-        upsampled, sample = upsampled.flip(1), sample.flip(1)
+    first, second = seen.split(3, dim=1)
+    upsampled, sample = (first, second) if is_first else (second, first)
     assert torch.equal(sample, inputs["sample"])
     for came, image in zip(upsampled.flatten(0, 1), inputs["low_res"].flatten(0, 1), strict=True):
         np.testing.assert_allclose(came, upsampled_by_hand(image.double().numpy(), kernel), atol=1e-5)
@@ -363,11 +363,11 @@ def features_seen(model, embedding, **inputs):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
 def test_all_4000_times_stay_apart_in_half_precision(dtype):
     """bf16 itself knows 763 of them: sinusoids must be made in float32, and rounded afterwards."""
-    config = SUPER_RES | {"sample_size": 4, "low_res_size": 2, "block_out_channels": (8,), "attention_resolutions": ()}
+    config = SUPER_RES | {"sample_size": 1, "low_res_size": 1, "block_out_channels": (8,), "attention_resolutions": ()}
     config |= {"num_classes": None, "null_class": False, "mid_block_attention": False, "time_proj_dim": 64}
     model = build(config).to(dtype)
     times = torch.arange(4000)
-    inputs = {"sample": torch.zeros(4000, 3, 4, 4, dtype=dtype), "low_res": torch.zeros(4000, 3, 2, 2, dtype=dtype)}
+    inputs = {name: torch.zeros(4000, 3, 1, 1, dtype=dtype) for name in ("sample", "low_res")}
     expected = torch.from_numpy(sinusoids_by_hand(times, 64))
     for name, other, embedding in (
         ("timestep", "augmentation_level", model.time_embedding),
@@ -412,14 +412,13 @@ def gradients_of(model):
 def test_gradient_checkpointing_changes_no_gradient(resample_type):
     model = build(SUPER_RES, downsample_type=resample_type, upsample_type=resample_type).train()
     calls = []
-    residual_blocks = [resnet for block in model.down_blocks + model.up_blocks for resnet in block.resnets]
-    for block in residual_blocks + list(model.mid_block.resnets):
-        block.register_forward_hook(lambda *_: calls.append(1))
+    for block in [resnet for level in model.down_blocks + model.up_blocks for resnet in level.resnets]:
+        block.register_forward_pre_hook(lambda *_: calls.append(1))
     expected, without = gradients_of(model), len(calls)
     model.enable_gradient_checkpointing()
     calls.clear()
     came = gradients_of(model)
-    assert len(calls) > 1.7 * without, "residual blocks are to be run again in the backward pass"
+    assert len(calls) == 2 * without, "residual blocks are to be run again in the backward pass"
     for name in expected:
         torch.testing.assert_close(came[name], expected[name], msg=name)
         assert expected[name].abs().sum() > 0, name
@@ -459,7 +458,7 @@ def test_lora_adapters_attach(tmp_path):
     with_adapter = output_of(model)
     model.save_lora_adapter(tmp_path)
     fresh = build(SUPER_RES)
-    fresh.load_lora_adapter(str(tmp_path), prefix=None)
+    fresh.load_lora_adapter(str(tmp_path), prefix=None, weight_name="pytorch_lora_weights.safetensors")
     torch.testing.assert_close(output_of(fresh), with_adapter)
 
 

@@ -1,4 +1,5 @@
 import math
+import os
 
 import torch
 import torch.nn.functional as F
@@ -157,6 +158,21 @@ class CascadedUNet2DModel(ModelMixin, AttentionMixin, PeftAdapterMixin, ConfigMi
         )
         self._initialize()
 
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs) -> "CascadedUNet2DModel":
+        """
+        [`ModelMixin.from_pretrained`], except that a checkpoint in which weights are missing is an OSError: Diffusers
+        only warns of them and leaves them random.
+        """
+        wants_info = kwargs.pop("output_loading_info", False)
+        model, info = super().from_pretrained(pretrained_model_name_or_path, output_loading_info=True, **kwargs)
+        if info["missing_keys"]:
+            raise OSError(
+                f"The checkpoint {pretrained_model_name_or_path} lacks {len(info['missing_keys'])} of the network's "
+                f"weights, {info['missing_keys'][0]!r} among them: it is incomplete, or of another architecture."
+            )
+        return (model, info) if wants_info else model
+
     # -----------------------------------------------------------------------------------------------------------------
     # Construction
 
@@ -184,6 +200,10 @@ class CascadedUNet2DModel(ModelMixin, AttentionMixin, PeftAdapterMixin, ConfigMi
                     f"`block_out_channels` {tuple(config.block_out_channels)} must be multiples of `norm_num_groups`, "
                     f"which is {config.norm_num_groups}."
                 )
+        resolutions = [self._resolution(level) for level in range(len(config.block_out_channels))]
+        unknown = [resolution for resolution in config.attention_resolutions if resolution not in resolutions]
+        if unknown:
+            raise ValueError(f"`attention_resolutions` has {unknown}; the levels have the resolutions {resolutions}.")
         if config.null_class and config.num_classes is None:
             raise ValueError("`null_class` needs `num_classes`: without classes there is none to leave out.")
         if config.augmentation_level_embedding and config.low_res_size is None:

@@ -46,6 +46,9 @@ SOLVERS = (
     UniPCMultistepScheduler,
 )
 
+# lambda = log(alpha / sigma) at which they start
+LOWEST_LOG_SNR = -5.1
+
 
 class Denoiser:
     r"""
@@ -156,12 +159,12 @@ class SolverSampler:
             "dynamic_thresholding_ratio": config.get("dynamic_thresholding_ratio", 0.995),
             "sample_max_value": config.get("sample_max_value", 1.0),
         }
-        if num_inference_steps > config.num_train_timesteps:
-            raise ValueError(
-                f"`num_inference_steps` is {num_inference_steps}; at most {config.num_train_timesteps} (the training "
-                "steps)."
-            )
         self.scheduler = _epsilon_solver(scheduler)
+        num_levels = self.scheduler.config.num_train_timesteps
+        if num_inference_steps > num_levels:
+            raise ValueError(
+                f"`num_inference_steps` is {num_inference_steps}; {type(scheduler).__name__} takes at most {num_levels}."
+            )
         self.scheduler.set_timesteps(num_inference_steps, device="cpu")
         indices = self.scheduler.timesteps.round().long()
         if hasattr(self.scheduler, "sigmas"):
@@ -169,7 +172,7 @@ class SolverSampler:
             if len(sigmas.unique()) <= num_inference_steps:
                 raise ValueError(
                     f"{type(scheduler).__name__} cannot make {num_inference_steps} different noise levels out of "
-                    f"{config.num_train_timesteps} timesteps: use fewer `num_inference_steps`."
+                    f"{num_levels} timesteps: use fewer `num_inference_steps`."
                 )
             alphas_cumprod = 1 / (1 + sigmas[: len(indices)] ** 2)
         else:
@@ -194,16 +197,25 @@ class SolverSampler:
 
 
 def _epsilon_solver(scheduler: SchedulerMixin) -> SchedulerMixin:
-    """A fresh scheduler like `scheduler` that takes epsilon as it is: no limits of x_0, no learned variance."""
+    r"""
+    A fresh scheduler like `scheduler` that takes epsilon as it is (no limits of x_0, no learned variance) and starts
+    where there is signal left: log(sqrt(alpha_bar) / sqrt(1 - alpha_bar)) >= -5.1.
+
+    That is what DPM-Solver's authors recommend for cosine schedules (Diffusers' `lambda_min_clipped`), and where the
+    usual linear schedules start. A cosine schedule of 4000 steps goes on to -11.3, over its last 16 steps; there solvers
+    of an ODE keep whatever x_0 they were told first, and Heun's rule does not converge.
+    """
     parameters = inspect.signature(type(scheduler).__init__).parameters
     arguments = {name: scheduler.config[name] for name in parameters if name in scheduler.config}
-    arguments |= {
-        name: value
-        for name, value in (("prediction_type", "epsilon"), ("thresholding", False), ("clip_sample", False))
-        if name in parameters
-    }
+    overrides = {"prediction_type": "epsilon", "thresholding": False, "clip_sample": False}
+    arguments |= {name: value for name, value in overrides.items() if name in parameters}
     if arguments.get("variance_type") in ("learned", "learned_range"):
         arguments["variance_type"] = parameters["variance_type"].default
+    solver = type(scheduler)(**arguments)
+    num_levels = int((torch.logit(solver.alphas_cumprod.double()) / 2 >= LOWEST_LOG_SNR).sum())
+    if num_levels == len(solver.betas):
+        return solver
+    arguments |= {"num_train_timesteps": num_levels, "trained_betas": solver.betas[:num_levels].tolist()}
     return type(scheduler)(**arguments)
 
 

@@ -40,11 +40,14 @@ class CascadeStage:
                 "must be the CascadedDDPMScheduler or ContinuousDDPMScheduler of the preceding stage's training."
             )
 
-    def default_num_inference_steps(self) -> int:
-        """T for ancestral sampling at discrete times, as in the paper; otherwise 100, or T if that is less."""
+    def default_num_inference_steps(self, recommended: int | None) -> int:
+        """What was recommended, else T for CascadedDDPMScheduler and 100 for others; Diffusers' take 100 at most."""
         num_train_timesteps = self.scheduler.config.num_train_timesteps
-        is_discrete = isinstance(self.scheduler, CascadedDDPMScheduler)
-        return num_train_timesteps if is_discrete else min(100, num_train_timesteps)
+        if isinstance(self.scheduler, CascadedDDPMScheduler):
+            return recommended or num_train_timesteps
+        if isinstance(self.scheduler, ContinuousDDPMScheduler):
+            return recommended or min(100, num_train_timesteps)
+        return min(recommended or 100, 100, num_train_timesteps)
 
     def denoiser(
         self, class_labels: torch.Tensor | None, low_res: torch.Tensor | None, level: int | None, guidance_scale: float

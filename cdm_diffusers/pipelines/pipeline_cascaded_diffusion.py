@@ -223,8 +223,8 @@ class CascadedDiffusionPipeline(StagePipeline):
                 Images of each label; all those of the first label come first.
             batch_size (`int`, *optional*): how many images an unconditional cascade makes; 1 by default.
             num_inference_steps (`int` or `dict[str, int]`, *optional*):
-                Steps of all stages or of each, 1..T. Where none are given the config's; else T for
-                CascadedDDPMScheduler and min(100, T) for other schedulers.
+                Steps of all stages or of each, 1..T. Where none are given the config's, else T for
+                CascadedDDPMScheduler and 100 for others; Diffusers' schedulers take 100 at most by default.
             augmentation_levels (`dict[str, int]`, *optional*):
                 s in 0..T of stages with Gaussian conditioning augmentation. Where none is given the config's, else 0.
             truncated (`bool`, defaults to `False`):
@@ -317,7 +317,7 @@ class CascadedDiffusionPipeline(StagePipeline):
         for stage in stages:
             number = given.get(stage.name)
             if number is None:
-                number = defaults.get(stage.name) or stage.default_num_inference_steps()
+                number = stage.default_num_inference_steps(defaults.get(stage.name))
             steps[stage.name] = check_count(f"`num_inference_steps` of stage `{stage.name}`", number)
         return steps
 

@@ -105,7 +105,8 @@ class SuperResolutionPipeline(StagePipeline):
             augmentation_level (`int`, *optional*):
                 s in 0..T: the image is noised to z_s first (Section 3.3). By default the config's, else 0.
             num_inference_steps (`int`, *optional*):
-                Steps, 1..T. By default the config's; else T for CascadedDDPMScheduler and min(100, T) for others.
+                Steps, 1..T. By default the config's, else T for CascadedDDPMScheduler and 100 for others; Diffusers'
+                schedulers take 100 at most by default.
             guidance_scale (`float`, defaults to 1.0):
                 w of classifier-free guidance, for a network trained with label dropout; 1 is none.
             generator (`torch.Generator` or a list of them, one an image, *optional*):
@@ -136,7 +137,7 @@ class SuperResolutionPipeline(StagePipeline):
             augmentation_level = self.config.default_augmentation_level or 0
         check_augmentation_level(stage.name, augmentation_level, stage.noising_scheduler)
         if num_inference_steps is None:
-            num_inference_steps = self.config.default_num_inference_steps or stage.default_num_inference_steps()
+            num_inference_steps = stage.default_num_inference_steps(self.config.default_num_inference_steps)
         check_count("`num_inference_steps`", num_inference_steps)
         sampler = make_sampler(stage.name, stage.unet, stage.scheduler, num_inference_steps, device)
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator, PartialState, skip_first_batches
-from accelerate.utils import DataLoaderConfiguration, GradientAccumulationPlugin, set_seed
+from accelerate.utils import DataLoaderConfiguration, GradientAccumulationPlugin, parse_flag_from_env, set_seed
 from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
 from PIL import Image
@@ -52,9 +52,11 @@ def train(config: TrainingConfig, super_resolution: bool) -> None:
         RuntimeError: when a loss or a gradient is not finite; what was saved before stays.
         OSError: when a checkpoint cannot be written; what was saved before stays.
     """
-    preset = resolve_preset(config, super_resolution, PartialState().num_processes)
+    # Without an accelerator, accelerate must be told so, or torchrun's processes do not know of each other.
+    on_cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
+    preset = resolve_preset(config, super_resolution, PartialState(cpu=on_cpu).num_processes)
     checkpoint = checkpoint_to_resume(config.resume_from_checkpoint, Path(config.output_dir))
-    accelerator = make_accelerator(config, preset)
+    accelerator = make_accelerator(config, preset, on_cpu)
     with accelerator.main_process_first():
         data = load_training_data(data_config(config, preset))
     if data.id2label is not None:
@@ -68,8 +70,9 @@ def train(config: TrainingConfig, super_resolution: bool) -> None:
     trainer.finish()
 
 
-def make_accelerator(config: TrainingConfig, preset: StagePreset) -> Accelerator:
+def make_accelerator(config: TrainingConfig, preset: StagePreset, on_cpu: bool) -> Accelerator:
     return Accelerator(
+        cpu=on_cpu,
         mixed_precision=preset.training.mixed_precision,
         # Accumulation runs on over the end of an epoch, so that every optimizer step sees a whole batch.
         gradient_accumulation_plugin=GradientAccumulationPlugin(
