@@ -56,6 +56,72 @@ def write_stage_card(
     ModelCard("\n\n".join(section for section in sections if section) + "\n").save(output_dir / "README.md")
 
 
+def write_cascade_card(
+    name: str, pipeline: Any, resolved_configs: dict[str, dict[str, Any]], figures: str | None, output_dir: Path
+) -> None:
+    """
+    Writes `README.md` into the folder of a cascade.
+
+    Args:
+        name (`str`): of the cascade.
+        pipeline ([`CascadedDiffusionPipeline`]): what is in the folder.
+        resolved_configs (`dict`): for each stage's name its run's `training_config.json`; stages without one are said
+            to be of unknown training.
+        figures (`str`, *optional*): what was measured, in markdown.
+        output_dir (`Path`): the folder; a `samples.png` in it is shown.
+    """
+    sizes = " -> ".join(
+        f"{stage.unet.config.sample_size}x{stage.unet.config.sample_size}" for stage in pipeline.stages
+    )
+    data = next((config["data"] for config in resolved_configs.values()), {})
+    card_data = ModelCardData(
+        license="apache-2.0",
+        library_name="diffusers",
+        pipeline_tag="unconditional-image-generation",
+        tags=["cdm_diffusers", "cascaded-diffusion", type(pipeline).__name__],
+        datasets=[data["dataset_name"]] if data.get("dataset_name") else None,
+    )
+    steps, levels = (
+        pipeline.config.default_num_inference_steps or {},
+        pipeline.config.default_augmentation_levels or {},
+    )
+    labels = pipeline.config.id2label
+    sections = [
+        f"---\n{card_data.to_yaml()}\n---",
+        f"# {name}: a cascade {sizes}",
+        "A cascade of diffusion models, as in [Cascaded Diffusion Models for High Fidelity Image Generation]"
+        "(https://arxiv.org/abs/2106.15282), made with `cdm_diffusers`. These are the EMA weights. Diffusers' own "
+        "`DiffusionPipeline.from_pretrained` does not know this class: load it as shown.",
+        "![samples, every stage beside the next](samples.png)" if (output_dir / "samples.png").is_file() else "",
+        f"## How to use\n\n```python\n{usage(pipeline, {'id2label': labels})}\n```",
+        f"## Classes\n\n{', '.join(f'{index} {name}' for index, name in labels.items())}" if labels else "",
+        "## Stages\n\n"
+        + "\n".join(
+            [
+                "| stage | size | parameters | predicts | steps | s | trained on | images seen |",
+                "|---|---|---|---|---|---|---|---|",
+                *(stage_row(stage, resolved_configs.get(stage.name), steps, levels) for stage in pipeline.stages),
+            ]
+        )
+        + "\n\nSteps and s are the defaults of a call. `training_config.json` has every hyperparameter.",
+        f"## Figures\n\n{figures}" if figures else "",
+    ]
+    ModelCard("\n\n".join(section for section in sections if section) + "\n").save(output_dir / "README.md")
+
+
+def stage_row(stage: Any, resolved: dict[str, Any] | None, steps: dict[str, int], levels: dict[str, int]) -> str:
+    size, parameters = stage.unet.config.sample_size, stage.unet.num_parameters() / 1e6
+    prediction = stage.scheduler.config.prediction_type
+    trained_on = images_seen = "unknown"
+    if resolved is not None:
+        data, training = resolved["data"], resolved["training"]
+        trained_on = data["dataset_name"] or f"a local folder, `{Path(data['train_data_dir']).name}`"
+        images_seen = f"{training['max_train_steps'] * training['train_batch_size']:,}"
+    cells = [stage.name, f"{size}x{size}", f"{parameters:.2f}M", prediction]
+    cells += [steps.get(stage.name, "all"), levels.get(stage.name, "-"), trained_on, images_seen]
+    return f"| {' | '.join(map(str, cells))} |"
+
+
 def usage(pipeline: Any, data: dict[str, Any]) -> str:
     name = type(pipeline).__name__
     lines = [f"from cdm_diffusers import {name}", "", f'pipe = {name}.from_pretrained("path/to/this/folder")']

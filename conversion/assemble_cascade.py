@@ -1,25 +1,48 @@
-"""Join separately trained stages into one CascadedDiffusionPipeline, checking that they fit.
+"""Join separately trained stages into one CascadedDiffusionPipeline, checking that they fit, with a model card.
 
 python conversion/assemble_cascade.py --base runs/base --super-res runs/sr-1 runs/sr-2 --output cascade
 """
 
 import argparse
+import json
+from pathlib import Path
 
 from cdm_diffusers import CascadedDiffusionPipeline
+from cdm_diffusers.evaluation.recognition import tables
+from cdm_diffusers.model_cards import write_cascade_card
+from cdm_diffusers.training.checkpoints import write_json
+from cdm_diffusers.training.export import publish, staging_folder
 
 
-def main():
+def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--base", required=True, help="Folder or Hub id of the base stage.")
     parser.add_argument(
-        "--super-res",
-        nargs="*",
-        default=[],
-        help="Folders or Hub ids of up to three super-resolution stages, in order.",
+        "--super-res", nargs="*", default=[], help="Folders or Hub ids of up to three super-resolution stages."
     )
-    parser.add_argument("--output", required=True, help="Folder for the cascade.")
-    args = parser.parse_args()
-    CascadedDiffusionPipeline.from_stages(args.base, *args.super_res).save_pretrained(args.output)
+    parser.add_argument("--output", required=True, type=Path, help="Folder for the cascade.")
+    parser.add_argument("--recognition", type=Path, help="JSON of evaluation/recognition.py, for the model card.")
+    parser.add_argument("--sample-grid", type=Path, help="PNG of samples, for the model card.")
+    return parser.parse_args()
+
+
+def main():
+    args = parse_args()
+    cascade = CascadedDiffusionPipeline.from_stages(args.base, *args.super_res)
+    runs = zip(cascade.stages, [args.base, *args.super_res], strict=True)
+    configs = {stage.name: Path(run) / "training_config.json" for stage, run in runs}
+    configs = {name: json.loads(path.read_text()) for name, path in configs.items() if path.is_file()}
+    figures = tables(json.loads(args.recognition.read_text())) if args.recognition else None
+
+    temporary = staging_folder(args.output)
+    cascade.save_pretrained(temporary)
+    write_json(temporary / "training_config.json", configs)
+    if args.recognition:
+        (temporary / "recognition.json").write_bytes(args.recognition.read_bytes())
+    if args.sample_grid:
+        (temporary / "samples.png").write_bytes(args.sample_grid.read_bytes())
+    write_cascade_card(args.output.name, cascade, configs, figures, temporary)
+    publish(temporary, args.output)
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--output", default="samples.png", help="The picture to write.")
     parser.add_argument("--class_labels", type=int, nargs="+", help="Classes, a row each. Default: the first ten.")
     parser.add_argument("--num_images_per_label", type=int, default=8)
+    parser.add_argument("--num_inference_steps", type=int, help="Of every stage. Default: the pipeline's own.")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--scale", type=int, default=2, help="Screen pixels per pixel of the largest stage.")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -48,6 +49,7 @@ def main():
     output = pipe(
         class_labels=labels,
         num_images_per_label=count,
+        num_inference_steps=args.num_inference_steps,
         generator=torch.Generator(args.device).manual_seed(args.seed),
         output_stages=True,
     )

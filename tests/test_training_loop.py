@@ -8,37 +8,40 @@ import dataclasses
 import errno
 import json
 import math
+import multiprocessing
 import os
 import random
 import resource
+import runpy
 import shutil
 import signal
 import socket
-import subprocess
 import sys
 import threading
-import time
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator, PartialState
 from PIL import Image
 from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import HfArgumentParser
 
 from cdm_diffusers.pipelines import CascadedDiffusionPipeline, SuperResolutionPipeline
 from cdm_diffusers.presets import get_preset
 from cdm_diffusers.training import TrainingConfig, train
 from cdm_diffusers.training.checkpoints import rotate
-from cdm_diffusers.training.resolve import resolve_preset
+from cdm_diffusers.training.data import load_training_data
+from cdm_diffusers.training.loop import Trainer
+from cdm_diffusers.training.resolve import data_config, resolve_preset
 from cdm_diffusers.training.stage import build_stage
 
 
-FORKSERVER = get_context("forkserver")
+FORKSERVER = multiprocessing.get_context("forkserver")
 FORKSERVER.set_forkserver_preload(["cdm_diffusers.training", "test_training_loop"])
 
 CLASSES = ("bag", "boot", "coat")
@@ -88,11 +91,10 @@ def images(tmp_path_factory):
 def train_here(options, super_resolution, before=None):
     """A run in this process; `before` prepares a fault. Returns how many processes accelerate sees."""
     torch.set_num_threads(1)
+    multiprocessing.set_start_method("fork", force=True)  # of data loaders, in this process
     if before is not None:
         before()
     train(TrainingConfig(**options), super_resolution)
-    from accelerate import PartialState
-
     return PartialState().num_processes
 
 
@@ -192,7 +194,7 @@ def test_killed_run_resumes_to_the_same_weights(kill, images, unbroken, tmp_path
 
 def test_killed_stream_resumes_to_the_same_weights(images, tmp_path):
     options = BASE | EXACT | {"train_data_dir": str(images), "streaming": True}
-    run(options | {"output_dir": str(tmp_path / "unbroken"), "dataloader_num_workers": 1})
+    run(options | {"output_dir": str(tmp_path / "unbroken")})
     with pytest.raises(BrokenProcessPool):
         run(options | {"output_dir": str(tmp_path / "killed")}, KillAtCall(30))
     run(options | {"output_dir": str(tmp_path / "killed"), "resume_from_checkpoint": "latest"})
@@ -234,9 +236,9 @@ def test_two_processes(images, tmp_path):
     training = json.loads((tmp_path / "whole" / "training_config.json").read_text())["training"]
     assert training["num_processes"] == 2
     assert training["train_batch_size"] == 2 * 2 * 3
-    # The learning rate falls once a step, not once a step and process: 2 of 4 steps after the warm-up are left.
-    optimizer = torch.load(tmp_path / "whole" / "checkpoint-4" / "optimizer.bin", weights_only=True)
-    assert optimizer["param_groups"][0]["lr"] == pytest.approx(1e-3 * 2 / 4)
+    # The learning rate falls once a step, not once a step and process: 3 of 4 steps after the warm-up are left.
+    optimizer = torch.load(tmp_path / "whole" / "checkpoint-3" / "optimizer.bin", weights_only=True)
+    assert optimizer["param_groups"][0]["lr"] == pytest.approx(1e-3 * 3 / 4)
 
     shutil.copytree(tmp_path / "whole" / "checkpoint-3", tmp_path / "halved" / "checkpoint-3")
     run_in_two_processes(halved | {"resume_from_checkpoint": "latest"})
@@ -273,23 +275,22 @@ def test_resuming_other_data_is_refused(images, unbroken, tmp_path):
         run(options | {"resume_from_checkpoint": str(unbroken / "checkpoint-4")})
 
 
-def test_divergence_stops_before_anything_is_saved(images, tmp_path):
+def diverge():
+    """From step 6 on, the loss is NaN."""
+    batch_loss = Trainer.batch_loss
+    Trainer.batch_loss = lambda self, batch: batch_loss(self, batch) * (math.nan if self.step >= 5 else 1.0)
+
+
+@pytest.mark.parametrize("logging_steps", [50, 3])
+def test_divergence_stops_before_anything_is_saved(logging_steps, images, tmp_path):
     options = BASE | {"train_data_dir": str(images), "output_dir": str(tmp_path), "train_batch_size": 4}
-    run(options | {"max_train_steps": 3})
-    (tmp_path / "model_index.json").unlink()
-    resumed = {
-        "resume_from_checkpoint": "latest",
-        "learning_rate": 1e38,
-        "checkpointing_steps": 4,
-        "logging_steps": 50,
-    }
-    with pytest.raises(
-        RuntimeError, match=r"steps 4 and 8 is NaN or infinite.*last good checkpoint is .*checkpoint-\d"
-    ):
-        run(options | resumed | {"max_train_steps": 12})
-    last = max(tmp_path.glob("checkpoint-*"))
-    assert all(tensor.isfinite().all() for part in weights(last) for tensor in part.values())
-    assert not (tmp_path / "model_index.json").exists()
+    options |= {"max_train_steps": 12, "checkpointing_steps": 4, "logging_steps": logging_steps}
+    first, last = (4 if logging_steps == 3 else 5), (6 if logging_steps == 3 else 8)
+    message = f"steps {first} and {last} is NaN or infinite.*last good checkpoint is {tmp_path / 'checkpoint-4'}"
+    with pytest.raises(RuntimeError, match=message):
+        run(options, diverge)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-4", "training_config.json"]
+    assert all(tensor.isfinite().all() for part in weights(tmp_path / "checkpoint-4") for tensor in part.values())
 
 
 def limit_file_size():
@@ -310,8 +311,6 @@ class FailAfterStart:
         self.fault = fault
 
     def __call__(self):
-        from cdm_diffusers.training.loop import Trainer
-
         save_checkpoint = Trainer.save_checkpoint
 
         def failing(trainer):
@@ -386,12 +385,6 @@ def test_ema_follows_its_recursion(images, tmp_path):
 
 def prepared_batch(options):
     """What one micro-batch becomes: labels before and after, and all that loss and network are given."""
-    from accelerate import Accelerator
-
-    from cdm_diffusers.training.data import load_training_data
-    from cdm_diffusers.training.loop import Trainer
-    from cdm_diffusers.training.resolve import data_config
-
     config = TrainingConfig(**options)
     preset = resolve_preset(config, super_resolution=True)
     preset = dataclasses.replace(preset, unet=dataclasses.replace(preset.unet, num_classes=3))
@@ -433,8 +426,6 @@ def test_batches_are_prepared_as_in_algorithm_1(images):
 
 
 def test_super_resolution_run_ends_in_a_pipeline_with_card_and_curves(images, tmp_path):
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
     options = SUPER_RES | {"train_data_dir": str(images), "output_dir": str(tmp_path), "train_batch_size": 4}
     options |= {
         "max_train_steps": 4,
@@ -557,15 +548,13 @@ def test_options_that_do_not_fit_are_refused(arguments, super_resolution, messag
 
 def test_too_few_images_for_a_batch(images, tmp_path):
     options = BASE | {"train_data_dir": str(images), "output_dir": str(tmp_path), "train_batch_size": 22}
-    with pytest.raises(ValueError, match="`train_batch_size` is 22 .* only 21 images"):
+    with pytest.raises(ValueError, match=r"`train_batch_size` is 22 .* only 21 images"):
         run(options)
     with pytest.raises(ValueError, match="not even one whole batch"):
         run(options | {"streaming": True})
 
 
 def run_script(script, arguments):
-    import runpy
-
     sys.argv = [script, *arguments]
     torch.set_num_threads(1)
     runpy.run_path(script, run_name="__main__")

@@ -5,6 +5,7 @@ import math
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 import torch.nn.functional as F
 from diffusers import UNet2DModel
@@ -125,7 +126,7 @@ def diffusers_twin(model):
         {"time_embedding_dim": 24, "freq_shift": 1, "flip_sin_to_cos": False, "norm_eps": 1e-3},
         {"num_classes": 5, "null_class": True, "in_channels": 1, "out_channels": 2, "learned_variance": True},
         {"num_classes": 5, "norm_num_groups": 8},
-        {"block_out_channels": (16,)},
+        {"block_out_channels": (16,), "attention_resolutions": ()},
     ],
 )
 def test_state_and_output_are_those_of_unet_2d_model(changes):
@@ -507,6 +508,16 @@ def test_save_and_load(tmp_path):
     assert {name: p.shape for name, p in again.named_parameters()} == {n: p.shape for n, p in model.named_parameters()}
 
 
+def test_checkpoints_that_lack_weights_are_refused(tmp_path):
+    model = build()
+    model.save_pretrained(tmp_path)
+    weights = model.state_dict()
+    del weights["mid_block.resnets.1.conv2.bias"]
+    safetensors.torch.save_file(weights, tmp_path / "diffusion_pytorch_model.safetensors", {"format": "pt"})
+    with pytest.raises(OSError, match=r"lacks 1 of the network's weights, 'mid_block\.resnets\.1\.conv2\.bias'"):
+        CascadedUNet2DModel.from_pretrained(tmp_path)
+
+
 def test_builds_and_runs_on_the_meta_device():
     """No value is read back on the way, so that nothing waits for a GPU."""
     with torch.device("meta"):
@@ -583,6 +594,7 @@ def test_wrong_noise_levels_are_named(level):
         ({"low_res_interpolation": "nearest"}, "`low_res_interpolation` is 'nearest'"),
         ({"sample_size": 17}, "`sample_size` is 17.*multiple of 2"),
         ({"block_out_channels": (8, 18)}, "must be multiples of `norm_num_groups`, which is 4"),
+        ({"attention_resolutions": (16, 4)}, r"`attention_resolutions` has \[4\]; .* \[16, 8\]"),
         ({"null_class": True}, "`null_class` needs `num_classes`"),
         ({"augmentation_level_embedding": True}, "`augmentation_level_embedding` needs `low_res_size`"),
         ({"low_res_size": 17}, r"`low_res_size` is 17; it must lie in 1\.\.`sample_size`, 16"),

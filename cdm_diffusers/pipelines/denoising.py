@@ -137,9 +137,9 @@ class SolverSampler:
 
     The scheduler works from epsilon alone, its own limits of x_0 and its learned variance off: limits are applied
     here, to x_0, and epsilon is derived again from the result. Without that solvers diverge: where alpha_bar is near
-    0, the least error of epsilon is a huge error of x_0. Limits are those of the scheduler's config, where
-    entries of the scheduler it was converted from survive (`clip_sample`, `clip_sample_range`, `thresholding`, ...);
-    without any, x_0 is clipped to [-1, 1].
+    0, the least error of epsilon is a huge error of x_0. Limits are those of the scheduler's config, where entries of
+    the scheduler it was converted from survive (`clip_sample`, `clip_sample_range`, `thresholding`, ...); without any,
+    x_0 is clipped to [-1, 1].
 
     Args:
         scheduler ([`~schedulers.SchedulerMixin`]): the scheduler, which is copied.
@@ -163,13 +163,13 @@ class SolverSampler:
         num_levels = self.scheduler.config.num_train_timesteps
         if num_inference_steps > num_levels:
             raise ValueError(
-                f"`num_inference_steps` is {num_inference_steps}; {type(scheduler).__name__} takes at most {num_levels}."
+                f"`num_inference_steps` is {num_inference_steps}; {type(scheduler).__name__} takes up to {num_levels}."
             )
         self.scheduler.set_timesteps(num_inference_steps, device="cpu")
         indices = self.scheduler.timesteps.round().long()
         if hasattr(self.scheduler, "sigmas"):
             sigmas = self.scheduler.sigmas.double()
-            if len(sigmas.unique()) <= num_inference_steps:
+            if len(sigmas[:-1].unique()) < num_inference_steps:
                 raise ValueError(
                     f"{type(scheduler).__name__} cannot make {num_inference_steps} different noise levels out of "
                     f"{num_levels} timesteps: use fewer `num_inference_steps`."
@@ -201,9 +201,9 @@ def _epsilon_solver(scheduler: SchedulerMixin) -> SchedulerMixin:
     A fresh scheduler like `scheduler` that takes epsilon as it is (no limits of x_0, no learned variance) and starts
     where there is signal left: log(sqrt(alpha_bar) / sqrt(1 - alpha_bar)) >= -5.1.
 
-    That is what DPM-Solver's authors recommend for cosine schedules (Diffusers' `lambda_min_clipped`), and where the
-    usual linear schedules start. A cosine schedule of 4000 steps goes on to -11.3, over its last 16 steps; there solvers
-    of an ODE keep whatever x_0 they were told first, and Heun's rule does not converge.
+    That is what DPM-Solver's authors recommend for cosine schedules (Diffusers' `lambda_min_clipped`), and about
+    where the usual linear schedules end. A cosine schedule of 4000 steps goes on to -11.3 in its last 16 steps, where
+    solvers of an ODE keep whatever x_0 they are told first, and Heun's rule does not converge.
     """
     parameters = inspect.signature(type(scheduler).__init__).parameters
     arguments = {name: scheduler.config[name] for name in parameters if name in scheduler.config}

@@ -58,7 +58,7 @@ class TrainingConfig:
     low_res_size: int | None = option("Resolution of a super-resolution stage's input. Default: the preset's.")
     block_out_channels: list[int] | None = option("Channels of each level. Default: the preset's.")
     layers_per_block: int | None = option("Residual blocks per level. Default: the preset's.")
-    attention_resolutions: list[int] | None = option("Resolutions with attention. Default: the preset's.")
+    attention_resolutions: list[int] | None = option("Resolutions with attention; 0 for none. Default: the preset's.")
     num_attention_heads: int | None = option("Attention heads, by count. Default: the preset's.")
     attention_head_dim: int | None = option("Attention heads, by width. Default: the preset's.")
     norm_num_groups: int | None = option("Groups of the group norms. Default: the preset's.")

@@ -42,15 +42,28 @@ def save_pipeline(
     grid: Image.Image | None,
     output_dir: Path,
 ) -> None:
-    """
-    Writes the pipeline beside its final place and moves it there part by part. `model_index.json`, without which
-    nothing loads, goes first and comes back last: an interruption leaves no folder that half loads.
-    """
-    temporary = output_dir / f"{TEMPORARY_PREFIX}pipeline"
+    """Writes a stage's pipeline with its model card into `output_dir`."""
+    temporary = staging_folder(output_dir)
     pipeline.save_pretrained(temporary)
     if grid is not None:
         grid.save(temporary / "samples.png")
     write_stage_card(pipeline, resolved, figures, temporary)
+    publish(temporary, output_dir)
+
+
+def staging_folder(output_dir: Path) -> Path:
+    """A new, empty folder inside `output_dir`, for [`publish`] to empty into it."""
+    temporary = output_dir / f"{TEMPORARY_PREFIX}pipeline"
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    return temporary
+
+
+def publish(temporary: Path, output_dir: Path) -> None:
+    """
+    Moves a complete pipeline folder to its final place part by part. `model_index.json`, without which nothing loads,
+    goes first and comes back last: an interruption leaves no folder that half loads.
+    """
     sync_to_disk(temporary)
     index = output_dir / "model_index.json"
     index.unlink(missing_ok=True)

@@ -316,8 +316,8 @@ class Trainer:
         """
         if self.accelerator.reduce(self.not_finite.float(), "sum").item() > 0:
             raise RuntimeError(
-                f"A loss or gradient between steps {self.finite_until + 1} and {self.step} is NaN or infinite. Nothing "
-                f"was saved since. {last_good(self.output_dir)} Resume with a lower --learning_rate, for example."
+                f"A loss or gradient between steps {self.finite_until + 1} and {self.step} is NaN or infinite. "
+                f"Nothing was saved since. {last_good(self.output_dir)} Resuming with a lower --learning_rate may help"
             )
         self.finite_until = self.step
 

@@ -56,6 +56,8 @@ def resolve_preset(config: TrainingConfig, super_resolution: bool, num_processes
         unet = dataclasses.replace(
             unet, num_attention_heads=config.num_attention_heads, attention_head_dim=config.attention_head_dim
         )
+    if config.attention_resolutions == [0]:
+        unet = dataclasses.replace(unet, attention_resolutions=())
     if config.num_channels is not None:
         unet = dataclasses.replace(unet, in_channels=config.num_channels, out_channels=config.num_channels)
     if config.unconditional:
@@ -164,6 +166,8 @@ def describe(
     }
     resolved["data"] = dataclasses.asdict(data_config(config, preset))
     resolved["data"] |= {"num_examples": num_examples, "id2label": id2label}
+    if config.streaming:
+        resolved["data"]["num_workers"] = config.dataloader_num_workers  # each shuffles a part of the stream
     resolved["run"] = {name: getattr(config, name) for name in RUN_OPTIONS}
     return json.loads(json.dumps(resolved))
 

@@ -1,0 +1,350 @@
+"""
+Image classifiers, trained on the data sources of the diffusion stages: one recognises samples as their labels, and
+one trained on samples gives the classification accuracy score (Section 4).
+"""
+
+import dataclasses
+import math
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from accelerate.utils import DataLoaderConfiguration, set_seed
+from torch import nn
+from torch.utils.data import DataLoader, Dataset
+from tqdm.auto import tqdm
+from transformers import ResNetConfig, ResNetForImageClassification
+
+from .checkpoints import write_json
+from .config import option
+from .data import DataConfig, TrainingData, load_training_data, random_flip, to_float
+
+
+# `upsampling` is ours: a ResNet reduces its input by 4 before its first block, too much for images of 32x32.
+ARCHITECTURES = {
+    "small": {
+        "embedding_size": 32,
+        "hidden_sizes": [32, 64, 128],
+        "depths": [1, 1, 1],
+        "layer_type": "basic",
+        "upsampling": 2,
+    },
+    "resnet-50": {"upsampling": 1},
+}
+
+
+@dataclass(kw_only=True)
+class LabelledDataOptions:
+    """Command line options of scripts that train on one split of labelled images and measure on another."""
+
+    dataset_name: str | None = option("A data set of the Hub, e.g. zalando-datasets/fashion_mnist.")
+    dataset_config_name: str | None = option("Configuration of the Hub data set.")
+    train_data_dir: str | None = option(
+        "Folder of images (one sub-folder a class), of parquet files, or of MNIST-style IDX files."
+    )
+    dataset_split: str = option("Split for training.", "train")
+    eval_split: str = option("Split of the same data that no training sees.", "test")
+    image_column: str | None = option("Column with the images. Default: found by its type.")
+    label_column: str | None = option("Column with the class labels. Default: found by its type.")
+    label_names: str | None = option(
+        "Names of the classes 0, 1, ...: a file with one a line, or a comma-separated list."
+    )
+    background: str | None = option("Colour behind transparent images. Without it, such images are an error.")
+
+    def data_config(self, source_resolution: int, num_channels: int, padding: int) -> DataConfig:
+        """The training split's; the other's has `dataset_split=eval_split`."""
+        names = {f.name for f in dataclasses.fields(LabelledDataOptions)} - {"eval_split"}
+        return DataConfig(
+            source_resolution=source_resolution,
+            num_channels=num_channels,
+            padding=padding,
+            **{name: getattr(self, name) for name in sorted(names)},
+        )
+
+
+@dataclass(kw_only=True)
+class ClassifierConfig(LabelledDataOptions):
+    """
+    Everything that can be said on the command line of `training/train_classifier.py`.
+
+    Raises:
+        ValueError: for a value out of its range.
+    """
+
+    output_dir: str = field(metadata={"help": "Folder for the classifier and its results.json."})
+    padding: int = option("Black pixels added on each side before cropping (Fashion-MNIST, 28 to 32 pixels: 2).", 0)
+    image_size: int = option("Side of the images, in pixels: they are cropped and resized to it.", 32)
+    num_channels: int = option("Colour channels: 1 or 3.", 3)
+    dataloader_num_workers: int = option("Processes that load data; 0 loads in the training process.", 0)
+
+    # Network and optimisation
+    model_name: Literal["small", "resnet-50"] = option("small (for 32x32 images) or resnet-50.", "small")
+    seed: int = option("Seed of weights, data order and augmentation.", 0)
+    num_train_epochs: int = option("How often the network sees the training images.", 6)
+    train_batch_size: int = option("Images per device and step.", 128)
+    eval_batch_size: int = option("Images per device and step of the evaluation.", 500)
+    learning_rate: float = option("Peak learning rate of the one-cycle schedule.", 2e-3)
+    adam_weight_decay: float = option("AdamW weight decay.", 1e-2)
+    label_smoothing: float = option("Share of the target spread over all classes.", 0.0)
+    random_flip: bool = option("Flip half of the training images left to right.", True)
+    random_shift: int = option("Shift training images by up to so many pixels each way, black moving in.", 2)
+    mixed_precision: Literal["no", "fp16", "bf16"] = option("Autocast type.", "no")
+
+    def __post_init__(self):
+        if self.model_name not in ARCHITECTURES:
+            raise ValueError(f"`model_name` is {self.model_name!r}; it must be one of {list(ARCHITECTURES)}.")
+        for name, lowest in (
+            ("num_train_epochs", 1),
+            ("train_batch_size", 2),  # batch norm
+            ("eval_batch_size", 1),
+            ("random_shift", 0),
+        ):
+            if getattr(self, name) < lowest:
+                raise ValueError(f"`{name}` is {getattr(self, name)}; it must be at least {lowest}.")
+        if not 0 <= self.label_smoothing < 1:
+            raise ValueError(f"`label_smoothing` is {self.label_smoothing}; it must lie in [0, 1).")
+
+
+class Classifier(nn.Module):
+    """
+    One of transformers' ResNets on the images of a cascade: float tensors (B, C, R, R) in [-1, 1].
+
+    What it was trained on is in the config of `model`: `num_channels`, `image_size` R, the `padding` that brought
+    pictures to this size, `image_mean` and `image_std` (0.5 each: [0, 1] to [-1, 1]), the `upsampling` before the
+    network, and `id2label`.
+    """
+
+    def __init__(self, model: ResNetForImageClassification):
+        super().__init__()
+        self.model = model
+
+    @classmethod
+    def from_pretrained(cls, folder: str | os.PathLike) -> "Classifier":
+        """
+        Loads what `training/train_classifier.py` saved, in evaluation mode.
+
+        Raises:
+            ValueError: `folder` holds no such classifier.
+        """
+        if not (Path(folder) / "config.json").is_file():
+            raise ValueError(
+                f"{str(folder)!r} holds no classifier: give the --output_dir of training/train_classifier.py."
+            )
+        model = ResNetForImageClassification.from_pretrained(folder)
+        absent = [name for name in ("image_size", "padding", "upsampling") if not hasattr(model.config, name)]
+        if absent:
+            raise ValueError(
+                f"the config of the classifier in {str(folder)!r} has no {absent}: train one with "
+                "training/train_classifier.py, which saves how its images are prepared."
+            )
+        return cls(model).eval()
+
+    @property
+    def config(self) -> ResNetConfig:
+        return self.model.config
+
+    def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Logits (B, classes), and the penultimate features (B, D) of which they are a linear function."""
+        if self.config.upsampling > 1:
+            images = F.interpolate(images, scale_factor=self.config.upsampling, mode="bilinear", align_corners=False)
+        features = self.model.resnet(images).pooler_output.flatten(1)  # (B, D)
+        return self.model.classifier(features), features
+
+
+def build_classifier(config: ClassifierConfig, id2label: dict[int, str]) -> Classifier:
+    """A classifier with fresh weights."""
+    model_config = ResNetConfig(
+        num_channels=config.num_channels,
+        id2label=id2label,
+        label2id={name: index for index, name in id2label.items()},
+        image_size=config.image_size,
+        padding=config.padding,
+        image_mean=0.5,
+        image_std=0.5,
+        **ARCHITECTURES[config.model_name],
+    )
+    return Classifier(ResNetForImageClassification(model_config))
+
+
+# ------------------------------------------------------------------------------------------------------------------
+# Training
+# ------------------------------------------------------------------------------------------------------------------
+
+
+def train_classifier(config: ClassifierConfig) -> dict[str, Any]:
+    """
+    Trains a classifier on one split, measures it on another, and leaves both classifier and `results.json` in
+    `config.output_dir`.
+
+    Returns:
+        `dict`: what is in `results.json`.
+
+    Raises:
+        ValueError: for data that do not fit, or splits with different classes.
+        RuntimeError: when the loss is not finite.
+    """
+    data_config = config.data_config(config.image_size, config.num_channels, config.padding)
+    train = load_training_data(data_config)
+    test = load_training_data(dataclasses.replace(data_config, dataset_split=config.eval_split))
+    check_same_classes(f"the split {config.eval_split!r}", test.id2label, train.id2label)
+    return fit_classifier(config, train, test.dataset)
+
+
+def fit_classifier(config: ClassifierConfig, train: TrainingData, test: Dataset) -> dict[str, Any]:
+    """`train_classifier` on data that are already open."""
+    accelerator = Accelerator(
+        mixed_precision=config.mixed_precision,
+        dataloader_config=DataLoaderConfiguration(use_seedable_sampler=True, data_seed=config.seed),
+    )
+    if len(train.dataset) < config.train_batch_size * accelerator.num_processes:
+        raise ValueError(
+            f"`train_batch_size` is {config.train_batch_size} on each of {accelerator.num_processes} processes, but "
+            f"the data has only {len(train.dataset)} images: give a smaller one."
+        )
+    Path(config.output_dir).mkdir(parents=True, exist_ok=True)
+    set_seed(config.seed)
+    classifier = build_classifier(config, train.id2label).to(memory_format=torch.channels_last)
+    classifier = accelerator.prepare(classifier)
+    run_epochs(config, classifier, train.dataset, accelerator)
+    results = evaluate(config, classifier, test, train.id2label, accelerator)
+    results |= {"num_train_images": len(train.dataset), "config": dataclasses.asdict(config)}
+    if accelerator.is_main_process:
+        accelerator.unwrap_model(classifier).model.save_pretrained(config.output_dir)
+        write_json(Path(config.output_dir) / "results.json", results)
+        print(results_table(results, config.eval_split))
+    accelerator.wait_for_everyone()
+    return results
+
+
+def run_epochs(config: ClassifierConfig, classifier: nn.Module, dataset: Dataset, accelerator: Accelerator) -> None:
+    """AdamW under the one-cycle schedule (Smith and Topin, 2018), on flipped and shifted images."""
+    optimizer = torch.optim.AdamW(classifier.parameters(), weight_decay=config.adam_weight_decay, fused=True)
+    loader = DataLoader(
+        dataset, config.train_batch_size, shuffle=True, drop_last=True, num_workers=config.dataloader_num_workers
+    )
+    optimizer, loader = accelerator.prepare(optimizer, loader)
+    total = config.num_train_epochs * len(loader)
+    # Not prepared: accelerate would step it once per process.
+    scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer.optimizer, config.learning_rate, total_steps=total)
+    generator = torch.Generator(accelerator.device).manual_seed(config.seed + accelerator.process_index)
+    classifier.train()
+    bar = tqdm(total=total, unit="step", mininterval=1.0, disable=not accelerator.is_main_process)
+    with bar:
+        for epoch in range(config.num_train_epochs):
+            loader.set_epoch(epoch)
+            loss_sum = torch.zeros((), device=accelerator.device)
+            for batch in loader:
+                images = random_shift(batch["image"], config.random_shift, generator)
+                if config.random_flip:
+                    images = random_flip(images, generator)
+                logits, _ = classifier(to_float(images))
+                loss = F.cross_entropy(logits, batch["label"], label_smoothing=config.label_smoothing)
+                accelerator.backward(loss)
+                optimizer.step()
+                optimizer.zero_grad()
+                scheduler.step()
+                loss_sum += loss.detach()
+                bar.update()
+            mean_loss = loss_sum.item() / len(loader)
+            bar.set_postfix(epoch=epoch + 1, loss=f"{mean_loss:.4f}")
+            if not math.isfinite(mean_loss):
+                raise RuntimeError(
+                    f"The loss of epoch {epoch + 1} is {mean_loss}; nothing was saved. Try a lower --learning_rate "
+                    f"than {config.learning_rate}."
+                )
+
+
+def random_shift(images: torch.Tensor, max_shift: int, generator: torch.Generator) -> torch.Tensor:
+    """
+    Shift each uint8 image (B, C, H, W) by -max_shift..max_shift pixels along both axes, black moving in.
+
+    The shifts are drawn uniformly from `generator`, which lives on its own device.
+    """
+    count, channels, height, width = images.shape
+    shifts = torch.randint(2 * max_shift + 1, (2, count, 1), generator=generator, device=generator.device)
+    rows, columns = shifts.to(images.device)  # (B, 1) each: where the crop of the padded image begins
+    rows = rows + torch.arange(height, device=images.device)  # (B, H)
+    columns = columns + torch.arange(width, device=images.device)  # (B, W)
+    padded = F.pad(images, [max_shift] * 4)
+    image = torch.arange(count, device=images.device)[:, None, None, None]
+    channel = torch.arange(channels, device=images.device)[None, :, None, None]
+    return padded[image, channel, rows[:, None, :, None], columns[:, None, None, :]]  # (B, C, H, W)
+
+
+# ------------------------------------------------------------------------------------------------------------------
+# Evaluation
+# ------------------------------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def evaluate(
+    config: ClassifierConfig, classifier: nn.Module, dataset: Dataset, id2label: dict[int, str], accelerator
+) -> dict[str, Any]:
+    """`accuracies` of `classifier` on all images of `dataset`, over all processes."""
+    loader = accelerator.prepare(
+        DataLoader(dataset, config.eval_batch_size, num_workers=config.dataloader_num_workers)
+    )
+    classifier.eval()
+    logits, labels = [], []
+    for batch in tqdm(loader, desc="evaluation", disable=not accelerator.is_main_process):
+        gathered = accelerator.gather_for_metrics((classifier(to_float(batch["image"]))[0], batch["label"]))
+        logits.append(gathered[0].cpu())
+        labels.append(gathered[1].cpu())
+    return accuracies(torch.cat(logits), torch.cat(labels), id2label)
+
+
+def accuracies(logits: torch.Tensor, labels: torch.Tensor, id2label: dict[int, str]) -> dict[str, Any]:
+    """
+    Top-1 and top-5 accuracy (with fewer than five classes, the latter is 1) and top-1 per class, all in [0, 1].
+
+    Args:
+        logits: (N, classes).
+        labels: int64 (N,).
+        id2label: names of the classes. One without images has the accuracy None.
+    """
+    hits = logits.topk(min(5, logits.shape[1])).indices == labels[:, None]  # (N, 5), best first
+    top_1 = hits[:, 0].double()
+    per_class = {name: top_1[labels == index] for index, name in id2label.items()}
+    return {
+        "top_1": top_1.mean().item(),
+        "top_5": hits.any(1).double().mean().item(),
+        "per_class": {name: hit.mean().item() if len(hit) else None for name, hit in per_class.items()},
+        "num_images": len(labels),
+    }
+
+
+def results_table(results: dict[str, Any], eval_split: str) -> str:
+    """The accuracies as a markdown table."""
+    rows = {"all classes, top-1": results["top_1"], "all classes, top-5": results["top_5"], **results["per_class"]}
+    lines = [f"| {results['num_images']:,} images of {eval_split!r} | accuracy |", "|---|---|"]
+    lines += [f"| {name} | {'no images' if value is None else f'{value:.2%}'} |" for name, value in rows.items()]
+    return "\n".join(lines)
+
+
+def check_same_classes(what: str, id2label: dict[int, str], expected: dict[int, str]) -> None:
+    """
+    Raises:
+        ValueError: `what` has other classes than expected: another number of them, or other names. Data without
+            names, whose classes are called "0", "1", ..., fit any names.
+    """
+    numbers = {index: str(index) for index in id2label}
+    if len(id2label) != len(expected):
+        raise ValueError(
+            f"{what} has {len(id2label)} classes ({_first(id2label)}) and not {len(expected)} ({_first(expected)}): "
+            "they must be the same; --label_names gives all names where some do not occur."
+        )
+    if id2label != expected and numbers not in (id2label, expected):
+        index = next(index for index in expected if id2label.get(index) != expected[index])
+        raise ValueError(
+            f"{what} has other classes: number {index} is {id2label.get(index)!r} and not {expected[index]!r}; "
+            "--label_names gives the names in their order."
+        )
+
+
+def _first(id2label: dict[int, str]) -> str:
+    names = list(id2label.values())
+    return ", ".join(names[:10]) + (", ..." if len(names) > 10 else "")

@@ -1,0 +1,116 @@
+"""Who imports whom, read from the source, and what `import cdm_diffusers` gives and needs."""
+
+import ast
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import diffusers
+import pytest
+
+import cdm_diffusers
+
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "cdm_diffusers"
+SCRIPT_FOLDERS = ("training", "evaluation", "conversion", "examples", "benchmarks")
+
+# What each part of the package may import of the others: downward only. Parts that are not here yet need a place.
+MAY_IMPORT = {
+    "diffusion": set(),
+    "presets": set(),
+    "model_cards": set(),
+    "models": set(),
+    "schedulers": {"diffusion"},
+    "losses": {"diffusion"},
+    "conditioning_augmentation": {"diffusion"},
+    "pipelines": {"models", "schedulers", "diffusion"},
+}
+BELOW = set(MAY_IMPORT)
+MAY_IMPORT |= {"conversion": BELOW, "training": BELOW, "evaluation": BELOW}
+
+MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
+SCRIPTS = sorted(path for folder in SCRIPT_FOLDERS for path in (ROOT / folder).glob("*.py"))
+
+
+def relative_name(path):
+    return str(path.relative_to(ROOT))
+
+
+def imported_names(path):
+    """Dotted names of everything that a file imports, relative imports resolved, imports inside functions included."""
+    package = path.relative_to(ROOT).with_suffix("").parts[:-1]
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            origin = list(package[: len(package) - node.level + 1]) if node.level else []
+            origin += node.module.split(".") if node.module else []
+            names |= {".".join([*origin, alias.name]) for alias in node.names}
+    return names
+
+
+def test_imports_are_found():
+    """The reader itself: relative, absolute and nested imports."""
+    names = imported_names(PACKAGE / "schedulers" / "ancestral.py")
+    assert {"torch", "cdm_diffusers.diffusion.DiffusionTable", "diffusers.ConfigMixin"} <= names
+    assert len(MODULES) > 15 and len(SCRIPTS) > 1
+
+
+@pytest.mark.parametrize("path", MODULES, ids=relative_name)
+def test_package_imports_downward_only(path):
+    part = path.relative_to(PACKAGE).with_suffix("").parts[0]
+    assert part in MAY_IMPORT, f"say in MAY_IMPORT what {part} may import"
+    for name in imported_names(path):
+        if name.split(".")[0] == "cdm_diffusers":
+            imported = name.split(".")[1]
+            assert imported == part or imported in MAY_IMPORT[part], f"{relative_name(path)} imports {name}"
+
+
+def test_diffusion_needs_only_torch():
+    tops = {name.split(".")[0] for name in imported_names(PACKAGE / "diffusion.py")}
+    assert tops - set(sys.stdlib_module_names) == {"torch"}
+
+
+def test_presets_need_nothing():
+    tops = {name.split(".")[0] for name in imported_names(PACKAGE / "presets.py")}
+    assert tops <= set(sys.stdlib_module_names)
+
+
+@pytest.mark.parametrize("path", SCRIPTS, ids=relative_name)
+def test_scripts_import_no_scripts(path):
+    scripts = {script.stem for script in SCRIPTS} | set(SCRIPT_FOLDERS) | {"tests"}
+    assert not {name.split(".")[0] for name in imported_names(path)} & scripts
+
+
+@pytest.mark.parametrize("path", [*MODULES, *SCRIPTS], ids=relative_name)
+def test_nothing_imports_torchvision(path):
+    assert "torchvision" not in {name.split(".")[0] for name in imported_names(path)}
+
+
+def test_every_module_imports_without_torchvision():
+    """As on machines where it is missing, whatever this one has."""
+    modules = [".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__") for path in MODULES]
+    program = "import importlib, sys\n"
+    program += "sys.modules['torchvision'] = None\n"
+    program += f"for name in {modules}: importlib.import_module(name)"
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    result = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+
+
+def test_public_names_exist():
+    assert sorted(set(cdm_diffusers.__all__)) == sorted(cdm_diffusers.__all__)
+    for name in cdm_diffusers.__all__:
+        assert hasattr(cdm_diffusers, name), name
+
+
+@pytest.mark.parametrize("name", ["CascadedUNet2DModel", "CascadedDDPMScheduler", "ContinuousDDPMScheduler"])
+def test_checkpoints_name_the_public_package(name):
+    """Diffusers writes a component's module into `model_index.json`, and needs its base classes there when loading."""
+    component = getattr(cdm_diffusers, name)
+    assert component.__module__ == "cdm_diffusers"
+    base = diffusers.ModelMixin if name.endswith("Model") else diffusers.SchedulerMixin
+    assert issubclass(component, base) and getattr(cdm_diffusers, base.__name__) is base

@@ -1,0 +1,110 @@
+"""Every script and the README's commands, for a few steps, as a user runs them."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from cdm_diffusers import CascadedDiffusionPipeline
+
+
+ROOT = Path(__file__).parent.parent
+SMALL_RUN = ["--train_batch_size", "4", "--max_train_steps", "2", "--lr_warmup_steps", "1", "--num_validation_images"]
+SMALL_RUN += ["2", "--validation_inference_steps", "2", "--validation_steps", "2"]
+
+
+def run(*command: object) -> str:
+    """Runs a script from the repository's root; its output, or the test's failure with its errors."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "ACCELERATE_USE_CPU": "true"}
+    result = subprocess.run(
+        [sys.executable, *map(str, command)], cwd=ROOT, env=environment, capture_output=True, text=True
+    )
+    assert result.returncode == 0, result.stderr[-3000:]
+    return result.stdout
+
+
+def launch(*command: object) -> str:
+    return run("-m", "accelerate.commands.launch", "--num_processes", "1", *command)
+
+
+@pytest.fixture(scope="module")
+def my_images(tmp_path_factory) -> Path:
+    """A folder as docs/training.md describes it: a sub-folder a class, pictures of different sizes."""
+    folder = tmp_path_factory.mktemp("my-images")
+    generator = np.random.default_rng(0)
+    for label, colour in (("cat", (200, 80, 20)), ("dog", (20, 80, 200))):
+        (folder / label).mkdir()
+        for number in range(6):
+            pixels = np.clip(generator.normal(colour, 20, size=(70 + number, 90, 3)), 0, 255).astype(np.uint8)
+            Image.fromarray(pixels).save(folder / label / f"{number}.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def cascade(my_images, tmp_path_factory) -> Path:
+    """The README's own commands with smaller networks: two stages, trained, joined."""
+    runs = tmp_path_factory.mktemp("runs")
+    small = ["--source_resolution", "64", "--layers_per_block", "1", *SMALL_RUN]
+    data = ["--train_data_dir", my_images]
+    base = ["--preset", "imagenet_16", *data, "--output_dir", runs / "base", "--block_out_channels", "32", "32", "32"]
+    launch("training/train_base.py", *base, *small)
+    super_res = ["--preset", "imagenet_16_to_64", *data, "--output_dir", runs / "sr"]
+    super_res += ["--block_out_channels", "32", "32", "32", "32"]
+    launch("training/train_sr.py", *super_res, *small)
+    joined = runs / "my-cascade"
+    run("conversion/assemble_cascade.py", "--base", runs / "base", "--super-res", runs / "sr", "--output", joined)
+    return joined
+
+
+def test_stages_leave_pipelines_cards_grids_and_configurations(cascade):
+    for stage in ("base", "sr"):
+        folder = cascade.parent / stage
+        assert (folder / "model_index.json").is_file()
+        assert json.loads((folder / "training_config.json").read_text())["training"]["max_train_steps"] == 2
+        assert (folder / "samples.png").is_file()
+        assert "cat" in (folder / "README.md").read_text()
+
+
+def test_the_cascade_samples_by_name(cascade):
+    pipe = CascadedDiffusionPipeline.from_pretrained(cascade)
+    assert pipe.config.id2label == {0: "cat", 1: "dog"}
+    output = pipe(class_labels=["dog", 0], num_inference_steps=2, output_stages=True)
+    assert [image.size for image in output.images] == [(64, 64)] * 2
+    assert [image.size for image in output.stages["base"]] == [(16, 16)] * 2
+
+
+def test_the_cascade_has_a_card_and_all_configurations(cascade):
+    configs = json.loads((cascade / "training_config.json").read_text())
+    assert [configs[name]["name"] for name in ("base", "super_res_1")] == ["imagenet_16", "imagenet_16_to_64"]
+    card = (cascade / "README.md").read_text()
+    assert "# my-cascade: a cascade 16x16 -> 64x64" in card
+    assert "0 cat, 1 dog" in card
+    assert "| super_res_1 | 64x64 |" in card and "| 8 |" in card  # 2 steps of 4 images
+
+
+def test_sample_grid(cascade, tmp_path):
+    picture = tmp_path / "samples.png"
+    arguments = ["--pipeline", cascade, "--output", picture, "--num_images_per_label", "1", "--scale", "1"]
+    output = run("examples/sample_grid.py", *arguments, "--num_inference_steps", "2")
+    assert "base | super_res_1 side by side" in output
+    with Image.open(picture) as grid:
+        assert grid.size == (110 + 2 * 64 + 8, 2 * (64 + 8))
+
+
+def test_assembling_what_does_not_fit_leaves_nothing(cascade, tmp_path):
+    base = cascade.parent / "base"
+    arguments = ["--base", base, "--super-res", base, "--output", tmp_path / "cascade"]
+    result = subprocess.run(
+        [sys.executable, "conversion/assemble_cascade.py", *map(str, arguments)],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode != 0 and "ValueError" in result.stderr
+    assert not (tmp_path / "cascade").exists()
