@@ -51,7 +51,7 @@ def write_stage_card(
         ),
         "## Figures\n\n"
         + table({n: "not measured" if v is None else f"{v:.4f}" for n, v in figures.items()})
-        + "\nMeans and deviations are over all pixels in [-1, 1]; the samples are the few of the picture above.",
+        + "\n\nMeans and deviations are over all pixels in [-1, 1]; the samples are the few of the picture above.",
     ]
     ModelCard("\n\n".join(section for section in sections if section) + "\n").save(output_dir / "README.md")
 

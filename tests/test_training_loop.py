@@ -267,6 +267,16 @@ def test_resuming_another_architecture_names_the_fields(images, unbroken):
         assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
+@pytest.mark.parametrize("name", ["model.safetensors", "ema.safetensors", "optimizer.bin", "progress.json"])
+def test_resuming_a_damaged_checkpoint(name, images, unbroken, tmp_path):
+    shutil.copytree(unbroken / "checkpoint-4", tmp_path / "checkpoint-4")
+    content = (tmp_path / "checkpoint-4" / name).read_bytes()
+    (tmp_path / "checkpoint-4" / name).write_bytes(content[: len(content) // 2])
+    options = BASE | EXACT | {"train_data_dir": str(images), "output_dir": str(tmp_path)}
+    with pytest.raises(ValueError, match=r"checkpoint-4', which is incomplete or damaged"):
+        run(options | {"resume_from_checkpoint": "latest"})
+
+
 def test_resuming_other_data_is_refused(images, unbroken, tmp_path):
     shutil.copytree(images, tmp_path / "fewer")
     (tmp_path / "fewer" / "boot" / "3.png").unlink()
@@ -285,8 +295,8 @@ def diverge():
 def test_divergence_stops_before_anything_is_saved(logging_steps, images, tmp_path):
     options = BASE | {"train_data_dir": str(images), "output_dir": str(tmp_path), "train_batch_size": 4}
     options |= {"max_train_steps": 12, "checkpointing_steps": 4, "logging_steps": logging_steps}
-    first, last = (4 if logging_steps == 3 else 5), (6 if logging_steps == 3 else 8)
-    message = f"steps {first} and {last} is NaN or infinite.*last good checkpoint is {tmp_path / 'checkpoint-4'}"
+    last = 6 if logging_steps == 3 else 8
+    message = f"steps 5 to {last} is NaN or infinite.*last good checkpoint is {tmp_path / 'checkpoint-4'}"
     with pytest.raises(RuntimeError, match=message):
         run(options, diverge)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-4", "training_config.json"]

@@ -143,11 +143,9 @@ def open_split(data_config: DataConfig, pipeline) -> TrainingData:
 
 def sampling_options(pipeline: CascadedDiffusionPipeline, config: RecognitionConfig) -> dict[str, dict[str, int]]:
     """`num_inference_steps` and `augmentation_levels` of the stages: the pipeline's own where `config` has none."""
-    steps = pipeline.config.default_num_inference_steps or {}
+    recommended = pipeline.config.default_num_inference_steps or {}
     levels = pipeline.config.default_augmentation_levels or {}
     noised = [stage.name for stage in pipeline.stages if stage.noising_scheduler is not None]
-    if config.num_inference_steps is not None:
-        steps = {stage.name: config.num_inference_steps for stage in pipeline.stages}
     if config.augmentation_level is not None:
         if not noised:
             raise ValueError(
@@ -157,7 +155,8 @@ def sampling_options(pipeline: CascadedDiffusionPipeline, config: RecognitionCon
         levels = dict.fromkeys(noised, config.augmentation_level)
     return {
         "num_inference_steps": {
-            stage.name: steps.get(stage.name) or stage.default_num_inference_steps() for stage in pipeline.stages
+            stage.name: config.num_inference_steps or stage.default_num_inference_steps(recommended.get(stage.name))
+            for stage in pipeline.stages
         },
         "augmentation_levels": {name: levels.get(name, 0) for name in noised},
     }

@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 from safetensors import SafetensorError
@@ -75,6 +76,24 @@ def saving(what: str, temporary: Path) -> Iterator[None]:
         shutil.rmtree(temporary, ignore_errors=True)
         number = getattr(error, "errno", None) or errno.EIO
         raise OSError(number, f"{what} could not be saved ({error}). {last_good(temporary.parent)}") from error
+
+
+@contextmanager
+def loading(checkpoint: Path) -> Iterator[None]:
+    """
+    Around everything that reads `checkpoint`.
+
+    Raises:
+        ValueError: if a file is missing or damaged; lists the other checkpoints.
+    """
+    try:
+        yield
+    except (OSError, EOFError, KeyError, ValueError, RuntimeError, UnpicklingError, SafetensorError) as error:
+        others = [str(path) for path in checkpoints_in(checkpoint.parent) if path != checkpoint]
+        raise ValueError(
+            f"`resume_from_checkpoint` is {str(checkpoint)!r}, which is incomplete or damaged ({error}): remove it. "
+            f"The other checkpoints beside it are {others}."
+        ) from error
 
 
 def replace_folder(temporary: Path, final: Path) -> None:

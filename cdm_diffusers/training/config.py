@@ -118,6 +118,6 @@ class TrainingConfig:
                 f"`dataset_name` is {self.dataset_name!r} and `train_data_dir` is {self.train_data_dir!r}: "
                 "give exactly one of them."
             )
-        for name in ("gradient_accumulation_steps", "checkpointing_steps", "logging_steps"):
+        for name in ("gradient_accumulation_steps", "checkpointing_steps", "logging_steps", "num_validation_images"):
             if getattr(self, name) < 1:
                 raise ValueError(f"`{name}` is {getattr(self, name)}; it must be at least 1.")

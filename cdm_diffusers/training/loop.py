@@ -25,6 +25,7 @@ from .checkpoints import (
     TEMPORARY_PREFIX,
     checkpoint_to_resume,
     last_good,
+    loading,
     remove_temporaries,
     replace_folder,
     rotate,
@@ -316,8 +317,8 @@ class Trainer:
         """
         if self.accelerator.reduce(self.not_finite.float(), "sum").item() > 0:
             raise RuntimeError(
-                f"A loss or gradient between steps {self.finite_until + 1} and {self.step} is NaN or infinite. "
-                f"Nothing was saved since. {last_good(self.output_dir)} Resuming with a lower --learning_rate may help"
+                f"A loss or gradient of steps {self.finite_until + 1} to {self.step} is NaN or infinite; nothing was "
+                f"saved since. {last_good(self.output_dir)} Resuming with a lower --learning_rate may help."
             )
         self.finite_until = self.step
 
@@ -368,22 +369,25 @@ class Trainer:
         }
 
     def load_checkpoint(self, checkpoint: Path) -> None:
-        check_resumable(json.loads((checkpoint / "training_config.json").read_text()), self.resolved, checkpoint)
-        hyperparameters = [
-            {name: value for name, value in group.items() if name != "params"} for group in self.optimizer.param_groups
-        ]
-        self.accelerator.load_state(str(checkpoint))
-        for group, values in zip(self.optimizer.param_groups, hyperparameters, strict=True):
-            group.update(values)  # a resumed run may change them
-        averages = load_file(checkpoint / "ema.safetensors")
-        for (name, _), average in zip(self.stage.unet.named_parameters(), self.ema.shadow_params, strict=True):
-            average.copy_(averages[name])
-        progress = json.loads((checkpoint / "progress.json").read_text())
+        with loading(checkpoint):
+            saved = json.loads((checkpoint / "training_config.json").read_text())
+            progress = json.loads((checkpoint / "progress.json").read_text())
+        check_resumable(saved, self.resolved, checkpoint)
         if progress["step"] > self.preset.training.max_train_steps:
             raise ValueError(
                 f"`max_train_steps` is {self.preset.training.max_train_steps}, but {checkpoint} is at step "
                 f"{progress['step']}: give more steps or an earlier checkpoint."
             )
+        hyperparameters = [
+            {name: value for name, value in group.items() if name != "params"} for group in self.optimizer.param_groups
+        ]
+        with loading(checkpoint):
+            self.accelerator.load_state(str(checkpoint))
+            averages = load_file(checkpoint / "ema.safetensors")
+            for (name, _), average in zip(self.stage.unet.named_parameters(), self.ema.shadow_params, strict=True):
+                average.copy_(averages[name])
+        for group, values in zip(self.optimizer.param_groups, hyperparameters, strict=True):
+            group.update(values)  # a resumed run may change them
         self.step, self.epoch, self.epoch_batches = (progress[n] for n in ("step", "epoch", "epoch_batches"))
         self.ema.optimization_step, self.last_loss = progress["ema_steps"], progress["loss"]
         self.finite_until = self.step

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ..presets import GaussianAugmentationPreset, StagePreset, get_preset
+from ..presets import GaussianAugmentationPreset, StagePreset, UNetPreset, get_preset
 from .config import TrainingConfig
 from .data import DataConfig
 
@@ -51,31 +51,12 @@ def resolve_preset(config: TrainingConfig, super_resolution: bool, num_processes
     preset = get_preset(config.preset)
     check_kind(config, preset, super_resolution)
     training = override(preset.training, config, train_batch_size=global_batch_size(config, preset, num_processes))
-    unet = override(preset.unet, config)
-    if config.num_attention_heads is not None or config.attention_head_dim is not None:
-        unet = dataclasses.replace(
-            unet, num_attention_heads=config.num_attention_heads, attention_head_dim=config.attention_head_dim
-        )
-    if config.attention_resolutions == [0]:
-        unet = dataclasses.replace(unet, attention_resolutions=())
-    if config.num_channels is not None:
-        unet = dataclasses.replace(unet, in_channels=config.num_channels, out_channels=config.num_channels)
-    if config.unconditional:
-        unet = dataclasses.replace(unet, num_classes=None)
-    if training.label_dropout > 0:
-        if unet.num_classes is None:
-            raise ValueError(
-                f"`label_dropout` is {training.label_dropout}, but the stage is unconditional: leave it out."
-            )
-        unet = dataclasses.replace(unet, null_class=True)
     augmentation = preset.augmentation
     if config.augmentation_level is not None:
-        # As the paper's networks of one s (Tables 2 and 3): it is part of the network, not an input.
         augmentation = dataclasses.replace(augmentation, level=config.augmentation_level)
-        unet = dataclasses.replace(unet, augmentation_level_embedding=False)
     preset = dataclasses.replace(
         preset,
-        unet=unet,
+        unet=resolve_unet(config, preset.unet, training.label_dropout),
         scheduler=override(preset.scheduler, config),
         augmentation=augmentation,
         training=training,
@@ -84,6 +65,30 @@ def resolve_preset(config: TrainingConfig, super_resolution: bool, num_processes
     )
     check_sizes(preset)
     return preset
+
+
+def resolve_unet(config: TrainingConfig, unet: UNetPreset, label_dropout: float) -> UNetPreset:
+    """The network's arguments, and what options that are not its own mean for it."""
+    further = {}
+    if config.num_attention_heads is not None or config.attention_head_dim is not None:
+        # The preset may give the other one of the two.
+        further["num_attention_heads"] = config.num_attention_heads
+        further["attention_head_dim"] = config.attention_head_dim
+    if config.attention_resolutions == [0]:
+        further["attention_resolutions"] = ()
+    if config.num_channels is not None:
+        further["in_channels"] = further["out_channels"] = config.num_channels
+    if config.augmentation_level is not None:
+        # As in the paper's networks for one s (Tables 2 and 3), s is then part of the network, not an input.
+        further["augmentation_level_embedding"] = False
+    if config.unconditional:
+        further["num_classes"] = None
+    if label_dropout > 0:
+        further["null_class"] = True
+    unet = override(unet, config, **further)
+    if unet.null_class and unet.num_classes is None:
+        raise ValueError(f"`label_dropout` is {label_dropout}, but the stage has no classes: leave it out.")
+    return unet
 
 
 def override(section: Any, config: TrainingConfig, **further: Any) -> Any:

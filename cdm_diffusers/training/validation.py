@@ -43,11 +43,13 @@ class Validation:
         }
         pipeline.set_progress_bar_config(disable=True)
         if self.is_base:
-            num_classes = 0 if self.id2label is None else min(len(self.id2label), MAX_GRID_CLASSES)
-            columns = max(1, self.config.num_validation_images // max(1, num_classes))
-            labels = list(range(num_classes)) or None
-            samples = pipeline(labels, num_images_per_label=columns, **arguments).images
-            cells = samples
+            if self.id2label is None:
+                columns, arguments["batch_size"] = MAX_GRID_CLASSES, self.config.num_validation_images
+            else:
+                labels = list(range(min(len(self.id2label), MAX_GRID_CLASSES)))
+                columns = max(1, self.config.num_validation_images // len(labels))
+                arguments |= {"class_labels": labels, "num_images_per_label": columns}
+            cells = samples = pipeline(**arguments).images
         else:
             samples = pipeline(self.low_res, class_labels=self.labels, **arguments).images
             low_res = torch.nn.functional.interpolate(self.low_res, samples.shape[-1], mode="nearest")
