@@ -486,10 +486,17 @@ def test_options_override_the_preset_only_when_given():
 
     options = ["--learning_rate", "0.1", "--random_flip", "false", "--label_dropout", "0.2", "--padding", "0"]
     options += ["--block_out_channels", "32", "64", "--num_attention_heads", "2", "--num_channels", "3"]
+    options += ["--attention_resolutions", "8"]
     options += ["--prediction_type", "epsilon", "--augmentation_level", "7", "--train_batch_size", "6"]
     options += ["--gradient_accumulation_steps", "2", "--max_grad_norm", "0.5", "--low_res_size", "4"]
     resolved = resolve_preset(parsed("--preset", preset.name, *DATA, *options), super_resolution=True, num_processes=3)
-    unet = {"block_out_channels": (32, 64), "num_attention_heads": 2, "attention_head_dim": None, "in_channels": 3}
+    unet = {
+        "block_out_channels": (32, 64),
+        "attention_resolutions": (8,),
+        "num_attention_heads": 2,
+        "attention_head_dim": None,
+        "in_channels": 3,
+    }
     unet |= {"out_channels": 3, "null_class": True, "augmentation_level_embedding": False, "low_res_size": 4}
     training = {
         "learning_rate": 0.1,
