@@ -489,7 +489,7 @@ FASHION_MNIST_8_TO_16 = StagePreset(
         ema_warmup=True,
         random_flip=True,
     ),
-    inference=InferencePreset(num_inference_steps=100, augmentation_level=400),
+    inference=InferencePreset(num_inference_steps=50, augmentation_level=1500),
     data=DataPreset(source_resolution=32, padding=2),
 )
 

@@ -21,6 +21,14 @@ def parse_args() -> argparse.Namespace:
         "--super-res", nargs="*", default=[], help="Folders or Hub ids of up to three super-resolution stages."
     )
     parser.add_argument("--output", required=True, type=Path, help="Folder for the cascade.")
+    parser.add_argument(
+        "--default-num-inference-steps", type=json.loads, help='As JSON: {"base": 100}. Default: the stages\' own.'
+    )
+    parser.add_argument(
+        "--default-augmentation-levels",
+        type=json.loads,
+        help='As JSON: {"super_res_1": 400}. Default: the stages\' own.',
+    )
     parser.add_argument("--recognition", type=Path, help="JSON of evaluation/recognition.py, for the model card.")
     parser.add_argument("--sample-grid", type=Path, help="PNG of samples, for the model card.")
     return parser.parse_args()
@@ -29,6 +37,9 @@ def parse_args() -> argparse.Namespace:
 def main():
     args = parse_args()
     cascade = CascadedDiffusionPipeline.from_stages(args.base, *args.super_res)
+    for name in ("default_num_inference_steps", "default_augmentation_levels"):
+        if getattr(args, name) is not None:
+            cascade.register_to_config(**{name: {**(cascade.config[name] or {}), **getattr(args, name)}})
     runs = zip(cascade.stages, [args.base, *args.super_res], strict=True)
     configs = {stage.name: Path(run) / "training_config.json" for stage, run in runs}
     configs = {name: json.loads(path.read_text()) for name, path in configs.items() if path.is_file()}
