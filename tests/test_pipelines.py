@@ -151,13 +151,16 @@ def test_stages_and_defaults(cascade, monkeypatch):
 
 
 def test_steps_without_defaults(monkeypatch):
-    """T for ancestral sampling at discrete times; 100, or T if that is less, for others; s is then 0."""
+    """T for ancestral sampling at discrete times; 100 for others, limited by T or T/2; s is then 0."""
     pipe = CascadedDiffusionPipeline(make_unet(4), make_scheduler())
     assert pipe.stages[0].default_num_inference_steps(None) == T
     pipe.base_scheduler = DDIMScheduler(300)
     assert pipe.stages[0].default_num_inference_steps(None) == 100
     assert pipe.stages[0].default_num_inference_steps(250) == 100
     assert pipe.stages[0].default_num_inference_steps(20) == 20
+    pipe.base_scheduler = DDIMScheduler.from_config(make_scheduler().config)
+    assert pipe.stages[0].default_num_inference_steps(None) == T // 2
+    assert len(tensors(quiet(pipe), 0)) == 1
     pipe = SuperResolutionPipeline(make_super_res_2().unet, ContinuousDDPMScheduler(50))
     assert pipe.stage.default_num_inference_steps(None) == 50
     pipe = quiet(SuperResolutionPipeline(make_super_res_1().unet, make_scheduler(), make_scheduler()))
@@ -896,7 +899,7 @@ def test_offloading(cascade, folder, offload):
         torch.testing.assert_close(tensors(loaded, [0, 1]), tensors(cascade, [0, 1]), rtol=0, atol=1e-5)
 
 
-def test_compiled_networks_have_no_graph_break(cascade):
+def test_compiled_networks_have_no_graph_break():
     """One graph for all steps: neither breaks nor compilations on the way."""
     pipe = quiet(CascadedDiffusionPipeline.from_stages(make_base(), make_super_res_1()))
     options = {"num_inference_steps": 3, "output_type": "pt"}

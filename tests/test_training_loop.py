@@ -10,7 +10,6 @@ import json
 import math
 import multiprocessing
 import os
-import random
 import resource
 import runpy
 import shutil
@@ -34,7 +33,7 @@ from transformers import HfArgumentParser
 from cdm_diffusers.pipelines import CascadedDiffusionPipeline, SuperResolutionPipeline
 from cdm_diffusers.presets import get_preset
 from cdm_diffusers.training import TrainingConfig, train
-from cdm_diffusers.training.checkpoints import rotate
+from cdm_diffusers.training.checkpoints import checkpoints_in, rotate, step_of
 from cdm_diffusers.training.data import load_training_data
 from cdm_diffusers.training.loop import Trainer
 from cdm_diffusers.training.resolve import data_config, resolve_preset
@@ -143,13 +142,13 @@ def unbroken(images, tmp_path_factory):
     return output_dir
 
 
-class KillAtCall:
-    """SIGKILL at the n-th call of a function that touches the disk."""
+class AtDiskCalls:
+    """Calls `action(n)` before the n-th call of a function that changes the disk."""
 
-    watched = ((os, "fsync"), (os, "rename"), (os, "unlink"), (torch, "save"))
+    watched = ((os, "fsync"), (os, "rename"), (os, "unlink"), (os, "rmdir"), (os, "mkdir"), (torch, "save"))
 
-    def __init__(self, count):
-        self.count = count
+    def __init__(self, action):
+        self.action, self.count, self.is_acting = action, 0, False
 
     def __call__(self):
         for module, name in self.watched:
@@ -157,12 +156,35 @@ class KillAtCall:
 
     def counting(self, function):
         def wrapper(*args, **kwargs):
-            self.count -= 1
-            if self.count == 0:
-                os.kill(os.getpid(), signal.SIGKILL)
+            if not self.is_acting:
+                self.count, self.is_acting = self.count + 1, True
+                self.action(self.count)
+                self.is_acting = False
             return function(*args, **kwargs)
 
         return wrapper
+
+
+class KillAt:
+    def __init__(self, count):
+        self.count = count
+
+    def __call__(self, count):
+        if count == self.count:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+class Snapshot:
+    def __init__(self, output_dir, snapshots):
+        self.output_dir, self.snapshots = output_dir, snapshots
+
+    def __call__(self, count):
+        if self.output_dir.exists():
+            shutil.copytree(self.output_dir, self.snapshots / str(count))
+
+
+def contents(folder):
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 class KillAfter:
@@ -177,14 +199,14 @@ class KillAfter:
         timer.start()
 
 
-CALLS = sorted(random.Random(0).sample(range(2, 60), 5))
-
-
-@pytest.mark.parametrize("kill", [*map(KillAtCall, CALLS), KillAfter(1.5)], ids=[*map(str, CALLS), "timer"])
+@pytest.mark.parametrize(
+    "kill", [AtDiskCalls(KillAt(29)), AtDiskCalls(KillAt(64)), AtDiskCalls(KillAt(84)), KillAfter(1.5)]
+)
 def test_killed_run_resumes_to_the_same_weights(kill, images, unbroken, tmp_path):
     options = BASE | EXACT | {"train_data_dir": str(images), "output_dir": str(tmp_path)}
-    with pytest.raises(BrokenProcessPool) if isinstance(kill, KillAtCall) else contextlib.suppress(BrokenProcessPool):
+    with contextlib.suppress(BrokenProcessPool):  # the timer may be too late
         run(options, kill)
+        assert isinstance(kill, KillAfter)
     assert_nothing_half_written(tmp_path)
     run(options | {"resume_from_checkpoint": "latest"})
     assert_same_run(tmp_path, unbroken)
@@ -192,11 +214,32 @@ def test_killed_run_resumes_to_the_same_weights(kill, images, unbroken, tmp_path
     assert not list(tmp_path.glob(".tmp-*"))
 
 
+def test_whatever_a_kill_leaves_is_complete(images, unbroken, tmp_path):
+    """Snapshots of the disk before every call that changes it: all that SIGKILL inside a save can leave behind."""
+    output_dir, snapshots = tmp_path / "run", tmp_path / "snapshots"
+    options = BASE | EXACT | {"train_data_dir": str(images), "output_dir": str(output_dir)}
+    run(options, AtDiskCalls(Snapshot(output_dir, snapshots)))
+    checkpoints = {path.name: contents(path) for path in unbroken.glob("checkpoint-*")}
+    for values in checkpoints.values():
+        for name in ("training_config.json", "random_states_0.pkl"):  # other paths, and unused
+            del values[name]
+    last = 0
+    for snapshot in sorted(snapshots.iterdir(), key=lambda path: int(path.name)):
+        assert_nothing_half_written(snapshot)
+        saved = checkpoints_in(snapshot)
+        assert (step_of(saved[-1]) if saved else 0) >= last
+        last = step_of(saved[-1]) if saved else 0
+        for checkpoint in saved:
+            values = contents(checkpoint)
+            assert all(values[name] == value for name, value in checkpoints.get(checkpoint.name, {}).items())
+    assert last == 6
+
+
 def test_killed_stream_resumes_to_the_same_weights(images, tmp_path):
     options = BASE | EXACT | {"train_data_dir": str(images), "streaming": True}
     run(options | {"output_dir": str(tmp_path / "unbroken")})
     with pytest.raises(BrokenProcessPool):
-        run(options | {"output_dir": str(tmp_path / "killed")}, KillAtCall(30))
+        run(options | {"output_dir": str(tmp_path / "killed")}, AtDiskCalls(KillAt(40)))
     run(options | {"output_dir": str(tmp_path / "killed"), "resume_from_checkpoint": "latest"})
     assert_same_run(tmp_path / "killed", tmp_path / "unbroken")
 

@@ -163,7 +163,8 @@ class SolverSampler:
         num_levels = self.scheduler.config.num_train_timesteps
         if num_inference_steps > num_levels:
             raise ValueError(
-                f"`num_inference_steps` is {num_inference_steps}; {type(scheduler).__name__} takes up to {num_levels}."
+                f"`num_inference_steps` is {num_inference_steps}; {type(scheduler).__name__} takes {num_levels} at "
+                "most, the training steps with signal left."
             )
         self.scheduler.set_timesteps(num_inference_steps, device="cpu")
         indices = self.scheduler.timesteps.round().long()

@@ -41,13 +41,14 @@ class CascadeStage:
             )
 
     def default_num_inference_steps(self, recommended: int | None) -> int:
-        """What was recommended, else T for CascadedDDPMScheduler and 100 for others; Diffusers' take 100 at most."""
+        """What was recommended, else T for CascadedDDPMScheduler and 100 for others; Diffusers' take at most 100 and
+        half of T, since solvers need few steps and cannot use all of a cosine schedule."""
         num_train_timesteps = self.scheduler.config.num_train_timesteps
         if isinstance(self.scheduler, CascadedDDPMScheduler):
             return recommended or num_train_timesteps
         if isinstance(self.scheduler, ContinuousDDPMScheduler):
             return recommended or min(100, num_train_timesteps)
-        return min(recommended or 100, 100, num_train_timesteps)
+        return min(recommended or 100, 100, max(1, num_train_timesteps // 2))
 
     def denoiser(
         self, class_labels: torch.Tensor | None, low_res: torch.Tensor | None, level: int | None, guidance_scale: float

@@ -224,7 +224,7 @@ class CascadedDiffusionPipeline(StagePipeline):
             batch_size (`int`, *optional*): how many images an unconditional cascade makes; 1 by default.
             num_inference_steps (`int` or `dict[str, int]`, *optional*):
                 Steps of all stages or of each, 1..T. Where none are given the config's, else T for
-                CascadedDDPMScheduler and 100 for others; Diffusers' schedulers take 100 at most by default.
+                CascadedDDPMScheduler and 100 for others; Diffusers' schedulers take at most 100 and T/2 by default.
             augmentation_levels (`dict[str, int]`, *optional*):
                 s in 0..T of stages with Gaussian conditioning augmentation. Where none is given the config's, else 0.
             truncated (`bool`, defaults to `False`):

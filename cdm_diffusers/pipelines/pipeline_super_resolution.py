@@ -106,7 +106,7 @@ class SuperResolutionPipeline(StagePipeline):
                 s in 0..T: the image is noised to z_s first (Section 3.3). By default the config's, else 0.
             num_inference_steps (`int`, *optional*):
                 Steps, 1..T. By default the config's, else T for CascadedDDPMScheduler and 100 for others; Diffusers'
-                schedulers take 100 at most by default.
+                schedulers take at most 100 and T/2 by default.
             guidance_scale (`float`, defaults to 1.0):
                 w of classifier-free guidance, for a network trained with label dropout; 1 is none.
             generator (`torch.Generator` or a list of them, one an image, *optional*):

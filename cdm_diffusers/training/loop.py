@@ -356,7 +356,8 @@ class Trainer:
                 write_json(temporary / "training_config.json", self.resolved)
                 write_json(temporary / "progress.json", self.progress())
                 replace_folder(temporary, final)
-                rotate(self.output_dir, self.config.checkpoints_total_limit, final)
+        if self.accelerator.is_main_process:
+            rotate(self.output_dir, self.config.checkpoints_total_limit, final)
         self.accelerator.wait_for_everyone()
 
     def progress(self) -> dict[str, Any]:
