@@ -64,9 +64,9 @@ def test_the_brightness_of_samples_is_the_data_s(samples):
     for name, images in samples.items():
         pixels = 2 * images - 1
         for moment, value in (("mean", pixels.mean()), ("std", pixels.std())):
-            assert abs(recorded[name][moment]["difference"]) <= 0.03  # of 2,000 samples
+            assert abs(recorded[name]["difference"][moment]) <= 0.03  # of 2,000 samples
             # 80 images: the standard error of the mean is 0.03, and so is that of the deviation at most
-            assert value.item() == pytest.approx(recorded[name][moment]["data"], abs=0.12)
+            assert value.item() == pytest.approx(recorded[name]["data"][moment], abs=0.12)
 
 
 def test_samples_of_a_class_differ(samples):
