@@ -533,7 +533,7 @@ FASHION_MNIST_16_TO_32 = StagePreset(
         ema_warmup=True,
         random_flip=True,
     ),
-    inference=InferencePreset(num_inference_steps=50),
+    inference=InferencePreset(num_inference_steps=25),
     data=DataPreset(source_resolution=32, padding=2),
 )
 

@@ -132,7 +132,7 @@ class StagePipeline(DiffusionPipeline):
         except OSError as error:
             raise OSError(f"{pretrained_model_name_or_path} is incomplete or damaged: {error}") from error
 
-    def _register_id2label(self, id2label: dict | None, num_classes: int | None) -> dict[int, str] | None:
+    def _checked_id2label(self, id2label: dict | None, num_classes: int | None) -> dict[int, str] | None:
         """`id2label` with the int keys that JSON has made strings."""
         if id2label is None:
             return None

@@ -111,7 +111,7 @@ class CascadedDiffusionPipeline(StagePipeline):
             super_res_3_noising_scheduler=super_res_3_noising_scheduler,
         )
         self.register_to_config(
-            id2label=self._register_id2label(id2label, _num_classes(self.stages)),
+            id2label=self._checked_id2label(id2label, _num_classes(self.stages)),
             source_resolution=source_resolution,
             default_num_inference_steps=default_num_inference_steps,
             default_augmentation_levels=default_augmentation_levels,

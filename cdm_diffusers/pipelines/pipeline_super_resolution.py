@@ -63,7 +63,7 @@ class SuperResolutionPipeline(StagePipeline):
             raise ValueError("`unet` takes no low-resolution image (`low_res_size`): it is not for super-resolution.")
         self.register_modules(unet=unet, scheduler=scheduler, noising_scheduler=noising_scheduler)
         self.register_to_config(
-            id2label=self._register_id2label(id2label, unet.config.num_classes),
+            id2label=self._checked_id2label(id2label, unet.config.num_classes),
             source_resolution=source_resolution,
             default_num_inference_steps=default_num_inference_steps,
             default_augmentation_level=default_augmentation_level,
