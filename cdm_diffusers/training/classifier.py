@@ -38,16 +38,14 @@ ARCHITECTURES = {
 
 
 @dataclass(kw_only=True)
-class LabelledDataOptions:
-    """Command line options of scripts that train on one split of labelled images and measure on another."""
+class DataOptions:
+    """Command line options that name a data set of images."""
 
     dataset_name: str | None = option("A data set of the Hub, e.g. zalando-datasets/fashion_mnist.")
     dataset_config_name: str | None = option("Configuration of the Hub data set.")
     train_data_dir: str | None = option(
         "Folder of images (one sub-folder a class), of parquet files, or of MNIST-style IDX files."
     )
-    dataset_split: str = option("Split for training.", "train")
-    eval_split: str = option("Split of the same data that no training sees.", "test")
     image_column: str | None = option("Column with the images. Default: found by its type.")
     label_column: str | None = option("Column with the class labels. Default: found by its type.")
     label_names: str | None = option(
@@ -55,14 +53,23 @@ class LabelledDataOptions:
     )
     background: str | None = option("Colour behind transparent images. Without it, such images are an error.")
 
+    def split_config(self, split: str, **further) -> DataConfig:
+        """[`DataConfig`] of one split; `further` are its arguments that no option here gives."""
+        names = [f.name for f in dataclasses.fields(DataOptions)]
+        return DataConfig(dataset_split=split, **{name: getattr(self, name) for name in names}, **further)
+
+
+@dataclass(kw_only=True)
+class LabelledDataOptions(DataOptions):
+    """Command line options of scripts that train on one split of labelled images and measure on another."""
+
+    dataset_split: str = option("Split for training.", "train")
+    eval_split: str = option("Split of the same data that no training sees.", "test")
+
     def data_config(self, source_resolution: int, num_channels: int, padding: int) -> DataConfig:
         """The training split's; the other's has `dataset_split=eval_split`."""
-        names = {f.name for f in dataclasses.fields(LabelledDataOptions)} - {"eval_split"}
-        return DataConfig(
-            source_resolution=source_resolution,
-            num_channels=num_channels,
-            padding=padding,
-            **{name: getattr(self, name) for name in sorted(names)},
+        return self.split_config(
+            self.dataset_split, source_resolution=source_resolution, num_channels=num_channels, padding=padding
         )
 
 
