@@ -81,10 +81,6 @@ def write_cascade_card(
         tags=["cdm_diffusers", "cascaded-diffusion", type(pipeline).__name__],
         datasets=[data["dataset_name"]] if data.get("dataset_name") else None,
     )
-    steps, levels = (
-        pipeline.config.default_num_inference_steps or {},
-        pipeline.config.default_augmentation_levels or {},
-    )
     labels = pipeline.config.id2label
     sections = [
         f"---\n{card_data.to_yaml()}\n---",
@@ -98,18 +94,18 @@ def write_cascade_card(
         "## Stages\n\n"
         + "\n".join(
             [
-                "| stage | size | parameters | predicts | steps | s | trained on | images seen |",
-                "|---|---|---|---|---|---|---|---|",
-                *(stage_row(stage, resolved_configs.get(stage.name), steps, levels) for stage in pipeline.stages),
+                "| stage | size | parameters | predicts | steps | s | guidance | trained on | images seen |",
+                "|---|---|---|---|---|---|---|---|---|",
+                *(stage_row(stage, resolved_configs.get(stage.name), pipeline.config) for stage in pipeline.stages),
             ]
         )
-        + "\n\nSteps and s are the defaults of a call. `training_config.json` has every hyperparameter.",
+        + "\n\nSteps, s and guidance are the defaults of a call. `training_config.json` has every hyperparameter.",
         f"## Figures\n\n{figures}" if figures else "",
     ]
     ModelCard("\n\n".join(section for section in sections if section) + "\n").save(output_dir / "README.md")
 
 
-def stage_row(stage: Any, resolved: dict[str, Any] | None, steps: dict[str, int], levels: dict[str, int]) -> str:
+def stage_row(stage: Any, resolved: dict[str, Any] | None, config: Any) -> str:
     size, parameters = stage.unet.config.sample_size, stage.unet.num_parameters() / 1e6
     prediction = stage.scheduler.config.prediction_type
     trained_on = images_seen = "unknown"
@@ -118,7 +114,13 @@ def stage_row(stage: Any, resolved: dict[str, Any] | None, steps: dict[str, int]
         trained_on = data["dataset_name"] or f"a local folder, `{Path(data['train_data_dir']).name}`"
         images_seen = f"{training['max_train_steps'] * training['train_batch_size']:,}"
     cells = [stage.name, f"{size}x{size}", f"{parameters:.2f}M", prediction]
-    cells += [steps.get(stage.name, "all"), levels.get(stage.name, "-"), trained_on, images_seen]
+    cells += [
+        (config.default_num_inference_steps or {}).get(stage.name, "all"),
+        (config.default_augmentation_levels or {}).get(stage.name, "-"),
+        (config.default_guidance_scales or {}).get(stage.name, "-"),
+        trained_on,
+        images_seen,
+    ]
     return f"| {' | '.join(map(str, cells))} |"
 
 

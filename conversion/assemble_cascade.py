@@ -29,6 +29,9 @@ def parse_args() -> argparse.Namespace:
         type=json.loads,
         help='As JSON: {"super_res_1": 400}. Default: the stages\' own.',
     )
+    parser.add_argument(
+        "--default-guidance-scales", type=json.loads, help='As JSON: {"base": 1.5}. Default: the stages\' own.'
+    )
     parser.add_argument("--recognition", type=Path, help="JSON of evaluation/recognition.py, for the model card.")
     parser.add_argument("--sample-grid", type=Path, help="PNG of samples, for the model card.")
     return parser.parse_args()
@@ -37,7 +40,7 @@ def parse_args() -> argparse.Namespace:
 def main():
     args = parse_args()
     cascade = CascadedDiffusionPipeline.from_stages(args.base, *args.super_res)
-    for name in ("default_num_inference_steps", "default_augmentation_levels"):
+    for name in ("default_num_inference_steps", "default_augmentation_levels", "default_guidance_scales"):
         if getattr(args, name) is not None:
             cascade.register_to_config(**{name: {**(cascade.config[name] or {}), **getattr(args, name)}})
     runs = zip(cascade.stages, [args.base, *args.super_res], strict=True)

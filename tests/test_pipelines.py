@@ -362,6 +362,29 @@ def test_guidance_in_every_stage(monkeypatch):
     assert [len(of_stage[-1]["sample"]) for of_stage in calls] == [2, 2, 4]
 
 
+def test_default_guidance(monkeypatch, tmp_path):
+    """Stages bring their recommended w along; a call's own w replaces it, for all stages or for those it names."""
+    stages = [make(null_class=True) for make in (make_base, make_super_res_1, make_super_res_2)]
+    stages[0].register_to_config(default_guidance_scales={"base": 2.0})
+    stages[2].register_to_config(default_guidance_scale=1.5)
+    pipe = CascadedDiffusionPipeline.from_stages(*stages)
+    assert pipe.config.default_guidance_scales == {"base": 2.0, "super_res_2": 1.5}
+    pipe.save_pretrained(tmp_path)
+    pipe = quiet(CascadedDiffusionPipeline.from_pretrained(tmp_path))
+    explicit = tensors(pipe, [0], guidance_scale={"base": 2.0, "super_res_1": 1.0, "super_res_2": 1.5})
+    assert torch.equal(tensors(pipe, [0]), explicit)
+    calls = [record_calls(monkeypatch, stage.unet) for stage in pipe.stages]
+    for scale, batches in [(None, [2, 1, 2]), ({"base": 1.0}, [1, 1, 2]), (1.0, [1, 1, 1])]:
+        tensors(pipe, [0], guidance_scale=scale)
+        assert [len(of_stage[-1]["sample"]) for of_stage in calls] == batches
+    super_res = quiet(stages[2])
+    low_res = torch.rand(1, 1, 8, 8)
+    assert torch.equal(tensors(super_res, low_res, 0), tensors(super_res, low_res, 0, guidance_scale=1.5))
+    assert not torch.equal(tensors(super_res, low_res, 0), tensors(super_res, low_res, 0, guidance_scale=1.0))
+    with pytest.raises(ValueError, match=r"`guidance_scale` of stage `base` is 2.0, but .* without label dropout"):
+        CascadedDiffusionPipeline(make_unet(4), make_scheduler(), default_guidance_scales={"base": 2.0})
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Starting from an image
 
@@ -630,6 +653,7 @@ def test_a_different_source_resolution_is_only_warned_of(caplog, monkeypatch):
         ({"id2label": {4: "bird"}}, r"`id2label` has the keys \[4\]; the networks have 4 classes"),
         ({"default_num_inference_steps": {"super_res_3": 5}}, r"names the stages \['super_res_3'\]; there are"),
         ({"default_augmentation_levels": {"super_res": 5}}, r"names the stages \['super_res'\]; there are"),
+        ({"default_guidance_scales": {"super_res": 2.0}}, r"names the stages \['super_res'\]; there are"),
     ],
 )
 def test_parts_that_contradict_each_other(cascade, arguments, message):

@@ -562,6 +562,13 @@ def test_options_override_the_preset_only_when_given():
     assert stage.unet.config.null_class
 
 
+def test_the_null_class_follows_label_dropout():
+    for options, label_dropout in [((), 0.1), (("--label_dropout", "0"), 0.0), (("--unconditional",), 0.0)]:
+        resolved = resolve_preset(parsed("--preset", "fashion_mnist_8", *DATA, *options), super_resolution=False)
+        assert resolved.training.label_dropout == label_dropout
+        assert resolved.unet.null_class == (label_dropout > 0)
+
+
 def test_resolved_configuration_is_one_json(images, unbroken):
     resolved = json.loads((unbroken / "training_config.json").read_text())
     assert resolved["unet"]["num_classes"] == 3  # the data's, not the preset's

@@ -68,6 +68,7 @@ class CascadedDiffusionPipeline(StagePipeline):
         source_resolution (`int`, *optional*): the resolution from which training averaged its images down.
         default_num_inference_steps (`dict[str, int]`, *optional*): recommended steps of each stage.
         default_augmentation_levels (`dict[str, int]`, *optional*): recommended s of each stage that takes one.
+        default_guidance_scales (`dict[str, float]`, *optional*): recommended w of stages trained with label dropout.
 
     Raises:
         `ValueError`: stages are missing or do not fit together.
@@ -95,6 +96,7 @@ class CascadedDiffusionPipeline(StagePipeline):
         source_resolution: int | None = None,
         default_num_inference_steps: dict | None = None,
         default_augmentation_levels: dict | None = None,
+        default_guidance_scales: dict | None = None,
     ):
         super().__init__()
         self.register_modules(
@@ -115,11 +117,14 @@ class CascadedDiffusionPipeline(StagePipeline):
             source_resolution=source_resolution,
             default_num_inference_steps=default_num_inference_steps,
             default_augmentation_levels=default_augmentation_levels,
+            default_guidance_scales=default_guidance_scales,
         )
         _check_fit(self.stages)
         names = [stage.name for stage in self.stages]
         check_stage_names("default_num_inference_steps", default_num_inference_steps or {}, names)
         check_stage_names("default_augmentation_levels", default_augmentation_levels or {}, names)
+        check_stage_names("default_guidance_scales", default_guidance_scales or {}, names)
+        self._guidance_scales(self.stages, None)
 
     @property
     def stages(self) -> list[CascadeStage]:
@@ -166,6 +171,7 @@ class CascadedDiffusionPipeline(StagePipeline):
         parts = {name: part for name, part in base.components.items() if part is not None}
         steps = dict(base.config.default_num_inference_steps or {})
         levels = dict(base.config.default_augmentation_levels or {})
+        scales = dict(base.config.default_guidance_scales or {})
         id2label, source_resolution = base.config.id2label, base.config.source_resolution
         for number, pipe in enumerate(super_res, start=len(base.stages)):
             pipe = pipe if isinstance(pipe, StagePipeline) else SuperResolutionPipeline.from_pretrained(pipe, **kwargs)
@@ -181,12 +187,15 @@ class CascadedDiffusionPipeline(StagePipeline):
                 steps[name] = pipe.config.default_num_inference_steps
             if pipe.config.default_augmentation_level is not None:
                 levels[name] = pipe.config.default_augmentation_level
+            if pipe.config.default_guidance_scale is not None:
+                scales[name] = pipe.config.default_guidance_scale
         cascade = cls(
             **parts,
             id2label=id2label,
             source_resolution=source_resolution,
             default_num_inference_steps=steps or None,
             default_augmentation_levels=levels or None,
+            default_guidance_scales=scales or None,
         )
         for before, stage in itertools.pairwise(cascade.stages):
             if stage.noising_scheduler is not None and isinstance(before.scheduler, OWN_SCHEDULERS):
@@ -204,7 +213,7 @@ class CascadedDiffusionPipeline(StagePipeline):
         augmentation_levels: dict[str, int] | None = None,
         truncated: bool = False,
         restart_timestep: int | None = None,
-        guidance_scale: float | dict[str, float] = 1.0,
+        guidance_scale: float | dict[str, float] | None = None,
         image: PipelineImageInput | None = None,
         generator: torch.Generator | list[torch.Generator] | None = None,
         output_type: str = "pil",
@@ -234,8 +243,9 @@ class CascadedDiffusionPipeline(StagePipeline):
             restart_timestep (`int`, *optional*):
                 The paper's t in 1..T: noises the finished base sample to t and denoises it again from there, on the
                 same grid (Section 4.2; 2000 of 4000 there).
-            guidance_scale (`float` or `dict[str, float]`, defaults to 1.0):
-                w of classifier-free guidance, for stages trained with label dropout; 1 is none.
+            guidance_scale (`float` or `dict[str, float]`, *optional*):
+                w of classifier-free guidance, for stages trained with label dropout; 1 is none. Where none is given
+                the config's, else 1.
             image (`PIL.Image.Image`, `np.ndarray`, `torch.Tensor` or a list of them, *optional*):
                 Clean low-resolution images to start from, at the stage that takes their size: PIL in mode "L" or
                 "RGB", or floats in [0, 1] as arrays `(N, h, h, C)` or tensors `(N, C, h, h)`; one for each label or
@@ -340,9 +350,13 @@ class CascadedDiffusionPipeline(StagePipeline):
 
     def _guidance_scales(self, stages: list[CascadeStage], guidance_scale) -> dict[str, float]:
         given = per_stage("guidance_scale", guidance_scale, [stage.name for stage in self.stages])
-        return {
-            stage.name: check_guidance_scale(stage.name, given.get(stage.name, 1.0), stage.unet) for stage in stages
-        }
+        defaults = self.config.default_guidance_scales or {}
+        scales = {}
+        for stage in stages:
+            scale = given.get(stage.name)
+            scale = defaults.get(stage.name, 1.0) if scale is None else scale
+            scales[stage.name] = check_guidance_scale(stage.name, scale, stage.unet)
+        return scales
 
     def _check_restart(self, stages: list[CascadeStage], restart_timestep: int | None):
         if restart_timestep is None:

@@ -40,6 +40,7 @@ class SuperResolutionPipeline(StagePipeline):
         source_resolution (`int`, *optional*): the resolution from which training averaged its images down.
         default_num_inference_steps (`int`, *optional*): recommended steps.
         default_augmentation_level (`int`, *optional*): recommended s.
+        default_guidance_scale (`float`, *optional*): recommended w, for a network trained with label dropout.
 
     Raises:
         `ValueError`: the network takes no low-resolution image, or the parts contradict each other.
@@ -57,6 +58,7 @@ class SuperResolutionPipeline(StagePipeline):
         source_resolution: int | None = None,
         default_num_inference_steps: int | None = None,
         default_augmentation_level: int | None = None,
+        default_guidance_scale: float | None = None,
     ):
         super().__init__()
         if unet.config.low_res_size is None:
@@ -67,7 +69,10 @@ class SuperResolutionPipeline(StagePipeline):
             source_resolution=source_resolution,
             default_num_inference_steps=default_num_inference_steps,
             default_augmentation_level=default_augmentation_level,
+            default_guidance_scale=default_guidance_scale,
         )
+        if default_guidance_scale is not None:
+            check_guidance_scale(self.stage.name, default_guidance_scale, unet)
         if default_augmentation_level is not None:
             check_augmentation_level(self.stage.name, default_augmentation_level, self.stage.noising_scheduler)
 
@@ -85,7 +90,7 @@ class SuperResolutionPipeline(StagePipeline):
         num_images_per_label: int = 1,
         augmentation_level: int | None = None,
         num_inference_steps: int | None = None,
-        guidance_scale: float = 1.0,
+        guidance_scale: float | None = None,
         generator: torch.Generator | list[torch.Generator] | None = None,
         output_type: str = "pil",
         callback_on_step_end: Callable | None = None,
@@ -107,8 +112,9 @@ class SuperResolutionPipeline(StagePipeline):
             num_inference_steps (`int`, *optional*):
                 Steps, 1..T. By default the config's, else T for CascadedDDPMScheduler and 100 for others; Diffusers'
                 schedulers take at most 100 and T/2 by default.
-            guidance_scale (`float`, defaults to 1.0):
-                w of classifier-free guidance, for a network trained with label dropout; 1 is none.
+            guidance_scale (`float`, *optional*):
+                w of classifier-free guidance, for a network trained with label dropout; 1 is none. By default the
+                config's, else 1.
             generator (`torch.Generator` or a list of them, one an image, *optional*):
                 Decides all noise. With a list, an image does not depend on the others beyond float rounding.
             output_type (`"pil"`, `"np"` or `"pt"`, defaults to `"pil"`): PIL images, or float32 in [0, 1].
@@ -132,6 +138,8 @@ class SuperResolutionPipeline(StagePipeline):
         labels, low_res, batch_size = batch_inputs(labels, low_res, None, num_images_per_label, device)
         check_generator(generator, batch_size)
         on_step_end = StepEnd(callback_on_step_end, callback_on_step_end_tensor_inputs, self._callback_tensor_inputs)
+        if guidance_scale is None:
+            guidance_scale = 1.0 if self.config.default_guidance_scale is None else self.config.default_guidance_scale
         check_guidance_scale(stage.name, guidance_scale, stage.unet)
         if augmentation_level is None and stage.noising_scheduler is not None:
             augmentation_level = self.config.default_augmentation_level or 0

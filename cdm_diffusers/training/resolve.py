@@ -51,6 +51,8 @@ def resolve_preset(config: TrainingConfig, super_resolution: bool, num_processes
     preset = get_preset(config.preset)
     check_kind(config, preset, super_resolution)
     training = override(preset.training, config, train_batch_size=global_batch_size(config, preset, num_processes))
+    if config.unconditional and config.label_dropout is None:
+        training = dataclasses.replace(training, label_dropout=0.0)
     augmentation = preset.augmentation
     if config.augmentation_level is not None:
         augmentation = dataclasses.replace(augmentation, level=config.augmentation_level)
@@ -83,9 +85,7 @@ def resolve_unet(config: TrainingConfig, unet: UNetPreset, label_dropout: float)
         further["augmentation_level_embedding"] = False
     if config.unconditional:
         further["num_classes"] = None
-    if label_dropout > 0:
-        further["null_class"] = True
-    unet = override(unet, config, **further)
+    unet = override(unet, config, null_class=label_dropout > 0, **further)
     if unet.null_class and unet.num_classes is None:
         raise ValueError(f"`label_dropout` is {label_dropout}, but the stage has no classes: leave it out.")
     return unet
