@@ -1,0 +1,460 @@
+r"""
+Bits per dimension: Eq. (1) for each stage of a cascade, and Eq. (3) for the cascade as a whole.
+
+Both are upper bounds of -log p(x_0), of the ancestral sampler on the full grid of T training steps, with the variance
+and the limit of x_0 that the sampler uses:
+
+    L(x_0) = L_T(x_0) + sum over t > 1 of KL(q(x_{t-1} | x_t, x_0) || p(x_{t-1} | x_t)) - log p(x_0 | x_1)
+
+in nats, divided by dim(x_0) ln 2. In Eq. (3) a stage whose image the next one sees noised to s >= 1 contributes L_T
+and the KL terms of t > s, and nothing else; the last stage contributes all of L(x_0 | z_s).
+"""
+
+import dataclasses
+import itertools
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import DiffusionPipeline
+from diffusers.utils.torch_utils import randn_tensor
+from torch.utils.data import DataLoader, Dataset, Subset
+from tqdm.auto import tqdm
+
+from ..diffusion import DiffusionTable, diffuse, discretized_gaussian_nll, gaussian_kl, limit_x_0
+from ..pipelines import CascadedDiffusionPipeline, SuperResolutionPipeline
+from ..pipelines.denoising import OWN_SCHEDULERS, Denoiser
+from ..pipelines.inputs import check_augmentation_level
+from ..pipelines.pipeline_base import CascadeStage
+from ..training.checkpoints import write_json
+from ..training.classifier import DataOptions, check_same_classes
+from ..training.config import option
+from ..training.data import area_resize, load_training_data, to_float, to_uint8
+from .recognition import image_generator
+
+
+Pipeline = CascadedDiffusionPipeline | SuperResolutionPipeline
+
+
+@dataclass(kw_only=True)
+class LikelihoodConfig(DataOptions):
+    """
+    Everything that can be said on the command line of `evaluation/likelihood.py`.
+
+    Raises:
+        ValueError: for a value out of its range.
+    """
+
+    pipeline: str = field(metadata={"help": "Folder or Hub id of a cascade, or of one super-resolution stage."})
+    output: str = field(metadata={"help": "JSON file to write the figures to."})
+    split: str = option("Split of the data whose likelihood is bounded.", "test")
+    padding: int = option("Black pixels added on each side before cropping (Fashion-MNIST, 28 to 32 pixels: 2).", 0)
+    num_images: int | None = option("Images, drawn from the split without replacement. Default: all of it.")
+    num_terms: int | None = option(
+        "Terms of the sum over t that are evaluated for each image: a stratified, unbiased estimate. Default: all T."
+    )
+    stages: list[str] | None = option("Stages to measure by themselves; none with `--stages none`. Default: all.")
+    cascade: str | None = option(
+        "Bound the likelihood of this stage's images under all stages up to it (Eq. 3). Default: no such bound."
+    )
+    augmentation_level: int | None = option("s of every stage that takes one. Default: the pipeline's own.")
+    seed: int = option("Decides which images are drawn, and all noise: image i by (seed, i).", 0)
+    batch_size: int = option("Images per call of a network.", 100)
+    device: str | None = option("Default: cuda where there is one, else cpu.")
+
+    def __post_init__(self):
+        for name, lowest in (
+            ("padding", 0),
+            ("num_images", 2),  # a standard error takes two
+            ("num_terms", 1),
+            ("augmentation_level", 0),
+            ("seed", 0),
+            ("batch_size", 1),
+        ):
+            if getattr(self, name) is not None and getattr(self, name) < lowest:
+                raise ValueError(f"`{name}` is {getattr(self, name)}; it must be at least {lowest}.")
+        if self.device is None:
+            self.device = "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def measure_likelihood(config: LikelihoodConfig) -> dict[str, Any]:
+    """
+    Bounds the likelihood of real images, writes `config.output` and prints a table.
+
+    Returns:
+        `dict`: what is in `config.output`.
+
+    Raises:
+        ValueError: pipeline, options and data do not fit each other, or there is no bound.
+    """
+    pipeline = load_pipeline(config.pipeline).to(config.device)
+    stages = pipeline.stages if isinstance(pipeline, CascadedDiffusionPipeline) else [pipeline.stage]
+    levels = stage_levels(pipeline, stages, config.augmentation_level)
+    alone = select_stages(stages, config.stages)
+    chain = [] if config.cascade is None else cascade_up_to(stages, levels, config.cascade)
+    dataset, indices = open_images(config, pipeline, stages)
+    Path(config.output).parent.mkdir(parents=True, exist_ok=True)
+
+    report = {"num_images": len(indices), "stages": {}, "cascade": None}
+    for stage in alone:
+        bound = StageBound(stage, config.num_terms)
+        nats = run([(bound, levels[stage.name])], dataset, indices, config)[stage.name]
+        report["stages"][stage.name] = stage_figures(bound, nats, levels[stage.name])
+    if chain:
+        stops = [levels[stage.name] for stage in chain[1:]] + [0]
+        bounds = [StageBound(stage, config.num_terms, stop) for stage, stop in zip(chain, stops, strict=True)]
+        told = [(bound, levels[bound.stage.name]) for bound in bounds]
+        nats = run(told, dataset, indices, config)
+        report["cascade"] = cascade_figures(bounds, nats, levels)
+    report["settings"] = dataclasses.asdict(config)
+    write_json(Path(config.output), report)
+    print(likelihood_table(report))
+    return report
+
+
+# ------------------------------------------------------------------------------------------------------------------
+# Pipeline, options and data
+# ------------------------------------------------------------------------------------------------------------------
+
+
+def load_pipeline(name: str) -> Pipeline:
+    """A cascade or a super-resolution stage, whichever the folder or Hub repository holds."""
+    kinds = {kind.__name__: kind for kind in (CascadedDiffusionPipeline, SuperResolutionPipeline)}
+    found = DiffusionPipeline.load_config(name)["_class_name"]
+    if found not in kinds:
+        raise ValueError(f"`pipeline` is {name!r}, a {found}; it must be one of {list(kinds)}.")
+    return kinds[found].from_pretrained(name)
+
+
+def stage_levels(pipeline: Pipeline, stages: list[CascadeStage], asked: int | None) -> dict[str, int | None]:
+    """s of each stage, None for those without Gaussian conditioning augmentation."""
+    noised = [stage.name for stage in stages if stage.noising_scheduler is not None]
+    if asked is not None and not noised:
+        raise ValueError(f"`augmentation_level` is {asked}, but no stage of the pipeline takes one: leave it out.")
+    if isinstance(pipeline, CascadedDiffusionPipeline):
+        defaults = pipeline.config.default_augmentation_levels or {}
+    else:
+        defaults = {pipeline.stage.name: pipeline.config.default_augmentation_level or 0}
+    levels = {}
+    for stage in stages:
+        level = (defaults.get(stage.name, 0) if asked is None else asked) if stage.name in noised else None
+        levels[stage.name] = check_augmentation_level(stage.name, level, stage.noising_scheduler)
+    return levels
+
+
+def select_stages(stages: list[CascadeStage], names: list[str] | None) -> list[CascadeStage]:
+    if names == ["none"]:
+        return []
+    known = [stage.name for stage in stages]
+    unknown = [name for name in names or [] if name not in known]
+    if unknown:
+        raise ValueError(f"`stages` has {unknown}; the pipeline has {known}.")
+    return [stage for stage in stages if names is None or stage.name in names]
+
+
+def cascade_up_to(stages: list[CascadeStage], levels: dict[str, int | None], last: str) -> list[CascadeStage]:
+    """
+    The stages of Eq. (3) for the images of stage `last`.
+
+    Raises:
+        ValueError: there is no such stage, or no bound: a stage is conditioned on an image without noise.
+    """
+    names = [stage.name for stage in stages]
+    if last not in names or stages[0].unet.config.low_res_size is not None:
+        raise ValueError(f"`cascade` is {last!r}; give one of the stages of a cascade with a base. There are {names}.")
+    chain = stages[: names.index(last) + 1]
+    for before, stage in itertools.pairwise(chain):
+        level = levels[stage.name]
+        if not level:
+            why = "takes none (no Gaussian conditioning augmentation)" if level is None else "is given s = 0"
+            raise ValueError(
+                f"`cascade` is {last!r}: Eq. (3) needs s >= 1, but stage {stage.name!r} {why}. The image that it is "
+                "conditioned on is then an exact function of x_0, the KL term that ends in it is infinite, and nothing "
+                f"is bounded. Give {'' if level is None else 'an `augmentation_level` of at least 1, or '}"
+                f"`cascade={before.name}` for the stages before it; `stages` gives the bits per dimension of "
+                f"{stage.name!r} given the low-resolution image."
+            )
+        check_same_process(before, stage)
+    return chain
+
+
+def check_same_process(before: CascadeStage, stage: CascadeStage) -> None:
+    """z_s must be both what stage `before` arrives at and what `stage` is conditioned on."""
+    check_own_scheduler(before)
+    table, noising = before.scheduler.table, stage.noising_scheduler.table
+    if len(table) != len(noising) or not torch.allclose(table.alphas_cumprod, noising.alphas_cumprod, rtol=1e-9):
+        raise ValueError(
+            f"Stage {stage.name!r} is conditioned on images noised by another process ({len(noising)} steps) than "
+            f"that of stage {before.name!r} ({len(table)} steps): together they bound nothing."
+        )
+
+
+def check_own_scheduler(stage: CascadeStage) -> None:
+    if not isinstance(stage.scheduler, OWN_SCHEDULERS):
+        raise ValueError(
+            f"Stage {stage.name!r} samples with {type(stage.scheduler).__name__}, which has no reverse distribution "
+            f"to bound: load the pipeline with {' or '.join(kind.__name__ for kind in OWN_SCHEDULERS)} there."
+        )
+
+
+def open_images(config: LikelihoodConfig, pipeline: Pipeline, stages: list[CascadeStage]) -> tuple[Dataset, list[int]]:
+    """The split at its source resolution, and the indices of the images that are measured."""
+    last = stages[-1].unet.config
+    num_classes = next((c for c in (stage.unet.config.num_classes for stage in stages) if c is not None), None)
+    data = load_training_data(
+        config.split_config(
+            config.split,
+            source_resolution=pipeline.config.source_resolution or last.sample_size,
+            num_channels=last.out_channels,
+            padding=config.padding,
+            class_conditional=num_classes is not None,
+        )
+    )
+    if num_classes is not None:
+        expected = pipeline.config.id2label or {index: str(index) for index in range(num_classes)}
+        check_same_classes(f"the split {config.split!r}", data.id2label, expected)
+    count = len(data.dataset) if config.num_images is None else config.num_images
+    if not 2 <= count <= len(data.dataset):
+        raise ValueError(f"`num_images` is {count}; the split {config.split!r} has {len(data.dataset)} (2 at least).")
+    order = torch.randperm(len(data.dataset), generator=torch.Generator().manual_seed(config.seed))
+    return data.dataset, order[:count].tolist()
+
+
+# ------------------------------------------------------------------------------------------------------------------
+# The bound of one stage
+# ------------------------------------------------------------------------------------------------------------------
+
+
+class StageBound:
+    r"""
+    The terms of Eq. (1) for one stage, in nats and float64, from t = T down to `stop_at`.
+
+    Args:
+        stage ([`CascadeStage`]): network and scheduler; of this package, since others have no reverse distribution.
+        num_terms (`int`, *optional*):
+            How many terms of the sum over t are evaluated for each image. The times are cut into so many strata, even
+            in the mean of index and log signal-to-noise ratio, along which the terms vary; one time is drawn in each
+            and weighed by the stratum's length. By default all terms are.
+        stop_at (`int`, defaults to 0):
+            s: what the process arrives at is z_s and not x_0, as in the first sum of Eq. (3); s = T leaves L_T alone.
+    """
+
+    def __init__(self, stage: CascadeStage, num_terms: int | None = None, stop_at: int = 0):
+        check_own_scheduler(stage)
+        self.stage, self.scheduler, self.stop_at = stage, stage.scheduler, stop_at
+        table = stage.scheduler.table
+        self.prior_alpha_bar = table.alpha_bar(len(table))
+        indices = torch.arange(stop_at, len(table))
+        self.table = table.respace(indices, start=float(table.alpha_bar(stop_at)))
+        by_timestep = stage.unet.config.time_conditioning == "timestep"
+        self.times = indices if by_timestep else self.table.alphas_cumprod.sqrt().float()
+        self.has_decoder = stop_at == 0
+        self.strata = cut_strata(self.table, int(self.has_decoder), num_terms)
+
+    def __call__(
+        self, x_0: torch.Tensor, denoiser: Callable[[list[torch.Generator]], Denoiser], generators
+    ) -> dict[str, torch.Tensor]:
+        r"""
+        Args:
+            x_0 (`torch.Tensor` of shape `(B, C, H, W)`):
+                Images in [-1, 1]; where the process arrives at x_0, 8-bit values.
+            denoiser (`Callable`): makes the network with its conditions, their noise drawn from `generators`.
+            generators (`list[torch.Generator]`): one an image; they decide times and noise.
+
+        Returns:
+            `dict[str, torch.Tensor]`: nats (B,) of "prior", "kl" and "decoder".
+        """
+        x_0 = x_0.double()
+        draws = torch.stack([torch.rand(len(self.strata), generator=generator) for generator in generators])
+        kl = torch.zeros(len(x_0), dtype=torch.float64, device=x_0.device)
+        for (low, high), draw in zip(self.strata, draws.T, strict=True):
+            position = (low + (draw * (high - low)).long().clamp(max=high - low - 1)).to(x_0.device)
+            kl += (high - low) * self.kl(x_0, denoiser(generators), position, generators)
+        decoder = self.decoder(x_0, denoiser(generators), generators) if self.has_decoder else torch.zeros_like(kl)
+        return {"prior": self.prior(x_0), "kl": kl, "decoder": decoder}
+
+    def prior(self, x_0: torch.Tensor) -> torch.Tensor:
+        """L_T = KL(q(x_T | x_0) || N(0, I)) of each image (B,)."""
+        zero = x_0.new_zeros(())
+        alpha_bar = self.prior_alpha_bar.to(x_0.device)
+        return image_sum(gaussian_kl(alpha_bar.sqrt() * x_0, torch.log1p(-alpha_bar), zero, zero))
+
+    def kl(self, x_0: torch.Tensor, denoise: Denoiser, position: torch.Tensor, generators) -> torch.Tensor:
+        """KL(q(x_{t-1} | x_t, x_0) || p(x_{t-1} | x_t)) of each image (B,) at t = stop_at + position + 1."""
+        x_t, mean, log_variance = self.reverse(x_0, denoise, position, generators)
+        true_mean = self.table.posterior_mean(x_0, x_t, position)
+        return image_sum(gaussian_kl(true_mean, self.table.posterior_log_variance(position), mean, log_variance))
+
+    def decoder(self, x_0: torch.Tensor, denoise: Denoiser, generators) -> torch.Tensor:
+        """-log p(x_0 | x_1) of each image (B,)."""
+        position = torch.zeros(len(x_0), dtype=torch.int64, device=x_0.device)
+        _, mean, log_variance = self.reverse(x_0, denoise, position, generators)
+        return image_sum(discretized_gaussian_nll(x_0, mean, 0.5 * log_variance))
+
+    def reverse(self, x_0: torch.Tensor, denoise: Denoiser, position: torch.Tensor, generators):
+        """x_t ~ q(x_t | x_0), and mean and log variance of p(x_{t-1} | x_t), as [`AncestralScheduler.step`] has it."""
+        table, config = self.table, self.scheduler.config
+        alpha, sigma = table.signal_and_noise(position + 1, x_0.device)
+        noise = randn_tensor(x_0.shape, generator=generators, device=x_0.device, dtype=x_0.dtype)
+        x_t = diffuse(x_0, noise, alpha, sigma)
+        prediction, raw_variance = denoise(x_t, self.times.to(x_0.device)[position])
+        predicted_x_0 = limit_x_0(self.scheduler.prediction.x_0(prediction.double(), x_t, alpha, sigma), config)
+        if config.variance_type == "learned_range":
+            log_variance = table.learned_range_log_variance(raw_variance.double(), position)
+        elif config.variance_type == "fixed_large":
+            log_variance = table.log_beta(position)
+        else:
+            log_variance = table.posterior_log_variance(position)
+        return x_t, table.posterior_mean(predicted_x_0, x_t, position), log_variance
+
+
+def cut_strata(table: DiffusionTable, first: int, num_terms: int | None) -> list[tuple[int, int]]:
+    """Half-open ranges that partition the positions from `first`, at most `num_terms` (default: all positions)."""
+    count = len(table)
+    if num_terms is None or num_terms >= count - first:
+        return [(position, position + 1) for position in range(first, count)]
+    levels = torch.cat([table.alphas_cumprod_prev[:1].clamp(max=1 - 1e-12), table.alphas_cumprod])
+    log_snr = torch.logit(levels)
+    drops = (log_snr[:-1] - log_snr[1:])[first:]
+    weight = torch.cumsum(drops / drops.sum() + 1 / len(drops), dim=0) / 2  # rises to 1
+    cuts = torch.searchsorted(weight, torch.arange(1, num_terms, dtype=torch.float64) / num_terms) + 1 + first
+    edges = sorted({first, *cuts.tolist(), count})
+    return list(itertools.pairwise(edges))
+
+
+def image_sum(values: torch.Tensor) -> torch.Tensor:
+    """Over all pixels of each image: (B, C, H, W) to (B,)."""
+    return values.sum(dim=(1, 2, 3))
+
+
+# ------------------------------------------------------------------------------------------------------------------
+# Over the data
+# ------------------------------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def run(
+    bounds: list[tuple[StageBound, int | None]],
+    dataset: Dataset,
+    indices: list[int],
+    config: LikelihoodConfig,
+) -> dict[str, dict[str, torch.Tensor]]:
+    """
+    The terms of each image (N,), in nats, by stage, for `bounds`: stages, each with the s of its low-resolution input.
+
+    A stage's images are area averages. Those that end in a decoder are rounded to 8 bits first, without which there
+    is no probability but only a density; those that end in z_s stay as they were in training.
+    """
+    loader = DataLoader(Subset(dataset, indices), config.batch_size)
+    terms = {bound.stage.name: [] for bound, _ in bounds}
+    calls = sum(len(bound.strata) + bound.has_decoder for bound, _ in bounds) * len(loader)
+    with tqdm(total=calls, desc=" and ".join(terms), unit="call") as bar:
+        for place, batch in zip(range(0, len(indices), config.batch_size), loader, strict=True):
+            images = to_float(batch["image"]).to(config.device)
+            labels = None if "label" not in batch else batch["label"].to(config.device)
+            for bound, level in bounds:
+                of_batch = indices[place : place + config.batch_size]
+                generators = [image_generator(config.seed, index) for index in of_batch]
+                denoiser = conditional_denoiser(bound.stage, images, labels, level, bar)
+                x_0 = area_resize(images, bound.stage.unet.config.sample_size)
+                if bound.has_decoder:
+                    x_0 = to_float(to_uint8(x_0))
+                terms[bound.stage.name].append(bound(x_0, denoiser, generators))
+    return {
+        name: {key: torch.cat([batch[key].cpu() for batch in batches]) for key in batches[0]}
+        for name, batches in terms.items()
+    }
+
+
+def conditional_denoiser(
+    stage: CascadeStage, images: torch.Tensor, labels: torch.Tensor | None, level: int | None, bar
+) -> Callable[[list[torch.Generator]], Denoiser]:
+    """
+    Makes `stage`'s network told of labels and of z_s, which is drawn anew for each call: the area average of the
+    images (B, C, R, R), float as in training, noised to s = `level`.
+    """
+    size = stage.unet.config.low_res_size
+    low_res = None if size is None else area_resize(images, size)
+
+    def denoiser(generators: list[torch.Generator]) -> Denoiser:
+        bar.update()
+        noised = stage.noising_scheduler.forward_marginal(low_res, level, generators) if level else low_res
+        return stage.denoiser(labels, noised, level, guidance_scale=1.0)
+
+    return denoiser
+
+
+# ------------------------------------------------------------------------------------------------------------------
+# Figures
+# ------------------------------------------------------------------------------------------------------------------
+
+
+def mean_and_error(values: torch.Tensor) -> dict[str, float]:
+    """Mean of (N,) values of independent images, and its standard error: over images, times and noise."""
+    return {"mean": values.mean().item(), "standard_error": (values.std() / math.sqrt(len(values))).item()}
+
+
+def stage_figures(bound: StageBound, nats: dict[str, torch.Tensor], level: int | None) -> dict[str, Any]:
+    """Bits per dimension of one stage's images, given labels and low-resolution images."""
+    unet = bound.stage.unet.config
+    per_dimension = 1 / (unet.out_channels * unet.sample_size**2 * math.log(2))
+    return {
+        "bits_per_dimension": mean_and_error(sum(nats.values()) * per_dimension),
+        "terms": {name: mean_and_error(values * per_dimension) for name, values in nats.items()},
+        "size": unet.sample_size,
+        "low_res_size": unet.low_res_size,
+        "augmentation_level": level,
+        "variance_type": bound.scheduler.config.variance_type,
+        "num_terms": len(bound.strata) + 1,
+        "of_terms": len(bound.table),
+    }
+
+
+def cascade_figures(
+    bounds: list[StageBound], nats: dict[str, dict[str, torch.Tensor]], levels: dict[str, int | None]
+) -> dict[str, Any]:
+    """Eq. (3), per dimension of the last stage's images, and what each stage's terms contribute to it."""
+    unet = bounds[-1].stage.unet.config
+    per_dimension = 1 / (unet.out_channels * unet.sample_size**2 * math.log(2))
+    totals = {name: sum(terms.values()) for name, terms in nats.items()}
+    return {
+        "bits_per_dimension": mean_and_error(sum(totals.values()) * per_dimension),
+        "stages": {name: mean_and_error(total * per_dimension) for name, total in totals.items()},
+        "nats": mean_and_error(sum(totals.values())),
+        "size": unet.sample_size,
+        "augmentation_levels": {name: levels[name] for name in totals if levels[name] is not None},
+        "num_terms": {bound.stage.name: len(bound.strata) + bound.has_decoder for bound in bounds},
+        "of_terms": {bound.stage.name: len(bound.table) for bound in bounds},
+    }
+
+
+def likelihood_table(report: dict[str, Any]) -> str:
+    """The report in markdown, in bits per dimension with standard errors."""
+
+    def cell(figure: dict[str, float]) -> str:
+        return f"{figure['mean']:.4f} ± {figure['standard_error']:.4f}"
+
+    lines = [f"Upper bounds in bits per dimension, of {report['num_images']:,} images, with standard errors."]
+    if report["stages"]:
+        lines += ["", "| stage | images | s | L_T | sum of KL | -log p(x_0 given x_1) | total | terms |"]
+        lines.append("|---|---|---|---|---|---|---|---|")
+    for name, figures in report["stages"].items():
+        given = (
+            "" if figures["low_res_size"] is None else f" given {figures['low_res_size']}x{figures['low_res_size']}"
+        )
+        level = "" if figures["augmentation_level"] is None else figures["augmentation_level"]
+        terms = " | ".join(cell(figures["terms"][key]) for key in ("prior", "kl", "decoder"))
+        lines.append(
+            f"| {name} | {figures['size']}x{figures['size']}{given} | {level} | {terms} "
+            f"| {cell(figures['bits_per_dimension'])} | {figures['num_terms']} of {figures['of_terms']} |"
+        )
+    if report["cascade"] is not None:
+        figures = report["cascade"]
+        parts = ", ".join(f"{name} {cell(part)}" for name, part in figures["stages"].items())
+        levels = ", ".join(f"s = {level} into {name}" for name, level in figures["augmentation_levels"].items())
+        lines += ["", f"Cascade, {figures['size']}x{figures['size']} images (Eq. 3; {levels}):"]
+        lines.append(f"{cell(figures['bits_per_dimension'])}, of which {parts}.")
+    return "\n".join(lines)
