@@ -6,7 +6,7 @@ training, sampling and data. Where the paper leaves a value open, `docs/presets.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True)
@@ -543,6 +543,48 @@ FASHION_MNIST_16_TO_32 = StagePreset(
     data=DataPreset(source_resolution=32, padding=2),
 )
 
+# Section 4.3's small-scale experiment: a non-cascaded model, and one of the same architecture that takes an image.
+FASHION_MNIST_32 = StagePreset(
+    name="fashion_mnist_32",
+    source="ours: the small counterpart of the non-cascaded 64x64 model",
+    unet=UNetPreset(
+        sample_size=32,
+        in_channels=1,
+        out_channels=1,
+        learned_variance=True,
+        block_out_channels=(16, 32, 64),
+        layers_per_block=1,
+        attention_resolutions=(8,),
+        attention_head_dim=32,
+        norm_num_groups=16,
+        num_classes=10,
+    ),
+    scheduler=FASHION_MNIST_8_TO_16.scheduler,
+    augmentation=None,
+    training=TrainingPreset(
+        train_batch_size=64,
+        learning_rate=5e-4,
+        max_train_steps=4000,
+        vlb_weight=0.001,
+        lr_scheduler="cosine",
+        lr_warmup_steps=200,
+        ema_decay=0.999,
+        ema_warmup=True,
+        random_flip=True,
+    ),
+    inference=InferencePreset(num_inference_steps=100),
+    data=DataPreset(source_resolution=32, padding=2),
+)
+
+FASHION_MNIST_8_TO_32 = replace(
+    FASHION_MNIST_32,
+    name="fashion_mnist_8_to_32",
+    source="ours: the small counterpart of 16x16 to 64x64",
+    unet=replace(FASHION_MNIST_32.unet, low_res_size=8, augmentation_level_embedding=True),
+    augmentation=COSINE_AUGMENTATION,
+    inference=InferencePreset(num_inference_steps=100, augmentation_level=1000),
+)
+
 PRESETS: dict[str, StagePreset] = {
     preset.name: preset
     for preset in (
@@ -558,6 +600,8 @@ PRESETS: dict[str, StagePreset] = {
         FASHION_MNIST_8,
         FASHION_MNIST_8_TO_16,
         FASHION_MNIST_16_TO_32,
+        FASHION_MNIST_32,
+        FASHION_MNIST_8_TO_32,
     )
 }
 

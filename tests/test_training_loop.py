@@ -31,7 +31,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from transformers import HfArgumentParser
 
 from cdm_diffusers.pipelines import CascadedDiffusionPipeline, SuperResolutionPipeline
-from cdm_diffusers.presets import get_preset
+from cdm_diffusers.presets import BlurAugmentationPreset, get_preset
 from cdm_diffusers.training import TrainingConfig, train
 from cdm_diffusers.training.checkpoints import checkpoints_in, rotate, step_of
 from cdm_diffusers.training.data import load_training_data
@@ -562,6 +562,26 @@ def test_options_override_the_preset_only_when_given():
     assert stage.unet.config.null_class
 
 
+def test_another_conditioning_augmentation():
+    """Any kind for any super-resolution stage; what the network and the recommended s then are follows."""
+
+    def resolved(preset, *options):
+        return resolve_preset(parsed("--preset", preset, *DATA, *options), super_resolution=True)
+
+    blur = resolved("fashion_mnist_16_to_32", "--blur_sigma_range", "0.4", "1.0", "--blur_probability", "1")
+    assert blur.augmentation == BlurAugmentationPreset(sigma_range=(0.4, 1.0), probability=1.0)
+    noise = resolved("fashion_mnist_16_to_32", "--conditioning_augmentation", "gaussian")
+    assert noise.augmentation == get_preset("fashion_mnist_8_to_16").augmentation
+    assert noise.unet.augmentation_level_embedding
+    for kind, augmentation in (("blur", BlurAugmentationPreset()), ("none", None)):
+        changed = resolved("fashion_mnist_8_to_16", "--conditioning_augmentation", kind)
+        assert changed.augmentation == augmentation
+        assert not changed.unet.augmentation_level_embedding and changed.inference.augmentation_level is None
+        assert build_stage(changed).noising_scheduler is None
+    same = resolved("fashion_mnist_8_to_16", "--conditioning_augmentation", "gaussian")
+    assert same == get_preset("fashion_mnist_8_to_16")
+
+
 def test_the_null_class_follows_label_dropout():
     for options, label_dropout in [((), 0.1), (("--label_dropout", "0"), 0.0), (("--unconditional",), 0.0)]:
         resolved = resolve_preset(parsed("--preset", "fashion_mnist_8", *DATA, *options), super_resolution=False)
@@ -604,6 +624,8 @@ def test_resolved_configuration_is_one_json(images, unbroken):
         (("--preset", "imagenet_32_to_64", "--low_res_size", "24", *DATA), True, "`low_res_size` is 24"),
         (("--preset", "imagenet_32", "--low_res_size", "16", *DATA), False, "`low_res_size` is 16"),
         (("--preset", "imagenet_64_to_256", "--augmentation_level", "9", *DATA), True, "`augmentation_level` is 9"),
+        (("--preset", "imagenet_32_to_64", "--blur_probability", "1", *DATA), True, "`blur_probability` is 1"),
+        (("--preset", "imagenet_32", "--conditioning_augmentation", "blur", *DATA), False, "is a base stage"),
         (("--preset", "imagenet_32", "--gradient_accumulation_steps", "3", *DATA), False, "batch of 2048"),
         (("--preset", "imagenet_32", "--logging_steps", "0", *DATA), False, "`logging_steps` is 0"),
     ],

@@ -64,8 +64,17 @@ class TrainingConfig:
     norm_num_groups: int | None = option("Groups of the group norms. Default: the preset's.")
     dropout: float | None = option("Dropout in the residual blocks. Default: the preset's.")
     prediction_type: Literal["epsilon", "v_prediction"] | None = option("What is predicted. Default: the preset's.")
+    conditioning_augmentation: Literal["gaussian", "blur", "none"] | None = option(
+        "Super-resolution: noise of the preceding stage's forward process, blur, or none. Default: the preset's."
+    )
     augmentation_level: int | None = option(
         "Super-resolution with Gaussian augmentation: train at this s only, instead of amortised over s."
+    )
+    blur_sigma_range: list[float] | None = option(
+        "Super-resolution with blur augmentation: smallest and largest sigma, in pixels. Default: the preset's."
+    )
+    blur_probability: float | None = option(
+        "Super-resolution with blur augmentation: probability that an example is blurred. Default: the preset's."
     )
 
     # Optimisation

@@ -276,7 +276,9 @@ class Trainer:
                 labels = torch.where(dropped, unet.num_classes, labels)
             conditions["class_labels"] = labels
         if unet.low_res_size is not None:
-            low_res, level = self.stage.augmentation(area_resize(images, unet.low_res_size), generator)
+            low_res, level = area_resize(images, unet.low_res_size), None
+            if self.stage.augmentation is not None:
+                low_res, level = self.stage.augmentation(low_res, generator)
             conditions["low_res"] = low_res
             if unet.augmentation_level_embedding:
                 conditions["augmentation_level"] = level

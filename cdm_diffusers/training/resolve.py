@@ -6,7 +6,14 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ..presets import GaussianAugmentationPreset, StagePreset, UNetPreset, get_preset
+from ..presets import (
+    COSINE_AUGMENTATION,
+    BlurAugmentationPreset,
+    GaussianAugmentationPreset,
+    StagePreset,
+    UNetPreset,
+    get_preset,
+)
 from .config import TrainingConfig
 from .data import DataConfig
 
@@ -53,23 +60,54 @@ def resolve_preset(config: TrainingConfig, super_resolution: bool, num_processes
     training = override(preset.training, config, train_batch_size=global_batch_size(config, preset, num_processes))
     if config.unconditional and config.label_dropout is None:
         training = dataclasses.replace(training, label_dropout=0.0)
-    augmentation = preset.augmentation
-    if config.augmentation_level is not None:
-        augmentation = dataclasses.replace(augmentation, level=config.augmentation_level)
+    augmentation = resolve_augmentation(config, preset)
+    inference = override(preset.inference, config)
+    if not isinstance(augmentation, GaussianAugmentationPreset):
+        inference = dataclasses.replace(inference, augmentation_level=None)
     preset = dataclasses.replace(
         preset,
-        unet=resolve_unet(config, preset.unet, training.label_dropout),
+        unet=resolve_unet(config, preset.unet, training.label_dropout, augmentation),
         scheduler=override(preset.scheduler, config),
         augmentation=augmentation,
         training=training,
-        inference=override(preset.inference, config),
+        inference=inference,
         data=override(preset.data, config),
     )
     check_sizes(preset)
     return preset
 
 
-def resolve_unet(config: TrainingConfig, unet: UNetPreset, label_dropout: float) -> UNetPreset:
+def resolve_augmentation(
+    config: TrainingConfig, preset: StagePreset
+) -> GaussianAugmentationPreset | BlurAugmentationPreset | None:
+    """The preset's conditioning augmentation or the one that was asked for, with the options that go with it."""
+    kinds = {"gaussian": COSINE_AUGMENTATION, "blur": BlurAugmentationPreset(), "none": None}
+    augmentation = preset.augmentation
+    if config.conditioning_augmentation is not None:
+        asked = kinds[config.conditioning_augmentation]
+        augmentation = augmentation if type(augmentation) is type(asked) else asked
+    options = {
+        GaussianAugmentationPreset: {"augmentation_level": "level"},
+        BlurAugmentationPreset: {"blur_sigma_range": "sigma_range", "blur_probability": "probability"},
+    }
+    for kind, names in options.items():
+        for option, field in names.items():
+            value = getattr(config, option)
+            if value is None:
+                continue
+            if not isinstance(augmentation, kind):
+                raise ValueError(
+                    f"`{option}` is {value}, but the conditioning augmentation of {preset.name!r} is "
+                    f"{'none' if augmentation is None else type(augmentation).__name__}: leave it out, or choose "
+                    "another `conditioning_augmentation`."
+                )
+            augmentation = dataclasses.replace(
+                augmentation, **{field: tuple(value) if isinstance(value, list) else value}
+            )
+    return augmentation
+
+
+def resolve_unet(config: TrainingConfig, unet: UNetPreset, label_dropout: float, augmentation: Any) -> UNetPreset:
     """The network's arguments, and what options that are not its own mean for it."""
     further = {}
     if config.num_attention_heads is not None or config.attention_head_dim is not None:
@@ -80,9 +118,9 @@ def resolve_unet(config: TrainingConfig, unet: UNetPreset, label_dropout: float)
         further["attention_resolutions"] = ()
     if config.num_channels is not None:
         further["in_channels"] = further["out_channels"] = config.num_channels
-    if config.augmentation_level is not None:
-        # As in the paper's networks for one s (Tables 2 and 3), s is then part of the network, not an input.
-        further["augmentation_level_embedding"] = False
+    # The paper's networks for one s (Table 2b) are not told it: s is then part of the network, not an input.
+    amortised = isinstance(augmentation, GaussianAugmentationPreset) and augmentation.level is None
+    further["augmentation_level_embedding"] = amortised
     if config.unconditional:
         further["num_classes"] = None
     unet = override(unet, config, null_class=label_dropout > 0, **further)
@@ -109,10 +147,10 @@ def check_kind(config: TrainingConfig, preset: StagePreset, super_resolution: bo
         raise ValueError(
             f"`low_res_size` is {config.low_res_size}, but {preset.name!r} is a base stage: leave it out."
         )
-    if config.augmentation_level is not None and not isinstance(preset.augmentation, GaussianAugmentationPreset):
+    if config.conditioning_augmentation is not None and not super_resolution:
         raise ValueError(
-            f"`augmentation_level` is {config.augmentation_level}, but {preset.name!r} has no Gaussian conditioning "
-            "augmentation: leave it out."
+            f"`conditioning_augmentation` is {config.conditioning_augmentation!r}, but {preset.name!r} is a base "
+            "stage: leave it out."
         )
 
 

@@ -13,8 +13,8 @@ from ..schedulers import CascadedDDPMScheduler, ContinuousDDPMScheduler
 @dataclass
 class Stage:
     """
-    One stage of a cascade, ready to train. `noising_scheduler` and `augmentation` are None for a base stage;
-    `noising_scheduler` also for a stage with blur augmentation.
+    One stage of a cascade, ready to train. `augmentation` is None for a base stage and for one without conditioning
+    augmentation; `noising_scheduler` also for a stage with blur augmentation.
     """
 
     unet: CascadedUNet2DModel
