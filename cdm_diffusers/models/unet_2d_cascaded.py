@@ -47,7 +47,8 @@ class CascadedUNet2DModel(ModelMixin, AttentionMixin, PeftAdapterMixin, ConfigMi
         norm_num_groups (`int`, defaults to 32), norm_eps (`float`, defaults to 1e-5): Group normalisation.
         resnet_time_scale_shift (`"scale_shift"` or `"default"`): Whether embeddings scale and shift, or are added.
         downsample_type, upsample_type (`"conv"` or `"resnet"`, defaults to `"conv"`):
-            Resampling by a convolution or by a residual block (BigGAN's).
+            Resampling by a convolution or by a residual block (BigGAN's). Going down also `"conv_end_padding"`: a
+            convolution that pads at the right and the bottom only, as in DDPM's original networks.
         skip_rescale (`bool`, defaults to `False`): Whether residual sums are scaled by 1/sqrt(2), as in SR3.
         time_conditioning (`"timestep"` or `"noise_level"`): Whether `timestep` is the index t - 1 or sqrt(alpha_bar).
         time_scale (`float`, defaults to 1.0): Multiplies it before the sinusoids.
@@ -60,7 +61,8 @@ class CascadedUNet2DModel(ModelMixin, AttentionMixin, PeftAdapterMixin, ConfigMi
         null_class (`bool`, defaults to `False`): Whether there is a class `num_classes` that stands for none.
         low_res_size (`int`, *optional*): Size of the low-resolution image of a super-resolution network.
         low_res_channels (`int`, *optional*): Its channels; `in_channels` by default.
-        low_res_interpolation (`"bilinear"` or `"bicubic"`, defaults to `"bilinear"`): How it is upsampled inside.
+        low_res_interpolation (`"bilinear"`, `"bicubic"` or `"pillow_bicubic"`, defaults to `"bilinear"`):
+            How it is upsampled inside; Pillow's bicubic kernel (a = -0.5) is softer than torch's (a = -0.75).
         low_res_first (`bool`, defaults to `False`): Whether it is concatenated before the noisy image.
         augmentation_level_embedding (`bool`, defaults to `False`): Whether the network is told s (Section 3.2).
     """
@@ -180,10 +182,10 @@ class CascadedUNet2DModel(ModelMixin, AttentionMixin, PeftAdapterMixin, ConfigMi
         config = self.config
         choices = {
             "resnet_time_scale_shift": ("scale_shift", "default"),
-            "downsample_type": ("conv", "resnet"),
+            "downsample_type": ("conv", "resnet", "conv_end_padding"),
             "upsample_type": ("conv", "resnet"),
             "time_conditioning": ("timestep", "noise_level"),
-            "low_res_interpolation": ("bilinear", "bicubic"),
+            "low_res_interpolation": ("bilinear", "bicubic", "pillow_bicubic"),
         }
         for name, allowed in choices.items():
             if config[name] not in allowed:
@@ -249,11 +251,16 @@ class CascadedUNet2DModel(ModelMixin, AttentionMixin, PeftAdapterMixin, ConfigMi
             "out_channels": channels[level],
             "num_layers": self.config.layers_per_block,
         }
+        by_resnet = self.config.downsample_type == "resnet"
+        # Diffusers' padding of 0 stands for one row and column at the end
+        padding = {"downsample_padding": 0 if self.config.downsample_type == "conv_end_padding" else 1}
         if self._resolution(level) in self.config.attention_resolutions:
-            downsample_type = None if is_last else self.config.downsample_type
-            return AttnDownBlock2D(**sizes, attention_head_dim=head_dim, downsample_type=downsample_type, **common)
-        block = DownBlock2D if self.config.downsample_type == "conv" else ResnetDownsampleBlock2D
-        return block(**sizes, add_downsample=not is_last, **common)
+            downsample_type = None if is_last else "resnet" if by_resnet else "conv"
+            sizes |= {"attention_head_dim": head_dim, "downsample_type": downsample_type}
+            return AttnDownBlock2D(**sizes, **padding, **common)
+        if by_resnet:
+            return ResnetDownsampleBlock2D(**sizes, add_downsample=not is_last, **common)
+        return DownBlock2D(**sizes, **padding, add_downsample=not is_last, **common)
 
     def _up_block(self, level: int, head_dim: int, common: dict) -> torch.nn.Module:
         channels = self.config.block_out_channels
@@ -323,8 +330,7 @@ class CascadedUNet2DModel(ModelMixin, AttentionMixin, PeftAdapterMixin, ConfigMi
 
         # 2. input
         if low_res is not None:
-            size = sample.shape[-2:]
-            upsampled = F.interpolate(low_res, size, mode=self.config.low_res_interpolation, align_corners=False)
+            upsampled = self._upsample(low_res, sample.shape[-2:])
             pair = (upsampled, sample) if self.config.low_res_first else (sample, upsampled)
             sample = torch.cat(pair, dim=1)
         hidden = self.conv_in(sample)
@@ -347,6 +353,14 @@ class CascadedUNet2DModel(ModelMixin, AttentionMixin, PeftAdapterMixin, ConfigMi
         scale = self.config.time_scale if scale is None else scale
         values = values.to(device=sample.device, dtype=torch.float32).expand(sample.shape[0])
         return self.time_proj(scale * values).to(sample.dtype)  # (B, time_proj_dim)
+
+    def _upsample(self, low_res: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+        mode = self.config.low_res_interpolation
+        if mode != "pillow_bicubic":
+            return F.interpolate(low_res, size, mode=mode, align_corners=False)
+        # torch antialiases with Pillow's kernel; going up, the kernel is all that changes
+        upsampled = F.interpolate(low_res.float(), size, mode="bicubic", align_corners=False, antialias=True)
+        return upsampled.to(low_res.dtype)
 
     def _check_inputs(self, sample, timestep, class_labels, low_res, augmentation_level):
         """Presence, shapes and dtypes only: pipelines and loaders check values, outside the compiled graph."""
