@@ -1,7 +1,18 @@
 """What the evaluation scripts share."""
 
 from .image_sets import ImageSet, load_image_set
+from .quality import EvaluateConfig, evaluate
 from .recognition import RecognitionConfig, measure_recognition
+from .sampling import SampleConfig, sample
 
 
-__all__ = ["ImageSet", "RecognitionConfig", "load_image_set", "measure_recognition"]
+__all__ = [
+    "EvaluateConfig",
+    "ImageSet",
+    "RecognitionConfig",
+    "SampleConfig",
+    "evaluate",
+    "load_image_set",
+    "measure_recognition",
+    "sample",
+]

@@ -32,6 +32,7 @@ IMAGES_FOLDER = "images"
 NPZ_NAME = "samples.npz"
 LOW_RES_FOLDER = "low_res"
 SHARDS_FOLDER = "shards"
+SHARD_PATTERN = "[0-9]*-[0-9]*.safetensors"  # first index and number of images
 
 PNG_MODES = {"L": 1, "RGB": 3}
 
@@ -233,7 +234,7 @@ def read_settings(folder: Path) -> dict[str, Any]:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{str(folder / SETTINGS_NAME)!r} was not written by evaluation/sample.py.") from error
     if not (folder / IMAGES_FOLDER).is_dir() and not (folder / NPZ_NAME).is_file():
-        there = sum(int(file.stem.split("-")[1]) for file in (folder / SHARDS_FOLDER).glob("*.safetensors"))
+        there = sum(int(file.stem.split("-")[1]) for file in (folder / SHARDS_FOLDER).glob(SHARD_PATTERN))
         raise ValueError(
             f"{str(folder)!r} is half-written: {there} of {expected} images of stage {list(stages)[-1]!r} are there. "
             "Start evaluation/sample.py again with the same settings, and it goes on."

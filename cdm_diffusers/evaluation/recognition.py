@@ -16,7 +16,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
@@ -28,6 +27,7 @@ from ..training.classifier import Classifier, LabelledDataOptions, accuracies, c
 from ..training.config import option
 from ..training.data import DataConfig, TrainingData, area_resize, load_training_data, to_float, to_uint8
 from ..training.validation import MAX_GRID_CLASSES, grid_of, to_unit
+from .drawing import draw, steps_and_levels
 
 
 LIBRARIES = ("torch", "diffusers", "transformers", "accelerate", "numpy")
@@ -143,23 +143,16 @@ def open_split(data_config: DataConfig, pipeline) -> TrainingData:
 
 def sampling_options(pipeline: CascadedDiffusionPipeline, config: RecognitionConfig) -> dict[str, dict[str, int]]:
     """`num_inference_steps` and `augmentation_levels` of the stages: the pipeline's own where `config` has none."""
-    recommended = pipeline.config.default_num_inference_steps or {}
-    levels = pipeline.config.default_augmentation_levels or {}
-    noised = [stage.name for stage in pipeline.stages if stage.noising_scheduler is not None]
+    levels = None
     if config.augmentation_level is not None:
+        noised = [stage.name for stage in pipeline.stages if stage.noising_scheduler is not None]
         if not noised:
             raise ValueError(
                 f"`augmentation_level` is {config.augmentation_level}, but no stage of the pipeline takes one: leave "
                 "it out."
             )
         levels = dict.fromkeys(noised, config.augmentation_level)
-    return {
-        "num_inference_steps": {
-            stage.name: config.num_inference_steps or stage.default_num_inference_steps(recommended.get(stage.name))
-            for stage in pipeline.stages
-        },
-        "augmentation_levels": {name: levels.get(name, 0) for name in noised},
-    }
+    return steps_and_levels(pipeline, config.num_inference_steps, levels)
 
 
 @dataclass
@@ -193,23 +186,10 @@ def draw_samples(pipeline: CascadedDiffusionPipeline, config: RecognitionConfig,
     batches = []
     with tqdm(total=config.num_images, desc="sampling", unit="image") as bar:
         for indices in torch.arange(config.num_images).split(config.batch_size):
-            generators = [image_generator(config.seed, index) for index in indices.tolist()]
-            output = pipeline(
-                class_labels=labels[indices],
-                generator=generators,
-                output_type="pt",
-                output_stages=True,
-                **options,
-            )
-            batches.append({name: to_uint8(2 * images - 1).cpu() for name, images in output.stages.items()})
+            stages = draw(pipeline, indices, labels, config.seed, **options)
+            batches.append({name: to_uint8(2 * images - 1).cpu() for name, images in stages.items()})
             bar.update(len(indices))
     return Samples({name: torch.cat([batch[name] for batch in batches]) for name in batches[0]}, labels)
-
-
-def image_generator(seed: int, index: int) -> torch.Generator:
-    """The generator of one image; on the CPU, so that every device draws the same noise."""
-    state = np.random.SeedSequence([seed, index]).generate_state(1, np.uint64)
-    return torch.Generator().manual_seed(int(state[0]))
 
 
 # ------------------------------------------------------------------------------------------------------------------

@@ -1,0 +1,210 @@
+"""How images are drawn from a cascade when sets of them are made: a generator for each image, the stages that run,
+their schedulers, and how often their networks are called."""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+
+import numpy as np
+import torch
+from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, SchedulerMixin, UniPCMultistepScheduler
+
+from ..pipelines import CascadedDiffusionPipeline
+from ..pipelines.denoising import OWN_SCHEDULERS
+from ..pipelines.inputs import check_stage_names, per_stage
+from ..pipelines.pipeline_base import CascadeStage
+from ..schedulers import CascadedDDPMScheduler, ContinuousDDPMScheduler
+
+
+SOLVERS = {"ddim": DDIMScheduler, "dpmsolver++": DPMSolverMultistepScheduler, "unipc": UniPCMultistepScheduler}
+SOLVER_NAMES = ("ancestral", *SOLVERS)
+
+
+def image_generator(seed: int, index: int, first_stage: int = 0) -> torch.Generator:
+    """
+    The generator of one image; on the CPU, so that every device draws the same noise.
+
+    Args:
+        seed: of the whole set.
+        index: of the image.
+        first_stage: the number of the stage that starts; 0 for the base. A run that goes on from stored low-resolution
+            images draws other noise than the run that made them: otherwise z_0 and the noise added to it would be
+            functions of the same numbers.
+    """
+    state = np.random.SeedSequence([seed, index, first_stage]).generate_state(1, np.uint64)
+    return torch.Generator().manual_seed(int(state[0]))
+
+
+def draw(
+    pipeline: CascadedDiffusionPipeline,
+    indices: torch.Tensor,
+    labels: torch.Tensor | None,
+    seed: int,
+    low_res: torch.Tensor | None = None,
+    first_stage: int = 0,
+    **options,
+) -> dict[str, torch.Tensor]:
+    """
+    One call of the pipeline for the images of a set that `indices` (B,) names.
+
+    Args:
+        labels: int64 (N,) of the whole set, None for an unconditional cascade.
+        seed: image i has the generator of (seed, i).
+        low_res: float32 (B, C, h, w) in [0, 1] to start stage number `first_stage` from.
+        options: further arguments of the call.
+
+    Returns:
+        `dict`: float32 images (B, C, H, W) in [0, 1] of each stage that ran, by its name.
+    """
+    arguments = {"generator": [image_generator(seed, index, first_stage) for index in indices.tolist()]}
+    if low_res is not None:
+        arguments["image"] = low_res
+    if any(stage.unet.config.num_classes is not None for stage in pipeline.stages[first_stage:]):
+        arguments["class_labels"] = labels[indices]
+    elif low_res is None:
+        arguments["batch_size"] = len(indices)
+    return pipeline(**arguments, output_type="pt", output_stages=True, **options).stages
+
+
+# ------------------------------------------------------------------------------------------------------------------
+# What the stages do: schedulers, steps, s, guidance
+# ------------------------------------------------------------------------------------------------------------------
+
+
+def with_schedulers(
+    pipeline: CascadedDiffusionPipeline,
+    scheduler: str | dict[str, str] | None = None,
+    inference_schedules: dict[str, str | list[float]] | None = None,
+    last_stage: str | None = None,
+) -> CascadedDiffusionPipeline:
+    """
+    A cascade with the same networks and other schedulers, cut off after `last_stage`.
+
+    Args:
+        scheduler: one of `SOLVER_NAMES` for all stages, or for some of them in a dict; the others keep theirs.
+        inference_schedules: for stages with a ContinuousDDPMScheduler, the noise levels they visit: the end points
+            [beta_start, beta_end] of a linear schedule, or "squaredcos_cap_v2".
+
+    Raises:
+        ValueError: a name of a stage or solver is unknown, or the stage is of another kind.
+    """
+    names = [stage.name for stage in pipeline.stages]
+    if last_stage is not None and last_stage not in names:
+        raise ValueError(f"`last_stage` is {last_stage!r}; the pipeline has {names}.")
+    schedulers, levels = per_stage("scheduler", scheduler, names), inference_schedules or {}
+    check_stage_names("inference_schedules", levels, names)
+    kept = names if last_stage is None else names[: names.index(last_stage) + 1]
+    parts = {}
+    for stage in pipeline.stages[: len(kept)]:
+        solver = _converted(stage, schedulers.get(stage.name))
+        if stage.name in levels:
+            solver = _with_inference_schedule(stage.name, solver, levels[stage.name])
+        parts |= {f"{stage.name}_unet": stage.unet, f"{stage.name}_scheduler": solver}
+        if stage.noising_scheduler is not None:
+            parts[f"{stage.name}_noising_scheduler"] = stage.noising_scheduler
+    config = {name: value for name, value in pipeline.config.items() if name in ("id2label", "source_resolution")}
+    if all(parts[f"{name}_unet"].config.num_classes is None for name in kept):
+        config["id2label"] = None
+    for name, value in pipeline.config.items():
+        if name.startswith("default_"):
+            config[name] = value and {stage: default for stage, default in value.items() if stage in kept}
+    return CascadedDiffusionPipeline(**parts, **config)
+
+
+def _converted(stage: CascadeStage, name: str | None) -> SchedulerMixin:
+    if name is None:
+        return stage.scheduler
+    if name not in SOLVER_NAMES:
+        raise ValueError(f"`scheduler` of stage `{stage.name}` is {name!r}; it must be one of {SOLVER_NAMES}.")
+    if name != "ancestral":
+        return SOLVERS[name].from_config(stage.scheduler.config)
+    if isinstance(stage.scheduler, OWN_SCHEDULERS):
+        return stage.scheduler
+    is_continuous = stage.unet.config.time_conditioning == "noise_level"
+    return (ContinuousDDPMScheduler if is_continuous else CascadedDDPMScheduler).from_config(stage.scheduler.config)
+
+
+def _with_inference_schedule(name: str, scheduler: SchedulerMixin, schedule: str | list[float]) -> SchedulerMixin:
+    if not isinstance(scheduler, ContinuousDDPMScheduler):
+        raise ValueError(
+            f"`inference_schedules` names stage `{name}`, which samples with {type(scheduler).__name__}: only "
+            "ContinuousDDPMScheduler takes another schedule at inference."
+        )
+    if schedule == "squaredcos_cap_v2":
+        return type(scheduler).from_config(scheduler.config, inference_beta_schedule=schedule)
+    if not isinstance(schedule, (list, tuple)) or len(schedule) != 2 or not 0 < schedule[0] < schedule[1] < 1:
+        raise ValueError(
+            f"`inference_schedules` of stage `{name}` is {schedule!r}; it must be the end points [beta_start, "
+            "beta_end] of a linear schedule, 0 < beta_start < beta_end < 1, or 'squaredcos_cap_v2'."
+        )
+    ends = {"inference_beta_start": schedule[0], "inference_beta_end": schedule[1]}
+    return type(scheduler).from_config(scheduler.config, inference_beta_schedule="linear", **ends)
+
+
+def steps_and_levels(
+    pipeline: CascadedDiffusionPipeline,
+    num_inference_steps: int | dict[str, int] | None = None,
+    augmentation_levels: dict[str, int] | None = None,
+) -> dict[str, dict[str, int]]:
+    """`num_inference_steps` and `augmentation_levels` of all stages: the pipeline's own where none are given."""
+    stages = pipeline.stages
+    steps = per_stage("num_inference_steps", num_inference_steps, [stage.name for stage in stages])
+    recommended = pipeline.config.default_num_inference_steps or {}
+    for stage in stages:
+        if steps.get(stage.name) is None:
+            steps[stage.name] = stage.default_num_inference_steps(recommended.get(stage.name))
+    defaults = pipeline.config.default_augmentation_levels or {}
+    levels = {stage.name: defaults.get(stage.name, 0) for stage in stages if stage.noising_scheduler is not None}
+    return {"num_inference_steps": steps, "augmentation_levels": levels | (augmentation_levels or {})}
+
+
+def check_call(pipeline: CascadedDiffusionPipeline, labels, seed: int, low_res, first_stage: int, **options) -> None:
+    """
+    One step of one image: the pipeline checks all of its arguments before that.
+
+    Raises:
+        ValueError: an argument of `draw` is out of range or does not fit the stages.
+    """
+
+    def stop(pipe, step, timestep, tensors):
+        pipe._interrupt = True
+        return {}
+
+    first = torch.tensor([0])
+    draw(pipeline, first, labels, seed, low_res, first_stage, callback_on_step_end=stop, **options)
+
+
+# ------------------------------------------------------------------------------------------------------------------
+# Records
+# ------------------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def counted_evaluations(pipeline: CascadedDiffusionPipeline) -> Iterator[dict[str, int]]:
+    """Counts, stage by stage, the images that networks are called on; guidance calls them on two for each image."""
+    counts = {stage.name: 0 for stage in pipeline.stages}
+
+    def count(name, unet, arguments):
+        counts[name] += len(arguments[0])
+
+    hooks = [stage.unet.register_forward_pre_hook(partial(count, stage.name)) for stage in pipeline.stages]
+    try:
+        yield counts
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def fingerprint(pipeline: CascadedDiffusionPipeline) -> str:
+    """A hash of all weights and configs that decide what the cascade samples."""
+    digest = hashlib.sha256()
+    for stage in pipeline.stages:
+        for part in (stage.unet, stage.scheduler, stage.noising_scheduler):
+            config = {} if part is None else {k: v for k, v in part.config.items() if not k.startswith("_")}
+            digest.update(json.dumps([stage.name, type(part).__name__, config], sort_keys=True).encode())
+        for name, tensor in stage.unet.state_dict().items():
+            digest.update(name.encode())
+            digest.update(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()

@@ -1,0 +1,278 @@
+"""
+Sets of samples, made by any number of processes and by any number of attempts.
+
+Image i is drawn from the generator of (seed, i), and micro-batches are cut by index: which process makes one, and
+when, changes no bit of it (given the same kind of device and number of threads).
+"""
+
+import hashlib
+import importlib.metadata
+import json
+import os
+import shlex
+import shutil
+import sys
+import time
+from dataclasses import dataclass, field
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from accelerate import PartialState
+from tqdm.auto import tqdm
+
+from ..pipelines import CascadedDiffusionPipeline
+from ..pipelines.inputs import per_stage, resolve_class_labels
+from ..training.config import option
+from ..training.data import to_uint8
+from .drawing import check_call, counted_evaluations, draw, fingerprint, steps_and_levels, with_schedulers
+from .sample_store import FINAL_NAMES, LowResImages, SampleStore
+
+
+DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+LONGEST_WAIT = timedelta(days=7)  # of one process for another
+
+
+@dataclass(kw_only=True)
+class SampleConfig:
+    """
+    Everything that can be said on the command line of `evaluation/sample.py`. Options that are JSON there may be given
+    as objects in Python.
+
+    Raises:
+        ValueError: for a value out of its range.
+    """
+
+    pipeline: str = field(metadata={"help": "Folder or Hub id of a cascade."})
+    output_dir: str = field(metadata={"help": "Folder for the samples. A run that was stopped there goes on."})
+    num_images: int = field(metadata={"help": "How many images there are to be."})
+    labels: str | None = option(
+        '"balanced" (image i has label i modulo the number of classes; the default), labels separated by commas '
+        "(indices or names, taken in turn), or a text file with a label for each image on a line of its own."
+    )
+    seed: int = option("Image i is drawn from the generator of (seed, i).", 0)
+    batch_size: int = option("Images per call of the pipeline.", 100)
+    num_inference_steps: str | None = option("Steps of all stages, or JSON: {stage: steps}. Default: the pipeline's.")
+    augmentation_levels: str | None = option("JSON: {stage: s}. Default: the pipeline's.")
+    truncated: bool = option("Truncated conditioning augmentation (Section 3.2) instead of non-truncated.", False)
+    guidance_scale: str | None = option("w of all stages, or JSON: {stage: w}. Default: the pipeline's.")
+    restart_timestep: int | None = option("Noise the base's samples to this t and denoise them again (Section 4.2).")
+    scheduler: str | None = option(
+        'Solver of all stages, or JSON: {stage: solver}; "ancestral", "ddim", "dpmsolver++" or "unipc". Default: the '
+        "pipeline's."
+    )
+    inference_schedules: str | None = option(
+        "JSON: noise levels of stages with a ContinuousDDPMScheduler, {stage: [beta_start, beta_end]} (linear) or "
+        '{stage: "squaredcos_cap_v2"}. Default: the pipeline\'s.'
+    )
+    last_stage: str | None = option("Stop after this stage. Default: the last.")
+    keep_stages: bool = option("Keep what stages before the pipeline's last make, for --low_res_dir.", False)
+    low_res_dir: str | None = option(
+        "Folder of an earlier run with --keep_stages, whose low-resolution images and labels are used again."
+    )
+    low_res_stage: str | None = option("Which of its stages to go on from. Default: the highest.")
+    image_format: Literal["png", "npz"] = option(
+        "Folders of PNGs, one for each label, or the OpenAI evaluator's npz file.", "png"
+    )
+    dtype: Literal["float32", "bf16", "fp16"] = option("Type of the networks' weights.", "float32")
+
+    def __post_init__(self):
+        for name, lowest in (("num_images", 1), ("seed", 0), ("batch_size", 1)):
+            if getattr(self, name) < lowest:
+                raise ValueError(f"`{name}` is {getattr(self, name)}; it must be at least {lowest}.")
+        for name, known in (("image_format", FINAL_NAMES), ("dtype", DTYPES)):
+            if getattr(self, name) not in known:
+                raise ValueError(f"`{name}` is {getattr(self, name)!r}; it must be one of {list(known)}.")
+        for name in ("num_inference_steps", "augmentation_levels", "guidance_scale", "inference_schedules"):
+            setattr(self, name, parse_json(name, getattr(self, name)))
+        if isinstance(self.scheduler, str) and self.scheduler.startswith("{"):
+            self.scheduler = parse_json("scheduler", self.scheduler)
+        if self.low_res_dir is None and self.low_res_stage is not None:
+            raise ValueError(f"`low_res_stage` is {self.low_res_stage!r}, but there is no `low_res_dir`.")
+        if self.low_res_dir is not None and self.labels is not None:
+            raise ValueError(f"`labels` is {self.labels!r}, but with `low_res_dir` its labels are used: leave it out.")
+        if self.truncated and self.keep_stages:
+            raise ValueError(
+                "`keep_stages` with `truncated`: low-resolution stages end at z_s then, and there is no z_0 to keep."
+            )
+
+
+def parse_json(name: str, value: Any) -> Any:
+    """What a command line option says in JSON; anything but a string as it is."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return json.loads(value)
+    except ValueError as error:
+        raise ValueError(f"`{name}` is {value!r}, which is no JSON ({error}).") from error
+
+
+def sample(config: SampleConfig, pipeline: CascadedDiffusionPipeline | None = None) -> None:
+    """
+    Fills `config.output_dir` with samples, or finishes what a run of the same settings has begun there.
+
+    Args:
+        pipeline: what `config.pipeline` names, where it is loaded already.
+
+    Raises:
+        ValueError: settings that the cascade does not take, or other ones than those of the samples already there.
+    """
+    state = PartialState(timeout=LONGEST_WAIT)
+    job = SamplingJob(config, load_cascade(config, state.device) if pipeline is None else pipeline)
+    job.store.check()
+    is_finished, pending = job.store.is_finished, job.store.pending()
+    state.wait_for_everyone()  # all have looked before one writes
+    if not is_finished:
+        if state.is_main_process:
+            job.store.prepare(job.labels)
+        state.wait_for_everyone()
+        job.run(pending, state)
+        state.wait_for_everyone()
+        if state.is_main_process:
+            job.store.assemble()
+    if state.is_main_process:
+        shutil.rmtree(job.store.shards, ignore_errors=True)
+    state.wait_for_everyone()
+    state.print(f"{config.num_images:,} images are in {job.store.final}")
+
+
+def load_cascade(config: SampleConfig, device: torch.device) -> CascadedDiffusionPipeline:
+    return CascadedDiffusionPipeline.from_pretrained(config.pipeline, dtype=DTYPES[config.dtype]).to(device)
+
+
+class SamplingJob:
+    """
+    A set of samples to be made: the stages that run, their options, all labels, and the folder. Checks all of them.
+
+    Raises:
+        ValueError: as `sample`.
+    """
+
+    def __init__(self, config: SampleConfig, pipeline: CascadedDiffusionPipeline):
+        self.config = config
+        last_name = pipeline.stages[-1].name
+        pipeline = with_schedulers(pipeline, config.scheduler, config.inference_schedules, config.last_stage)
+        self.pipeline, names = pipeline, [stage.name for stage in pipeline.stages]
+        self.low_res, self.first_stage = None, 0
+        if config.low_res_dir is not None:
+            self.low_res = LowResImages(config.low_res_dir, config.low_res_stage)
+            self.first_stage = self._stage_after(self.low_res, names)
+            self.labels = self.low_res.labels
+            if self.labels is not None:
+                self.labels = self.labels[: config.num_images]
+        else:
+            num_classes = next(filter(None, (stage.unet.config.num_classes for stage in pipeline.stages)), None)
+            self.labels = all_labels(config, num_classes, pipeline.config.id2label)
+        self.stages = pipeline.stages[self.first_stage :]
+        self.options = self._options()
+        self.kept = [name for name in names[self.first_stage :] if config.keep_stages and name != last_name]
+        first_low_res = None if self.low_res is None else self.low_res[torch.tensor([0])]
+        pipeline.set_progress_bar_config(disable=True)
+        check_call(pipeline, self.labels, config.seed, first_low_res, self.first_stage, **self.options)
+        self.store = SampleStore(config.output_dir, self._settings())
+
+    def _stage_after(self, low_res: LowResImages, names: list[str]) -> int:
+        if low_res.stage not in names[:-1]:
+            raise ValueError(
+                f"`low_res_dir` {self.config.low_res_dir!r} has images of stage `{low_res.stage}`, which no stage of "
+                f"{names} follows."
+            )
+        if len(low_res) < self.config.num_images:
+            raise ValueError(
+                f"`num_images` is {self.config.num_images}, but `low_res_dir` {self.config.low_res_dir!r} has "
+                f"{len(low_res)}: sample more of them first."
+            )
+        first_stage = names.index(low_res.stage) + 1
+        if self.config.truncated and first_stage == len(names) - 1:
+            raise ValueError(
+                "`truncated` with `low_res_dir`: a truncated input is made by the stage before, which does not run. "
+                "Leave out --truncated, which also noises z_0 to s, or --low_res_dir."
+            )
+        return first_stage
+
+    def _options(self) -> dict[str, Any]:
+        """Arguments of the pipeline's call, resolved for the stages that run."""
+        config, names = self.config, [stage.name for stage in self.pipeline.stages]
+        options = steps_and_levels(self.pipeline, config.num_inference_steps, config.augmentation_levels)
+        given = per_stage("guidance_scale", config.guidance_scale, names)
+        scales = dict.fromkeys(names, 1.0) | (self.pipeline.config.default_guidance_scales or {})
+        options["guidance_scale"] = scales | {name: scale for name, scale in given.items() if scale is not None}
+        for name in names[: self.first_stage]:
+            for values in options.values():
+                values.pop(name, None)
+        return {**options, "truncated": config.truncated, "restart_timestep": config.restart_timestep}
+
+    def _settings(self) -> dict[str, Any]:
+        """All that decides the samples, and "about", which does not."""
+        config, pipeline = self.config, self.pipeline
+        settings = {
+            "num_images": config.num_images,
+            "batch_size": config.batch_size,
+            "seed": config.seed,
+            "labels": None if self.labels is None else hashlib.sha256(self.labels.numpy()).hexdigest(),
+            "id2label": pipeline.config.id2label,
+            "stages": {stage.name: stage.unet.config.sample_size for stage in self.stages},
+            "channels": pipeline.base_unet.config.out_channels,
+            "kept_stages": self.kept,
+            "options": self.options,
+            "schedulers": {stage.name: type(stage.scheduler).__name__ for stage in self.stages},
+            "weights_and_schedulers": fingerprint(pipeline),
+            "low_res": None if self.low_res is None else {"stage": self.low_res.stage, "of": self.low_res.settings},
+            "image_format": config.image_format,
+            "dtype": config.dtype,
+            "about": {
+                "pipeline": config.pipeline,
+                "command": shlex.join(["python", *sys.argv]),
+                "versions": {name: importlib.metadata.version(name) for name in ("torch", "diffusers", "numpy")},
+            },
+        }
+        return json.loads(json.dumps(settings))
+
+    def run(self, pending: list[torch.Tensor], state: PartialState) -> None:
+        """This process's share of the micro-batches that are `pending` for all."""
+        config, last = self.config, self.stages[-1].name
+        self.pipeline.set_progress_bar_config(disable=not state.is_main_process, leave=False, position=1)
+        total = sum(map(len, pending))
+        at_start = config.num_images - total
+        with tqdm(total=total, desc="sampling", unit="image", disable=not state.is_main_process) as bar:
+            for indices in pending[state.process_index :: state.num_processes]:
+                began = time.perf_counter()
+                low_res = None if self.low_res is None else self.low_res[indices]
+                with counted_evaluations(self.pipeline) as counts:
+                    stages = draw(
+                        self.pipeline, indices, self.labels, config.seed, low_res, self.first_stage, **self.options
+                    )
+                images = {name: stages[name] for name in self.kept} | {"images": to_uint8(2 * stages[last] - 1)}
+                record = {
+                    "evaluations": {stage.name: counts[stage.name] / len(indices) for stage in self.stages},
+                    "seconds": time.perf_counter() - began,
+                }
+                self.store.save_shard(indices, images, record)
+                bar.update(self.store.num_finished() - at_start - bar.n)
+
+
+def all_labels(config: SampleConfig, num_classes: int | None, id2label: dict[int, str] | None) -> torch.Tensor | None:
+    """
+    int64 (N,) from `config.labels`; None for an unconditional cascade.
+
+    Raises:
+        ValueError: a label is no class of the cascade, or a file does not have one for each image.
+    """
+    if num_classes is None:
+        if config.labels is not None:
+            raise ValueError(f"`labels` is {config.labels!r}, but the cascade is unconditional: leave it out.")
+        return None
+    if config.labels in (None, "balanced"):
+        return torch.arange(config.num_images) % num_classes
+    is_file = os.path.isfile(config.labels)
+    labels = Path(config.labels).read_text().splitlines() if is_file else config.labels.split(",")
+    labels = [label.strip() for label in labels]
+    labels = [int(label) if label.isdecimal() else label for label in labels if label]
+    if is_file and len(labels) != config.num_images:
+        raise ValueError(
+            f"`labels` is {config.labels!r}, a file of {len(labels)} labels, and `num_images` is {config.num_images}: "
+            "it must have one for each image."
+        )
+    labels = torch.tensor(resolve_class_labels(labels, num_classes, id2label))
+    return labels[torch.arange(config.num_images) % len(labels)]
