@@ -13,7 +13,10 @@ from cdm_diffusers.training.classifier import (
     ClassifierConfig,
     accuracies,
     build_classifier,
+    build_lr_scheduler,
+    build_optimizer,
     check_same_classes,
+    random_resized_crop,
     random_shift,
     train_classifier,
 )
@@ -98,7 +101,7 @@ def test_training_is_reproducible_and_depends_on_the_seed(image_folder, tmp_path
 
 
 def test_resnet_50_has_the_parameters_of_he_et_al(tmp_path):
-    config = ClassifierConfig(output_dir=str(tmp_path), model_name="resnet-50", image_size=224)
+    config = ClassifierConfig(output_dir=str(tmp_path), architecture="resnet-50", image_size=224)
     with torch.device("meta"):
         classifier = build_classifier(config, {index: f"class {index}" for index in range(1000)})
     assert sum(parameter.numel() for parameter in classifier.parameters()) == 25_557_032
@@ -131,6 +134,55 @@ def test_random_shift_crops_the_padded_image_uniformly():
         counts[matches[0]] += 1
     assert counts.min() > 40 and counts.max() < 100  # 600 / 9 = 67, deviation 7.7
     assert torch.equal(random_shift(images, 0, torch.Generator()), images)
+
+
+def test_a_resized_crop_is_a_rectangle_of_the_image():
+    """On images whose pixels are their own coordinates, crops are coordinates again: affine, with the right spans."""
+    places = (torch.arange(32) + 0.5) / 16 - 1  # centres of pixels in [-1, 1]
+    images = torch.stack(torch.meshgrid(places, places, indexing="ij")).expand(500, 2, 32, 32)  # rows, columns
+    crops = random_resized_crop(images, torch.Generator().manual_seed(0))
+    assert crops.shape == images.shape
+    height = (crops[:, 0, 24, 0] - crops[:, 0, 8, 0]) / (places[24] - places[8])  # inside, away from the border
+    width = (crops[:, 1, 0, 24] - crops[:, 1, 0, 8]) / (places[24] - places[8])
+    assert (crops[:, 0] - crops[:, 0, :, :1]).abs().max() < 1e-5 and (crops[:, 1] - crops[:, 1, :1]).abs().max() < 1e-5
+    area, ratio = height * width, width / height
+    assert 0.07 < area.min() < 0.12 and 0.8 < area.max() < 1.01 and 0.45 < area.mean() < 0.55
+    assert 0.74 < ratio.min() < 0.78 and 1.29 < ratio.max() < 1.34
+    middle = crops[:, 1, 0, 15:17].mean(1)
+    assert (middle.abs() <= 1 - width + 1e-4).all() and middle.min() < -0.3 and middle.max() > 0.3
+
+
+@pytest.mark.parametrize(
+    ("lr_scheduler", "expected"),
+    [
+        ("step", {0: 0.0, 5: 0.5, 10: 1.0, 59: 1.0, 60: 0.1, 119: 0.1, 120: 0.01, 160: 0.001, 179: 0.001}),
+        ("cosine", {0: 0.0, 5: 0.5, 10: 1.0, 95: 0.5, 179: 0.0}),
+    ],
+)
+def test_learning_rates(lr_scheduler, expected, tmp_path):
+    config = ClassifierConfig(output_dir=str(tmp_path), optimizer="sgd", lr_scheduler=lr_scheduler, learning_rate=0.2)
+    optimizer = build_optimizer(config, torch.nn.Linear(1, 1))
+    scheduler = build_lr_scheduler(config, optimizer, 180)
+    rates = []
+    for _ in range(180):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+    assert {step: rates[step] / 0.2 for step in expected} == pytest.approx(expected, abs=1e-3)
+
+
+def test_recipes_are_defaults(tmp_path):
+    config = ClassifierConfig(output_dir=str(tmp_path), architecture="resnet-50", num_train_epochs=3, random_shift=1)
+    assert (config.num_train_epochs, config.random_shift) == (3, 1)
+    assert (config.optimizer, config.lr_scheduler, config.learning_rate) == ("sgd", "step", 0.1)
+    assert (config.train_batch_size, config.weight_decay, config.random_resized_crop) == (256, 1e-4, True)
+
+
+def test_the_imagenet_recipe_learns(image_folder, tmp_path):
+    """Its optimizer, schedule and crops, on the small network."""
+    recipe = {"optimizer": "sgd", "lr_scheduler": "step", "learning_rate": 0.05, "random_resized_crop": True}
+    results = train_classifier(config_for(image_folder, tmp_path, num_train_epochs=12, label_smoothing=0.1, **recipe))
+    assert results["top_1"] > 0.9
 
 
 # Bad input
@@ -170,7 +222,7 @@ def test_no_classifier_in_the_folder(tmp_path, trained):
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        ({"model_name": "resnet"}, r"`model_name` is 'resnet'; .* \['small', 'resnet-50'\]"),
+        ({"architecture": "resnet"}, r"`architecture` is 'resnet'; .* \['small', 'resnet-50'\]"),
         ({"num_train_epochs": 0}, "`num_train_epochs` is 0"),
         ({"train_batch_size": 1}, "`train_batch_size` is 1"),
         ({"random_shift": -1}, "`random_shift` is -1"),

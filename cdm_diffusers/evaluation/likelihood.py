@@ -33,7 +33,7 @@ from ..training.checkpoints import write_json
 from ..training.classifier import DataOptions, check_same_classes
 from ..training.config import option
 from ..training.data import area_resize, load_training_data, to_float, to_uint8
-from .recognition import image_generator
+from .drawing import image_generator
 
 
 Pipeline = CascadedDiffusionPipeline | SuperResolutionPipeline
@@ -172,8 +172,8 @@ def cascade_up_to(stages: list[CascadeStage], levels: dict[str, int | None], las
             why = "takes none (no Gaussian conditioning augmentation)" if level is None else "is given s = 0"
             raise ValueError(
                 f"`cascade` is {last!r}: Eq. (3) needs s >= 1, but stage {stage.name!r} {why}. The image that it is "
-                "conditioned on is then an exact function of x_0, the KL term that ends in it is infinite, and nothing "
-                f"is bounded. Give {'' if level is None else 'an `augmentation_level` of at least 1, or '}"
+                "conditioned on is then an exact function of x_0, the KL term that ends in it is infinite, and "
+                f"nothing is bounded. Give {'' if level is None else 'an `augmentation_level` of at least 1, or '}"
                 f"`cascade={before.name}` for the stages before it; `stages` gives the bits per dimension of "
                 f"{stage.name!r} given the low-resolution image."
             )
