@@ -8,6 +8,7 @@ import json
 from pathlib import Path
 
 from cdm_diffusers import CascadedDiffusionPipeline
+from cdm_diffusers.conversion.cards import add_sources
 from cdm_diffusers.evaluation.recognition import tables
 from cdm_diffusers.model_cards import write_cascade_card
 from cdm_diffusers.training.checkpoints import write_json
@@ -37,15 +38,22 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
+def read_all(folders: dict[str, Path], file: str) -> dict[str, dict]:
+    """The JSON `file` of each stage that has one."""
+    return {
+        name: json.loads((folder / file).read_text()) for name, folder in folders.items() if (folder / file).is_file()
+    }
+
+
 def main():
     args = parse_args()
     cascade = CascadedDiffusionPipeline.from_stages(args.base, *args.super_res)
     for name in ("default_num_inference_steps", "default_augmentation_levels", "default_guidance_scales"):
         if getattr(args, name) is not None:
             cascade.register_to_config(**{name: {**(cascade.config[name] or {}), **getattr(args, name)}})
-    runs = zip(cascade.stages, [args.base, *args.super_res], strict=True)
-    configs = {stage.name: Path(run) / "training_config.json" for stage, run in runs}
-    configs = {name: json.loads(path.read_text()) for name, path in configs.items() if path.is_file()}
+    names = [stage.name for stage in cascade.stages]
+    folders = dict(zip(names, map(Path, [args.base, *args.super_res]), strict=True))
+    configs, sources = read_all(folders, "training_config.json"), read_all(folders, "source.json")
     figures = tables(json.loads(args.recognition.read_text())) if args.recognition else None
 
     temporary = staging_folder(args.output)
@@ -56,6 +64,8 @@ def main():
     if args.sample_grid:
         (temporary / "samples.png").write_bytes(args.sample_grid.read_bytes())
     write_cascade_card(args.output.name, cascade, configs, figures, temporary)
+    if sources:
+        add_sources(temporary / "README.md", sources)
     publish(temporary, args.output)
 
 

@@ -72,7 +72,9 @@ TWINS = {
     "upsample_cond": _openai(3, 32, 32, WIDE, 2, (16, 32), (4, -1), LINEAR_4000, num_classes=10, low_res=8),
     "cifar10": _openai(4, 16, 32, (1, 2, 2, 2), 3, (2, 4), (4, -1), RESCALED_COSINE),
     "lsun_uncond": _openai(5, 32, 32, WIDE, 2, (16,), (1, -1), LINEAR_1000, use_scale_shift_norm=False),
-    "64x64": _openai(6, 16, 32, (1, 2, 3, 4), 3, (2, 4, 8), (4, 16), COSINE_1000, True, num_classes=10, new_order=True),
+    "64x64": _openai(
+        6, 16, 32, (1, 2, 3, 4), 3, (2, 4, 8), (4, 16), COSINE_1000, True, num_classes=10, new_order=True
+    ),
     "128x128": _openai(7, 16, 32, (1, 1, 2, 3, 4), 2, (4, 8, 16), (4, -1), LINEAR_1000, True, num_classes=10),
     "256x256": _openai(8, 32, 32, WIDE, 2, (8, 16, 32), (4, 32), LINEAR_1000, True, num_classes=10),
     "256x256_uncond": _openai(9, 32, 32, WIDE, 2, (8, 16, 32), (4, 8), LINEAR_1000, True),

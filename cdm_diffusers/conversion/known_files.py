@@ -34,12 +34,13 @@ class KnownFile:
     num_inference_steps: int = 250
 
     @property
-    def repository(self) -> str:
-        return GUIDED if self.structure.resblock_updown else IMPROVED
-
-    @property
     def url(self) -> str:
         return f"{STORAGE}/{'jul' if self.structure.resblock_updown else 'march'}-2021/{self.name}.pt"
+
+
+def repository_of(structure: OpenAIStructure) -> str:
+    """The code that makes such networks; the published ones differ in how they resample."""
+    return GUIDED if structure.resblock_updown else IMPROVED
 
 
 def _improved(base: int, multipliers: tuple[int, ...], blocks: int, **further) -> OpenAIStructure:

@@ -290,7 +290,7 @@ def _renamed(
 
 
 def _prefixes(name: str) -> Iterator[str]:
-    """"a.b.c" gives "a.b" and "a"."""
+    """ "a.b.c" gives "a.b" and "a"."""
     while "." in name:
         name = name.rpartition(".")[0]
         yield name

@@ -192,7 +192,9 @@ def read_structure(state_dict: Mapping[str, torch.Tensor]) -> SR3Structure:
         else:
             levels[-1].append(place)
     if len({len(blocks) for blocks in levels}) != 1:
-        raise ValueError(f"`state_dict` has levels of {[len(blocks) for blocks in levels]} blocks: weights are missing.")
+        raise ValueError(
+            f"`state_dict` has levels of {[len(blocks) for blocks in levels]} blocks: weights are missing."
+        )
     convolutions = [f"downs.{blocks[0]}.res_block.block1.block.3.weight" for blocks in levels]
     absent = [name for name in convolutions if name not in shapes]
     if absent:
@@ -251,7 +253,13 @@ def resolve_settings(
         settings = replace(settings, dropout=0.0)
     notes = [f"structure: that of {name}" if name else f"structure: none of the published ones; {structure}"]
     for field in (field.name for field in fields(settings) if getattr(settings, field.name) is not None):
-        reason = "given" if field in changes else sources[field] if getattr(believed, field) is not None else "nothing known"
+        reason = (
+            "given"
+            if field in changes
+            else sources[field]
+            if getattr(believed, field) is not None
+            else "nothing known"
+        )
         notes.append(f"{field}: {getattr(settings, field)} ({reason})")
     return settings, notes
 
@@ -285,7 +293,7 @@ def _check_fit(structure: SR3Structure, settings: SR3Settings):
 def _renamed(
     state_dict: Mapping[str, torch.Tensor], structure: SR3Structure
 ) -> Iterator[tuple[str, str, torch.Tensor]]:
-    """Each weight with our name for it and its own. The schedule's tables, which lie outside the network, are left out."""
+    """Each weight with our name for it and its own; not the schedule's tables, which lie outside the network."""
     layers = _layer_names(structure)
     wrapped = any(name.startswith(PREFIX) for name in state_dict)
     for source, tensor in state_dict.items():

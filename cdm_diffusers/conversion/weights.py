@@ -7,6 +7,9 @@ import torch
 from ..models import CascadedUNet2DModel
 
 
+PROJECTIONS = ("to_q", "to_k", "to_v")
+
+
 def check_tensors(state_dict: Mapping[str, torch.Tensor]):
     """
     Raises:
@@ -29,11 +32,9 @@ def split_qkv(name: str, qkv: torch.Tensor, heads: int, per_head: bool) -> dict[
     """
     kind = "bias" if qkv.ndim == 1 else "weight"
     rows = qkv if kind == "bias" else qkv.flatten(1)  # (3C,) or (3C, C)
-    if per_head:
-        rows = rows.unflatten(0, (heads, 3, -1)).transpose(0, 1).flatten(1, 2)  # (3, C, ...)
-    else:
-        rows = rows.unflatten(0, (3, -1))
-    return {f"{name}{part}.{kind}": tensor.clone() for part, tensor in zip(("to_q", "to_k", "to_v"), rows, strict=True)}
+    order = (heads, 3, -1) if per_head else (1, 3, -1)
+    rows = rows.unflatten(0, order).transpose(0, 1).flatten(1, 2)  # (3, C) or (3, C, C)
+    return {f"{name}{part}.{kind}": part_rows.clone() for part, part_rows in zip(PROJECTIONS, rows, strict=True)}
 
 
 def fill_network(config: dict, weights: Iterable[tuple[str, str, torch.Tensor]], what: str) -> CascadedUNet2DModel:

@@ -67,8 +67,7 @@ GUIDED_FILES = {
     "256x256_diffusion": _GUIDED | {"image_size": 256},
     "256x256_diffusion_uncond": _GUIDED | {"image_size": 256, "class_cond": False},
     "512x512_diffusion": _GUIDED | {"image_size": 512},
-    "64_256_upsampler": _GUIDED
-    | {"large_size": 256, "num_channels": 192, "num_head_channels": -1, "num_heads": 4},
+    "64_256_upsampler": _GUIDED | {"large_size": 256, "num_channels": 192, "num_head_channels": -1, "num_heads": 4},
     "128_512_upsampler": _GUIDED | {"large_size": 512, "num_channels": 192, "attention_resolutions": "32,16"},
 }
 SR3_CONFIGS = ("sr_sr3_16_128", "sr_sr3_64_512", "sample_sr3_128")
