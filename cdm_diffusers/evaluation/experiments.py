@@ -1,0 +1,353 @@
+"""
+The paper's experiments as data: for each table or figure its rows, what each row trains and how it samples, and what
+the paper found.
+
+An experiment is a function of its section in a configuration file (`configs/*.json`), which names trained stages and
+says at what scale they sample; see `docs/evaluation.md`.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+
+PAPER_COLUMNS = ("FID vs train", "FID vs validation", "IS")
+PAPER_LEVELS = (251, 501, 751, 1001, 1251, 1501)
+
+
+@dataclass(frozen=True)
+class TrainedStage:
+    """
+    A stage that an arm samples with.
+
+    Args:
+        name: of a stage in the configuration's `stages`.
+        options: what this arm trains differently, by the names of the training scripts' options.
+    """
+
+    name: str
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Arm:
+    """
+    What is compared: trained stages, and how they sample.
+
+    Args:
+        stages: from the base on.
+        sampling: options of [`SampleConfig`].
+        ground_truth: the split ("train" or "validation") whose images, averaged down, the last stage takes instead of
+            samples.
+        blur_sigma: blurs what the last stage takes by a Gaussian of this width, in pixels.
+    """
+
+    stages: tuple[TrainedStage, ...]
+    sampling: dict[str, Any] = field(default_factory=dict)
+    ground_truth: str | None = None
+    blur_sigma: float | None = None
+
+
+@dataclass(frozen=True)
+class Row:
+    """
+    Args:
+        heading: of the group of rows.
+        label: of the row.
+        arm: what is measured.
+        x: where the row stands in the figure; None if it is not in it.
+        paper: the paper's values, column by column; empty where the paper has no such row.
+    """
+
+    heading: str
+    label: str
+    arm: Arm
+    x: float | None = None
+    paper: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """
+    Args:
+        title: of the table, with the paper's number.
+        rows: in the order of the table.
+        x_label: of the figure's horizontal axis; None for an experiment that is only a table.
+        log_x: whether that axis is logarithmic.
+        paper_columns: what `Row.paper` holds.
+        images: whether the figure is a picture of samples, a row of it for each row of the table (Figure 9).
+        classification: whether classifiers are trained on the samples (Table 1b, Figure 7).
+    """
+
+    title: str
+    rows: tuple[Row, ...]
+    x_label: str | None = None
+    log_x: bool = False
+    paper_columns: tuple[str, ...] = PAPER_COLUMNS
+    images: bool = False
+    classification: bool = False
+
+
+def get_experiment(name: str, settings: dict[str, Any]) -> Experiment:
+    """
+    The experiment called `name` ("table2a", ...) with its section of a configuration.
+
+    Raises:
+        ValueError: there is no experiment of that name, or `settings` lack or do not know something.
+    """
+    if name not in EXPERIMENTS:
+        raise ValueError(f"`name` is {name!r}; the experiments are {', '.join(EXPERIMENTS)}.")
+    try:
+        return EXPERIMENTS[name](**settings)
+    except TypeError as error:
+        raise ValueError(f"the section {name!r} of the configuration does not fit: {error}.") from error
+
+
+# ------------------------------------------------------------------------------------------------------------------
+# Section 4.2 and 4.3
+# ------------------------------------------------------------------------------------------------------------------
+
+
+def table2a(base: str, restart_timestep: int = 2000, **sampling) -> Experiment:
+    """More sampling steps by restart (Section 4.2)."""
+    arm = Arm((TrainedStage(base),), sampling)
+    restarted = replace(arm, sampling={**sampling, "restart_timestep": restart_timestep})
+    return Experiment(
+        "Table 2a: a baseline without a cascade, and more sampling steps",
+        (
+            Row("", "one pass", arm, paper=("2.44", "2.91", "49.81 ± 0.65")),
+            Row("", "+ more sampling steps", restarted, paper=("2.35", "2.91", "52.72 ± 1.15")),
+        ),
+    )
+
+
+SMALL_CASCADE = {0: ("6.02", "5.84", "35.59 ± 1.19"), 101: ("3.41", "3.67", "44.72 ± 1.12")}
+SMALL_CASCADE |= {1001: ("2.13", "2.79", "54.47 ± 1.05")}
+
+
+def table2b(
+    no_cascading: str, base: str, super_res: str, levels: list[int] = (0, 101, 1001), **sampling
+) -> Experiment:
+    """No cascade against a cascade of the same super-resolution architecture, a network for each s (Section 4.3)."""
+    plain = {**sampling, "num_inference_steps": {"base": sampling["num_inference_steps"]["super_res_1"]}}
+    rows = [Row("", "no cascading", Arm((TrainedStage(no_cascading),), plain), paper=("2.35", "2.91", "52.72 ± 1.15"))]
+    for level in levels:
+        stages = TrainedStage(base), TrainedStage(super_res, {"augmentation_level": level})
+        arm = Arm(stages, {**sampling, "augmentation_levels": {"super_res_1": level}})
+        rows.append(Row("cascading", f"s = {level}", arm, level, SMALL_CASCADE.get(level, ())))
+    return Experiment("Table 2b: no cascading and cascading", tuple(rows), x_label="truncation time s")
+
+
+def figure9(**settings) -> Experiment:
+    """Samples of Table 2b's models."""
+    return replace(table2b(**settings), title="Figure 9: samples for varying s", images=True)
+
+
+LARGE_CASCADE = {
+    "s = 0": ("1.71", "2.46", "61.34 ± 1.58"),
+    "truncated": {
+        251: ("1.50", "2.44", "66.76 ± 1.76"),
+        501: ("1.48", "2.48", "67.95 ± 1.97"),
+        751: ("1.48", "2.51", "68.48 ± 1.77"),
+        1001: ("1.49", "2.51", "67.95 ± 1.51"),
+        1251: ("1.51", "2.54", "67.20 ± 1.94"),
+        1501: ("1.54", "2.56", "67.09 ± 1.67"),
+    },
+    "non-truncated": {
+        251: ("1.58", "2.50", "66.21 ± 1.51"),
+        501: ("1.53", "2.51", "67.59 ± 1.85"),
+        751: ("1.48", "2.47", "67.48 ± 1.31"),
+        1001: ("1.49", "2.48", "66.51 ± 1.59"),
+        1251: ("1.48", "2.46", "66.28 ± 1.49"),
+        1501: ("1.50", "2.47", "65.59 ± 0.86"),
+    },
+    "train": {
+        0: ("0.76", "1.76", "74.84 ± 1.43"),
+        251: ("0.87", "1.85", "71.79 ± 0.89"),
+        501: ("0.92", "1.91", "70.68 ± 1.26"),
+        751: ("0.95", "1.94", "69.93 ± 1.40"),
+        1001: ("0.98", "1.97", "69.03 ± 1.26"),
+        1251: ("1.03", "1.99", "67.92 ± 1.65"),
+        1501: ("1.11", "2.04", "66.7 ± 1.21"),
+    },
+    "validation": {
+        0: ("1.20", "0.59", "64.33 ± 1.24"),
+        251: ("1.27", "0.96", "63.17 ± 1.19"),
+        501: ("1.32", "1.17", "62.65 ± 0.76"),
+        751: ("1.38", "1.32", "62.21 ± 0.94"),
+        1001: ("1.42", "1.44", "61.53 ± 1.39"),
+        1251: ("1.47", "1.54", "60.58 ± 0.93"),
+        1501: ("1.53", "1.64", "60.02 ± 0.84"),
+    },
+}
+
+
+def table3a(base: str, super_res: str, levels: list[int] = PAPER_LEVELS, **sampling) -> Experiment:
+    """Quality over s, truncated and not, on the base model's samples."""
+    stages = TrainedStage(base), TrainedStage(super_res)
+
+    def arm(level: int, truncated: bool) -> Arm:
+        return Arm(stages, {**sampling, "augmentation_levels": {"super_res_1": level}, "truncated": truncated})
+
+    rows = [Row("no conditioning augmentation (baseline)", "s = 0", arm(0, False), 0, LARGE_CASCADE["s = 0"])]
+    for heading, truncated in (("truncated", True), ("non-truncated", False)):
+        for level in levels:
+            paper = LARGE_CASCADE[heading].get(level, ())
+            rows.append(
+                Row(f"{heading} conditioning augmentation", f"s = {level}", arm(level, truncated), level, paper)
+            )
+    return Experiment("Table 3a: base model for low resolution conditioning", tuple(rows), "truncation time s")
+
+
+def table3b(base: str, super_res: str, levels: list[int] = (0, *PAPER_LEVELS), **sampling) -> Experiment:
+    """Quality over s on real low-resolution images."""
+    stages = TrainedStage(base), TrainedStage(super_res)
+    rows = []
+    for split in ("train", "validation"):
+        heading = f"ground truth {'training' if split == 'train' else split} data"
+        for level in levels:
+            options = {**sampling, "augmentation_levels": {"super_res_1": level}}
+            arm = Arm(stages, options, ground_truth=split)
+            rows.append(Row(heading, f"s = {level}", arm, level, LARGE_CASCADE[split].get(level, ())))
+    return Experiment("Table 3b: ground truth for low resolution conditioning", tuple(rows), "truncation time s")
+
+
+# ------------------------------------------------------------------------------------------------------------------
+# Section 4.4
+# ------------------------------------------------------------------------------------------------------------------
+
+BLUR = {
+    0.6: ("6.18", "5.57", "142.71 ± 2.83"),
+    0.8: ("6.90", "6.31", "136.57 ± 4.34"),
+    1.0: ("6.35", "5.76", "141.40 ± 4.34"),
+}
+
+
+def table4a(before: list[str], super_res: str, noise_levels: list[int] = (0, 101), **sampling) -> Experiment:
+    """
+    Blur of the conditioning: the paper's rows; the settings it names without figures (blur on all examples, blur at
+    inference); and Gaussian noise in its place.
+    """
+    last = f"super_res_{len(before)}"
+    earlier = tuple(TrainedStage(name) for name in before)
+
+    def arm(options: dict[str, Any], **further) -> Arm:
+        return Arm((*earlier, TrainedStage(super_res, options)), **{"sampling": sampling, **further})
+
+    none = arm({"conditioning_augmentation": "none"})
+    rows = [Row("blur", "sigma = 0 (no blur)", none, paper=("7.26", "6.42", "134.53 ± 2.97"))]
+    for high, paper in BLUR.items():
+        blurred = arm({"conditioning_augmentation": "blur", "blur_sigma_range": [0.4, high]})
+        rows.append(Row("blur", f"sigma ~ U(0.4, {high})", blurred, paper=paper))
+    everywhere = {"conditioning_augmentation": "blur", "blur_sigma_range": [0.4, 0.6], "blur_probability": 1.0}
+    rows += [
+        Row("further settings", "U(0.4, 0.6) on all examples", arm(everywhere)),
+        Row("further settings", "the same, and 0.5 at inference", arm(everywhere, blur_sigma=0.5)),
+    ]
+    for level in noise_levels:
+        options = {**sampling, "augmentation_levels": {**sampling.get("augmentation_levels", {}), last: level}}
+        noised = arm({"conditioning_augmentation": "gaussian"}, sampling=options)
+        rows.append(Row("Gaussian noise instead", f"s = {level}", noised))
+    return Experiment("Table 4a: Gaussian blur in the conditioning", tuple(rows))
+
+
+def table4b(before: list[str], super_res: str, batch_sizes: list[int], **sampling) -> Experiment:
+    """Class conditioning, large batches and flips for the super-resolution stage, added one by one."""
+    small, large = batch_sizes
+    plain = {"unconditional": True, "train_batch_size": small, "random_flip": False}
+    with_classes = {**plain, "unconditional": False}
+    large_batch = {**with_classes, "train_batch_size": large}
+    steps = (
+        ("baseline", plain, ("6.18", "5.57", "142.71 ± 2.83")),
+        ("+ class conditioning", with_classes, ("5.75", "5.27", "152.17 ± 2.29")),
+        ("+ large batch training", large_batch, ("5.00", "4.71", "157.84 ± 2.60")),
+        ("+ flip LR", {**large_batch, "random_flip": True}, ("4.88", "4.63", "158.71 ± 2.26")),
+    )
+    earlier = tuple(TrainedStage(name) for name in before)
+    rows = (
+        Row("", label, Arm((*earlier, TrainedStage(super_res, options)), sampling), paper=paper)
+        for label, options, paper in steps
+    )
+    return Experiment("Table 4b: further improvements on super-resolution", tuple(rows))
+
+
+def figure10(
+    before: list[str], super_res: str, steps: list[int] = (4, 8, 16, 25, 50, 100, 1000), **sampling
+) -> Experiment:
+    """Quality over the last stage's inference steps."""
+    stages = tuple(TrainedStage(name) for name in (*before, super_res))
+    last = f"super_res_{len(before)}"
+    rows = []
+    for number in steps:
+        options = {**sampling, "num_inference_steps": {**sampling["num_inference_steps"], last: number}}
+        rows.append(Row("", f"{number} steps", Arm(stages, options), number))
+    return Experiment(
+        "Figure 10: quality over inference steps of super-resolution", tuple(rows), "inference steps", log_x=True
+    )
+
+
+# ------------------------------------------------------------------------------------------------------------------
+# Section 4.5
+# ------------------------------------------------------------------------------------------------------------------
+
+UNCONDITIONAL = {
+    0: ("2.30", "40.68", "3.29", "42.21"),
+    251: ("2.06", "40.47", "2.97", "42.14"),
+    501: ("2.08", "40.44", "2.93", "42.17"),
+    751: ("2.14", "40.45", "2.89", "42.20"),
+    1001: ("2.18", "40.53", "2.86", "42.26"),
+    1251: ("2.24", "40.58", "2.83", "42.28"),
+    1501: ("2.28", "40.58", "2.84", "42.31"),
+}
+
+
+def table5(base: str, super_res: str, levels: list[int] = (0, *PAPER_LEVELS), **sampling) -> Experiment:
+    """Quality over s without labels, non-truncated."""
+    stages = tuple(TrainedStage(name, {"unconditional": True}) for name in (base, super_res))
+    rows = []
+    for level in levels:
+        arm = Arm(stages, {**sampling, "augmentation_levels": {"super_res_1": level}})
+        rows.append(Row("", f"s = {level}", arm, level, UNCONDITIONAL.get(level, ())))
+    columns = tuple(f"{name}, FID vs {split}" for name in ("Bedroom", "Church") for split in ("train", "validation"))
+    return Experiment("Table 5: without labels", tuple(rows), "truncation time s", paper_columns=columns)
+
+
+# ------------------------------------------------------------------------------------------------------------------
+# Section 4.1
+# ------------------------------------------------------------------------------------------------------------------
+
+MAIN_RESULTS = (
+    ("32x32", ("1.11", "1.99", "26.01 ± 0.59")),
+    ("64x64", ("1.48", "2.48", "67.95 ± 1.97")),
+    ("256x256", ("4.88", "4.63", "158.71 ± 2.26")),
+)
+
+
+def table1(stages: list[str], **sampling) -> Experiment:
+    """Quality of each stage's samples, and the classification accuracy score of the last one's."""
+    rows = []
+    names = ("base", *(f"super_res_{place}" for place in range(1, len(stages))))
+    for number, name in enumerate(names, start=1):
+        options = {key: _only(names[:number], value) for key, value in sampling.items()}
+        arm = Arm(tuple(TrainedStage(stage) for stage in stages[:number]), options)
+        resolution, paper = MAIN_RESULTS[number - 1] if number <= len(MAIN_RESULTS) else ("", ())
+        rows.append(Row("", f"{name} (paper: {resolution})" if paper else name, arm, paper=paper))
+    return Experiment("Table 1: main results", tuple(rows), classification=True)
+
+
+def figure7(**settings) -> Experiment:
+    """Accuracy class by class of a classifier trained on samples, beside one trained on real images."""
+    whole = table1(**settings)
+    return replace(whole, title="Figure 7: classification accuracy score by class", rows=whole.rows[-1:])
+
+
+def _only(names: tuple[str, ...], value: Any) -> Any:
+    return {name: value[name] for name in names if name in value} if isinstance(value, dict) else value
+
+
+EXPERIMENTS: dict[str, Callable[..., Experiment]] = {
+    function.__name__: function
+    for function in (
+        table1, table2a, table2b, table3a, table3b, table4a, table4b, table5, figure7, figure9, figure10
+    )
+}  # fmt: skip

@@ -1,0 +1,150 @@
+"""An experiment's results as a table of the paper's shape, and as a figure."""
+
+import statistics
+from pathlib import Path
+from typing import Any
+
+import matplotlib.figure
+import torch
+from PIL import Image
+from scipy import stats
+
+from ..training.data import to_float
+from ..training.validation import grid_of, to_unit
+from .experiments import Experiment
+from .image_sets import load_image_set
+
+
+NUM_SHOWN_IMAGES = 16
+
+
+def figure_of(run: dict[str, Any], column: str, splits: list[str]) -> dict[str, Any] | None:
+    """One figure of one run: the distance to a split, or the Inception Score."""
+    if column == "IS":
+        return run["figures"].get("inception_score")
+    return run["figures"][splits[0 if column == "train" else 1]]["frechet_distance"]
+
+
+def over_runs(figures: list[dict[str, Any]]) -> dict[str, Any]:
+    """
+    Mean and 95% interval: Student's of the runs where there are several, else the one run's own, which says nothing
+    about other samplings or trainings than that one.
+    """
+    values = [figure["value"] for figure in figures]
+    mean = statistics.fmean(values)
+    if len(values) == 1:
+        return {"mean": mean, "interval": figures[0]["interval"], "runs": 1}
+    low, high = stats.t.interval(0.95, len(values) - 1, mean, stats.sem(values))
+    return {"mean": mean, "interval": [float(low), float(high)], "runs": len(values)}
+
+
+def summarise(report: dict[str, Any]) -> list[dict[str, Any]]:
+    """For each row its columns ("train", "validation", "IS") over all of its runs."""
+    splits = [name for name in report["rows"][0]["runs"][0]["figures"] if name != "inception_score"]
+    rows = []
+    for row in report["rows"]:
+        figures = {}
+        for column in ("train", "validation", "IS"):
+            of_runs = [figure_of(run, column, splits) for run in row["runs"]]
+            figures[column] = None if of_runs[0] is None else over_runs(of_runs)
+        rows.append({**row, "columns": figures})
+    return rows
+
+
+def write_table(report: dict[str, Any], experiment: Experiment, output_dir: Path) -> str:
+    """Writes `NAME.md` and returns what is in it."""
+    rows, first = summarise(report), report["rows"][0]["runs"][0]
+    distance = first["distance"]
+    header = ["", f"{distance} vs train", f"{distance} vs validation", "IS"]
+    header += [f"paper: {name}" for name in experiment.paper_columns]
+    lines = [f"**{experiment.title}**", "", f"| {' | '.join(header)} |", "|" + "---|" * len(header)]
+    heading = ""
+    for row in rows:
+        if row["heading"] != heading:
+            heading = row["heading"]
+            lines.append(f"| *{heading}* |" + " |" * (len(header) - 1))
+        paper = [*row["paper"], *[""] * (len(experiment.paper_columns) - len(row["paper"]))]
+        lines.append(f"| {' | '.join([row['label'], *map(cell, row['columns'].values()), *paper])} |")
+    real = [figure_of(first, column, list(first["figures"])) for column in ("train", "validation", "IS")]
+    cells = ["" if figure is None else f"{figure['real']['value']:.4g}" for figure in real]
+    lines.append(f"| {' | '.join(['real images', *cells, *[''] * len(experiment.paper_columns)])} |")
+    lines += ["", caption(report, first)]
+    if "classification" in report["rows"][-1]["runs"][0]:
+        lines += ["", classification_lines(report["rows"][-1]["runs"])]
+    text = "\n".join(lines) + "\n"
+    (output_dir / f"{report['name']}.md").write_text(text)
+    return text
+
+
+def cell(figure: dict[str, Any] | None) -> str:
+    if figure is None:
+        return ""
+    low, high = figure["interval"]
+    return f"{figure['mean']:.4g} ({low:.4g} to {high:.4g})"
+
+
+def caption(report: dict[str, Any], run: dict[str, Any]) -> str:
+    settings = report["settings"]
+    trainings = len({run["training_seed"] for run in report["rows"][0]["runs"]})
+    samplings = len(settings["sampling"]["seeds"])
+    interval = (
+        f"95% intervals are Student's over {trainings} training and {samplings} sampling seeds."
+        if trainings * samplings > 1
+        else "95% intervals are of the draw of these samples alone, not of other trainings."
+    )
+    return (
+        f"{settings['sampling']['num_images']:,} samples of each row and seed; extractor: {run['extractor']}; real "
+        f"images of the other split, as many where there are, stand at the end. {interval}"
+    )
+
+
+def classification_lines(runs: list[dict[str, Any]]) -> str:
+    """Table 1b of each run."""
+    lines = ["| trained on | images | top-1 | top-5 |", "|---|---|---|---|"]
+    for run in runs:
+        accuracies = run["classification"]["accuracies"]
+        for name, row in accuracies.items():
+            top = [f"{row[key]['mean']:.2%}" for key in ("top_1", "top_5")]
+            lines.append(f"| {name} | {row['num_train_images']:,} | {' | '.join(top)} |")
+    return "\n".join(lines)
+
+
+def write_figure(report: dict[str, Any], experiment: Experiment, output_dir: Path) -> None:
+    """Writes `NAME.png`: curves over x, a picture of samples, or nothing for an experiment that is only a table."""
+    file = output_dir / f"{report['name']}.png"
+    if experiment.images:
+        samples_picture(report, output_dir).save(file)
+    elif experiment.x_label is not None:
+        curves(summarise(report), experiment, report["rows"][0]["runs"][0]["distance"]).savefig(file)
+
+
+def curves(rows: list[dict[str, Any]], experiment: Experiment, distance: str) -> matplotlib.figure.Figure:
+    """Distance to each split over x, a line for each group of rows, intervals as bars."""
+    figure = matplotlib.figure.Figure(figsize=(11, 4.2), layout="constrained")
+    for axes, column in zip(figure.subplots(1, 2), ("train", "validation"), strict=True):
+        for heading in dict.fromkeys(row["heading"] for row in rows):
+            group = [row for row in rows if row["heading"] == heading and row["x"] is not None]
+            x = [row["x"] for row in group]
+            mean = [row["columns"][column]["mean"] for row in group]
+            low, high = zip(*(row["columns"][column]["interval"] for row in group), strict=True) if group else ((), ())
+            errors = [
+                [value - end for value, end in zip(mean, low, strict=True)],
+                [end - value for value, end in zip(mean, high, strict=True)],
+            ]
+            axes.errorbar(x, mean, yerr=errors, marker="o", capsize=3, label=heading or None)
+        axes.set(xlabel=experiment.x_label, ylabel=f"{distance} vs {column}")
+        if experiment.log_x:
+            axes.set_xscale("log")
+        if any(row["heading"] for row in rows):
+            axes.legend(fontsize="small")
+    figure.suptitle(experiment.title)
+    return figure
+
+
+def samples_picture(report: dict[str, Any], output_dir: Path) -> Image.Image:
+    """A row of samples for each row of the table, the same images of the set in each."""
+    cells = []
+    for row in report["rows"]:
+        samples = load_image_set(output_dir / "samples" / row["runs"][0]["samples"])
+        cells += [samples[index]["image"] for index in range(min(NUM_SHOWN_IMAGES, len(samples)))]
+    return grid_of(to_unit(to_float(torch.stack(cells))), len(cells) // len(report["rows"]))

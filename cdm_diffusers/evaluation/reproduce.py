@@ -1,0 +1,362 @@
+"""
+The paper's experiments as commands: what is missing is trained, sampled and measured, and written down as a table of
+the paper's shape with the paper's own rows beside ours.
+
+Everything is kept under a name that says what it came from, so that a run that was stopped goes on, experiments share
+what they have in common, and a changed configuration touches nothing that was made before.
+"""
+
+import dataclasses
+import hashlib
+import importlib.metadata
+import json
+import shlex
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+
+from ..conditioning_augmentation import gaussian_blur
+from ..pipelines import CascadedDiffusionPipeline, SuperResolutionPipeline
+from ..pipelines.pipeline_base import CascadeStage
+from ..presets import get_preset
+from ..training import TrainingConfig, train
+from ..training.checkpoints import write_json
+from ..training.classifier import DataOptions
+from ..training.config import option
+from ..training.data import load_training_data, to_uint8
+from .classification_accuracy_score import ClassificationAccuracyConfig, classification_accuracy_score
+from .drawing import with_schedulers
+from .experiments import Arm, Experiment, Row, TrainedStage, get_experiment
+from .quality import EvaluateConfig, evaluate
+from .reports import write_figure, write_table
+from .sample_store import LowResImages, SampleStore, store_real_images
+from .sampling import SampleConfig, sample
+
+
+SPLITS = {"train": "dataset_split", "validation": "eval_split"}
+DATA_FIELDS = {f.name for f in dataclasses.fields(DataOptions)}
+
+
+@dataclass(kw_only=True)
+class ReproduceConfig:
+    """
+    Everything that can be said on the command line of `evaluation/reproduce.py` besides the experiment's name.
+
+    Raises:
+        ValueError: for a value out of its range.
+    """
+
+    config: str = field(metadata={"help": "JSON file: data, stages, scale and experiments; see configs/."})
+    output_dir: str = field(metadata={"help": "Folder for stages, samples and results; experiments share it."})
+    dataset_name: str | None = option("Data set of the Hub. Default: the configuration's.")
+    train_data_dir: str | None = option("Folder of the data. Default: the configuration's.")
+    num_images: int | None = option("Samples of each row and seed. Default: the configuration's.")
+    sampling_seeds: list[int] | None = option("Seeds of the samples. Default: the configuration's.")
+    training_seeds: list[int] | None = option("Seeds of the trainings. Default: the configuration's.")
+    max_train_steps: int | None = option("Optimizer steps of every training. Default: the configuration's.")
+
+    def __post_init__(self):
+        for name in ("num_images", "max_train_steps"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise ValueError(f"`{name}` is {getattr(self, name)}; it must be at least 1.")
+        for name in ("sampling_seeds", "training_seeds"):
+            if getattr(self, name) is not None and not getattr(self, name):
+                raise ValueError(f"`{name}` is empty: give at least one seed.")
+
+
+def read_settings(config: ReproduceConfig) -> dict[str, Any]:
+    """
+    The configuration file with what the command line says otherwise.
+
+    Raises:
+        ValueError: the file is no such configuration.
+    """
+    file = Path(config.config)
+    try:
+        settings = json.loads(file.read_text())
+    except (OSError, ValueError) as error:
+        raise ValueError(f"`config` {str(file)!r} cannot be read as JSON ({error}).") from error
+    parts = ("name", "data", "training", "sampling", "evaluation", "stages", "experiments")
+    missing = [name for name in parts if name not in settings]
+    if missing:
+        raise ValueError(f"`config` {str(file)!r} has no {missing}; it needs {list(parts)}.")
+    if config.dataset_name is not None or config.train_data_dir is not None:
+        settings["data"] |= {"dataset_name": config.dataset_name, "train_data_dir": config.train_data_dir}
+    for part, name, value in (
+        ("sampling", "num_images", config.num_images),
+        ("sampling", "seeds", config.sampling_seeds),
+        ("training", "seeds", config.training_seeds),
+        ("training", "max_train_steps", config.max_train_steps),
+    ):
+        if value is not None:
+            settings[part][name] = value
+    return settings
+
+
+def reproduce(name: str, config: ReproduceConfig) -> dict[str, Any]:
+    """
+    Makes and measures everything that experiment `name` compares, and writes `NAME.json`, `NAME.md` and `NAME.png`
+    into `config.output_dir`.
+
+    Raises:
+        ValueError: the configuration does not fit the experiment, or what it names does not fit together.
+    """
+    settings = read_settings(config)
+    if name not in settings["experiments"]:
+        raise ValueError(
+            f"`config` {config.config!r} has no experiment {name!r}, only {list(settings['experiments'])}."
+        )
+    experiment = get_experiment(name, settings["experiments"][name])
+    study = Study(settings, Path(config.output_dir))
+    study.check(experiment)
+    report = {
+        "name": name,
+        "title": experiment.title,
+        "settings": settings,
+        "command": shlex.join(["python", *sys.argv]),
+        "versions": {library: importlib.metadata.version(library) for library in ("torch", "diffusers", "numpy")},
+        "rows": [],
+    }
+    for row in experiment.rows:
+        report["rows"].append(study.measure(row, experiment))
+        if PartialState().is_main_process:
+            write_json(Path(config.output_dir) / f"{name}.json", report)
+    if PartialState().is_main_process:
+        print(write_table(report, experiment, Path(config.output_dir)))
+        write_figure(report, experiment, Path(config.output_dir))
+    return report
+
+
+class Study:
+    """
+    What experiments of one configuration share: trained stages, samples and figures, in
+
+        stages/NAME-KEY/        a training run's output folder
+        samples/KEY/            an output folder of `evaluation/sample.py`, with figures.json
+        low_res/KEY/            low-resolution images that are not samples: real, or blurred
+
+    A KEY is a hash of all that decides the content.
+    """
+
+    def __init__(self, settings: dict[str, Any], output_dir: Path):
+        self.settings, self.output_dir = settings, output_dir
+        self.cascades: dict[str, CascadedDiffusionPipeline] = {}
+
+    def check(self, experiment: Experiment) -> None:
+        """
+        Raises:
+            ValueError: a row names a stage that the configuration does not have, or trains one that is given.
+        """
+        for row in experiment.rows:
+            for stage in row.arm.stages:
+                if stage.name not in self.settings["stages"]:
+                    raise ValueError(
+                        f"{experiment.title!r} names the stage {stage.name!r}; the configuration has the stages "
+                        f"{list(self.settings['stages'])}."
+                    )
+                if "pipeline" in self.settings["stages"][stage.name] and stage.options:
+                    raise ValueError(
+                        f"{experiment.title!r} trains the stage {stage.name!r} with {stage.options}, but the "
+                        "configuration gives a trained one (`pipeline`): give a `preset`."
+                    )
+
+    def measure(self, row: Row, experiment: Experiment) -> dict[str, Any]:
+        """All runs of a row: one for each training seed and sampling seed."""
+        seeds = self.settings["training"]["seeds"]
+        if all("pipeline" in self.settings["stages"][stage.name] for stage in row.arm.stages):
+            seeds = [None]  # trained elsewhere, once
+        runs = []
+        for training_seed in seeds:
+            for seed in self.settings["sampling"]["seeds"]:
+                samples = self.samples(row.arm, training_seed, seed)
+                figures = self.figures(samples)
+                run = {"training_seed": training_seed, "sampling_seed": seed, "samples": samples.name, **figures}
+                if experiment.classification and row is experiment.rows[-1]:
+                    run["classification"] = self.classification(samples)
+                runs.append(run)
+        return {"heading": row.heading, "label": row.label, "x": row.x, "paper": list(row.paper), "runs": runs}
+
+    # -----------------------------------------------------------------------------------------------------------------
+    # Stages
+
+    def training_options(self, stage: TrainedStage) -> dict[str, Any]:
+        """What the stage is trained with, besides preset and seed."""
+        training = {name: value for name, value in self.settings["training"].items() if name != "seeds"}
+        data = {name: value for name, value in self.settings["data"].items() if value is not None}
+        return {**data, **training, **self.settings["stages"][stage.name].get("options", {}), **stage.options}
+
+    def stage_key(self, stage: TrainedStage, seed: int | None) -> dict[str, Any]:
+        """What decides the stage's weights."""
+        spec = self.settings["stages"][stage.name]
+        if "pipeline" in spec:
+            return {"pipeline": spec["pipeline"], "stage": spec["stage"]}
+        return {"preset": spec["preset"], "options": self.training_options(stage), "seed": seed}
+
+    def stage(self, stage: TrainedStage, seed: int | None) -> CascadedDiffusionPipeline | SuperResolutionPipeline:
+        """The trained stage; trains it, or goes on with that, where it is not there yet."""
+        spec = self.settings["stages"][stage.name]
+        if "pipeline" in spec:
+            return given_stage(spec["pipeline"], spec["stage"])
+        preset = get_preset(spec["preset"])
+        is_super_resolution = preset.unet.low_res_size is not None
+        folder = self.output_dir / "stages" / f"{stage.name}-{digest(self.stage_key(stage, seed))}"
+        finished = (folder / "model_index.json").is_file()
+        PartialState().wait_for_everyone()  # all processes have looked before one writes
+        if not finished:
+            options = {"checkpoints_total_limit": 1, "validation_steps": 0, "resume_from_checkpoint": "latest"}
+            options |= self.training_options(stage)
+            config = TrainingConfig(preset=preset.name, output_dir=str(folder), seed=seed, **options)
+            train(config, super_resolution=is_super_resolution)
+            PartialState().wait_for_everyone()
+        return (SuperResolutionPipeline if is_super_resolution else CascadedDiffusionPipeline).from_pretrained(folder)
+
+    def cascade(self, stages: tuple[TrainedStage, ...], seed: int | None) -> CascadedDiffusionPipeline:
+        key = digest([self.stage_key(stage, seed) for stage in stages])
+        if key not in self.cascades:
+            parts = [self.stage(stage, seed) for stage in stages]
+            self.cascades[key] = CascadedDiffusionPipeline.from_stages(*parts).to(PartialState().device)
+        return self.cascades[key]
+
+    # -----------------------------------------------------------------------------------------------------------------
+    # Samples
+
+    def samples(self, arm: Arm, training_seed: int | None, seed: int) -> Path:
+        """
+        The folder of an arm's samples. What precedes the last stage is sampled once and used by all arms that have it
+        in common, except where truncated sampling stops it at another s.
+        """
+        cascade = self.cascade(arm.stages, training_seed)
+        names = [stage.name for stage in cascade.stages]
+        options = arm.sampling
+        if len(names) > 1 and not options.get("truncated", False):
+            low_res_dir = str(self.low_res(arm, names, training_seed, seed))
+            options = {**restricted(options, names[-1:]), "restart_timestep": None, "low_res_dir": low_res_dir}
+        key = [self.stage_key(stage, training_seed) for stage in arm.stages], arm.ground_truth, arm.blur_sigma
+        return self.sample(cascade, [key, arm.sampling], options, seed)
+
+    def sample(self, cascade: CascadedDiffusionPipeline, key: Any, options: dict[str, Any], seed: int) -> Path:
+        scale = {"batch_size": 100, **self.settings["sampling"], "seed": seed}
+        del scale["seeds"]
+        folder = self.output_dir / "samples" / digest([key, scale])
+        sample(SampleConfig(pipeline=self.settings["name"], output_dir=str(folder), **scale, **options), cascade)
+        return folder
+
+    def low_res(self, arm: Arm, names: list[str], training_seed: int | None, seed: int) -> Path:
+        """The folder of what an arm's last stage takes: samples of the stages before it, or real images."""
+        if arm.ground_truth is not None:
+            folder = self.ground_truth(arm, names[-2])
+        else:
+            options = restricted(arm.sampling, names[:-1])
+            key = [self.stage_key(stage, training_seed) for stage in arm.stages[:-1]], options
+            options = {**options, "last_stage": names[-2], "keep_stages": True}
+            folder = self.sample(self.cascade(arm.stages, training_seed), key, options, seed)
+        return folder if arm.blur_sigma is None else self.blurred(folder, names[-2], arm.blur_sigma)
+
+    def ground_truth(self, arm: Arm, stage: str) -> Path:
+        """Area averages of images of a split, as if `stage` had made them."""
+        count = self.settings["sampling"]["num_images"]
+        seed = self.settings["training"]["seeds"][0]
+        size = self.cascade(arm.stages[:-1], seed).stages[-1].unet.config.sample_size
+        key = {"data": self.settings["data"], "split": arm.ground_truth, "count": count, "size": size}
+        folder = self.output_dir / "low_res" / digest(key)
+        dataset = load_training_data(self.data_config(arm.ground_truth)).dataset
+        if PartialState().is_main_process:
+            store_real_images(folder, dataset, stage, size, count, seed=0)
+        PartialState().wait_for_everyone()
+        return folder
+
+    def blurred(self, source: Path, stage: str, sigma: float) -> Path:
+        """What `stage` left in `source`, blurred."""
+        folder = self.output_dir / "low_res" / digest({"source": source.name, "sigma": sigma})
+        low_res = LowResImages(source, stage)
+        store = SampleStore(folder, {**low_res.settings, "blur_sigma": sigma})
+        store.check()
+        if PartialState().is_main_process and not store.is_finished:
+            batches = []
+            for indices in store.micro_batches():
+                images = gaussian_blur(low_res[indices], torch.full((len(indices),), sigma))
+                batches.append({stage: images.numpy(), "images": to_uint8(2 * images - 1).numpy()})
+            store.prepare(low_res.labels)
+            store.write(batches, {"evaluations": {}, "seconds": 0.0, "num_images": len(low_res)})
+        PartialState().wait_for_everyone()
+        return folder
+
+    def data_config(self, split: str) -> Any:
+        evaluation, data = self.settings["evaluation"], self.settings["data"]
+        options = DataOptions(**{name: value for name, value in data.items() if name in DATA_FIELDS})
+        split = evaluation.get(SPLITS[split], {"train": "train", "validation": "test"}[split])
+        return options.split_config(
+            split,
+            source_resolution=evaluation["source_resolution"],
+            num_channels=evaluation["num_channels"],
+            padding=data.get("padding", 0),
+        )
+
+    # -----------------------------------------------------------------------------------------------------------------
+    # Figures
+
+    def evaluation_options(self) -> dict[str, Any]:
+        """Options that the evaluations share: the data, and what the configuration says."""
+        data = {name: value for name, value in self.settings["data"].items() if name in DATA_FIELDS}
+        evaluation = {name: value for name, value in self.settings["evaluation"].items() if name != "num_channels"}
+        return {**data, "padding": self.settings["data"].get("padding", 0), **evaluation}
+
+    def figures(self, samples: Path) -> dict[str, Any]:
+        """What `evaluation/evaluate.py` says of the samples; measured once."""
+        options = self.evaluation_options()
+        file = samples / f"figures-{digest(options)}.json"
+        if not file.is_file() and PartialState().is_main_process:
+            evaluate(EvaluateConfig(samples=str(samples), output=str(file), **options))
+        PartialState().wait_for_everyone()
+        report = json.loads(file.read_text())
+        return {name: report[name] for name in ("extractor", "distance", "figures", "warnings")}
+
+    def classification(self, samples: Path) -> dict[str, Any]:
+        """Classification accuracy score of the samples, beside that of as many real images."""
+        known = {f.name for f in dataclasses.fields(ClassificationAccuracyConfig)}
+        options = {name: value for name, value in self.evaluation_options().items() if name in known}
+        options |= self.settings.get("classification", {})
+        folder = samples / f"classification-{digest(options)}"
+        return classification_accuracy_score(
+            ClassificationAccuracyConfig(samples=str(samples), output_dir=str(folder), **options)
+        )
+
+
+def given_stage(pipeline: str, name: str) -> CascadedDiffusionPipeline | SuperResolutionPipeline:
+    """
+    One stage of a trained cascade, as its training would have left it.
+
+    Raises:
+        ValueError: the cascade has no stage of this name.
+    """
+    cascade = CascadedDiffusionPipeline.from_pretrained(pipeline)
+    stages: dict[str, CascadeStage] = {stage.name: stage for stage in cascade.stages}
+    if name not in stages:
+        raise ValueError(f"`stage` is {name!r}; {pipeline!r} has {list(stages)}.")
+    if name == "base":
+        return with_schedulers(cascade, last_stage="base")
+    stage = stages[name]
+    id2label = None if stage.unet.config.num_classes is None else cascade.config.id2label
+    return SuperResolutionPipeline(
+        stage.unet,
+        stage.scheduler,
+        stage.noising_scheduler,
+        id2label=id2label,
+        source_resolution=cascade.config.source_resolution,
+    )
+
+
+def restricted(sampling: dict[str, Any], names: list[str]) -> dict[str, Any]:
+    """The options that concern the stages `names`."""
+    return {
+        key: {name: value[name] for name in names if name in value} if isinstance(value, dict) else value
+        for key, value in sampling.items()
+    }
+
+
+def digest(content: Any) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]

@@ -1,0 +1,268 @@
+"""Experiments: what they train and sample, the paper's figures beside them, and a study from nothing to its table."""
+
+import copy
+import json
+import math
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from cdm_diffusers import CascadedDiffusionPipeline, get_preset
+from cdm_diffusers.conditioning_augmentation import gaussian_blur
+from cdm_diffusers.evaluation import reproduce as module
+from cdm_diffusers.evaluation.experiments import EXPERIMENTS, get_experiment
+from cdm_diffusers.evaluation.reports import over_runs
+from cdm_diffusers.evaluation.reproduce import ReproduceConfig, Study, read_settings, reproduce
+from cdm_diffusers.evaluation.sample_store import LowResImages
+from cdm_diffusers.training.classifier import ClassifierConfig, build_classifier
+
+
+CONFIGS = ("fashion_mnist", "imagenet")
+TINY = {"block_out_channels": [8, 8], "norm_num_groups": 4, "attention_head_dim": 4, "train_batch_size": 4}
+GREY = {"num_channels": 1}
+TINY |= {"source_resolution": 16, "padding": 0, "attention_resolutions": [0]}
+STEPS = {"base": 2, "super_res_1": 2}
+
+
+@pytest.fixture(scope="module")
+def study_folder(tmp_path_factory):
+    """A data set of two classes, a classifier to measure with, and a configuration for both."""
+    folder = tmp_path_factory.mktemp("study")
+    rng = np.random.default_rng(0)
+    for split in ("train", "test"):
+        for low, name in ((0, "dark"), (128, "bright")):
+            (folder / "data" / split / name).mkdir(parents=True)
+            for index in range(14):
+                pixels = rng.integers(low, low + 128, (16, 16), dtype=np.uint8)
+                Image.fromarray(pixels).save(folder / "data" / split / name / f"{index}.png")
+    options = ClassifierConfig(
+        output_dir="", train_data_dir="", image_size=16, num_channels=1, padding=0, num_train_epochs=1
+    )
+    torch.manual_seed(0)
+    build_classifier(options, {0: "bright", 1: "dark"}).model.save_pretrained(folder / "classifier")
+    write_config(folder)
+    return folder
+
+
+def write_config(folder, **changes):
+    cascade = {"base": "base", "super_res": "up", "num_inference_steps": STEPS}
+    last = {"before": ["base", "half"], "super_res": "last", "num_inference_steps": {**STEPS, "super_res_2": 2}}
+    last |= {"augmentation_levels": {"super_res_1": 5}}
+    content = {
+        "name": "tiny",
+        "data": {"train_data_dir": str(folder / "data")},
+        "training": {"seeds": [0], "max_train_steps": 2, "learning_rate": 0.05, "lr_warmup_steps": 0, **GREY},
+        "sampling": {"num_images": 20, "seeds": [0, 1], "batch_size": 10},
+        "evaluation": {
+            "extractor": str(folder / "classifier"),
+            "source_resolution": 16,
+            "num_channels": 1,
+            "cache_dir": str(folder / "cache"),
+        },
+        "classification": {"num_seeds": 1, "num_train_epochs": 1, "train_batch_size": 10},
+        "stages": {
+            "base": {"preset": "fashion_mnist_8", "options": {**TINY, "sample_size": 4, "label_dropout": 0.0}},
+            "plain": {"preset": "fashion_mnist_32", "options": {**TINY, "sample_size": 16}},
+            "up": {"preset": "fashion_mnist_8_to_32", "options": {**TINY, "sample_size": 16, "low_res_size": 4}},
+            "half": {"preset": "fashion_mnist_8_to_16", "options": {**TINY, "sample_size": 8, "low_res_size": 4}},
+            "last": {"preset": "fashion_mnist_16_to_32", "options": {**TINY, "sample_size": 16, "low_res_size": 8}},
+        },
+        "experiments": {
+            "table1": {"stages": ["base", "half"], "num_inference_steps": STEPS},
+            "table2a": {"base": "plain", "num_inference_steps": {"base": 2}},
+            "table2b": {"no_cascading": "plain", **cascade, "levels": [0, 101]},
+            "table3a": {**cascade, "levels": [251, 4000]},
+            "table3b": {**cascade, "levels": [0, 4000]},
+            "table4a": last,
+            "table4b": {**last, "batch_sizes": [4, 8]},
+            "figure9": {"no_cascading": "plain", **cascade, "levels": [0, 101]},
+            "figure10": {**last, "steps": [1, 4]},
+        },
+    }
+    (folder / "config.json").write_text(json.dumps({**content, **changes}))
+
+
+def run(folder, name, **options):
+    arguments = {"config": str(folder / "config.json"), "output_dir": str(folder / "study"), **options}
+    return reproduce(name, ReproduceConfig(**arguments))
+
+
+# What is compared
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_configurations_have_every_experiment(name):
+    """With stages that exist, of the right kinds, and every figure of the paper at its place."""
+    settings = read_settings(ReproduceConfig(config=f"configs/{name}.json", output_dir="x"))
+    expected = set(EXPERIMENTS) - ({"table5"} if name == "imagenet" else set())
+    assert set(settings["experiments"]) == expected
+    study = Study(settings, None)
+    for experiment_name in expected:
+        experiment = get_experiment(experiment_name, settings["experiments"][experiment_name])
+        study.check(experiment)
+        for row in experiment.rows:
+            assert len(row.paper) in (0, len(experiment.paper_columns))
+            for place, stage in enumerate(row.arm.stages):
+                spec = settings["stages"][stage.name]
+                if "preset" in spec:
+                    assert (get_preset(spec["preset"]).unet.low_res_size is None) == (place == 0)
+                else:
+                    assert (spec["stage"] == "base") == (place == 0)
+
+
+def test_table_3a_asks_for_what_the_paper_compared():
+    rows = get_experiment("table3a", {"base": "a", "super_res": "b", "num_inference_steps": {}}).rows
+    assert len(rows) == 13
+    assert rows[0].paper == ("1.71", "2.46", "61.34 ± 1.58") and rows[0].x == 0
+    truncated = [row for row in rows if row.arm.sampling["truncated"]]
+    assert [row.x for row in truncated] == [251, 501, 751, 1001, 1251, 1501]
+    assert truncated[1].paper == ("1.48", "2.48", "67.95 ± 1.97")
+    assert all(row.arm.sampling["augmentation_levels"] == {"super_res_1": row.x} for row in rows)
+
+
+def test_a_mean_and_its_interval():
+    figures = [{"value": value, "interval": [0, 9]} for value in (1.0, 2.0, 4.5)]
+    assert over_runs(figures[:1]) == {"mean": 1.0, "interval": [0, 9], "runs": 1}
+    result = over_runs(figures)
+    deviation = math.sqrt(((1 - 2.5) ** 2 + (2 - 2.5) ** 2 + (4.5 - 2.5) ** 2) / 2)
+    half = 4.302653 * deviation / math.sqrt(3)
+    assert result["mean"] == 2.5
+    assert result["interval"] == pytest.approx([2.5 - half, 2.5 + half], rel=1e-5)
+
+
+# From nothing to a table
+
+
+def test_table_3a_from_nothing_and_again(study_folder, monkeypatch):
+    report = run(study_folder, "table3a")
+    folder = study_folder / "study"
+    assert [row["label"] for row in report["rows"]] == ["s = 0", "s = 251", "s = 4000", "s = 251", "s = 4000"]
+    assert [run["sampling_seed"] for run in report["rows"][0]["runs"]] == [0, 1]
+    assert len(list((folder / "stages").iterdir())) == 2
+    # z_0 of two seeds, three non-truncated rows and two truncated ones of two seeds each
+    assert len(list((folder / "samples").iterdir())) == 2 + 2 * 5
+    text = (folder / "table3a.md").read_text()
+    assert "| *truncated conditioning augmentation* |" in text and "1.71" in text and "2 sampling seeds" in text
+    assert len(text.splitlines()[2].split("|")) == len(text.splitlines()[-3].split("|")) == 9
+    assert Image.open(folder / "table3a.png").size[0] > 500
+
+    values = [[run["figures"]["train"]["frechet_distance"]["value"] for run in row["runs"]] for row in report["rows"]]
+    assert len({value for row in values for value in row}) == 10  # no two settings or seeds give the same samples
+
+    def fail(*arguments, **options):
+        raise AssertionError("made again what is there")
+
+    monkeypatch.setattr(module, "train", fail)
+    monkeypatch.setattr(module, "evaluate", fail)
+    again = run(study_folder, "table3a")
+    assert again["rows"] == json.loads(json.dumps(report["rows"]))
+    with pytest.raises(AssertionError, match="made again"):
+        run(study_folder, "table3a", max_train_steps=3)
+
+
+def test_ground_truth_and_blur(study_folder, tmp_path):
+    """The last stage takes area averages of the split's images with their labels, or the same blurred."""
+    study = Study(read_settings(ReproduceConfig(config=str(study_folder / "config.json"), output_dir="x")), tmp_path)
+    shutil.copytree(study_folder / "study" / "stages", tmp_path / "stages", dirs_exist_ok=True)
+    arm = get_experiment("table3b", study.settings["experiments"]["table3b"]).rows[0].arm
+    folder = study.low_res(arm, ["base", "super_res_1"], 0, 0)
+    low_res = LowResImages(folder, "base")
+    images, labels = low_res[torch.arange(20)], low_res.labels
+    assert ((images.mean((1, 2, 3)) > 0.5) == (labels == 0)).all() and 0 < labels.sum() < 20
+    averages = []
+    for file in (study_folder / "data" / "train").rglob("*.png"):
+        pixels = np.asarray(Image.open(file), dtype=np.float64) / 255
+        averages.append(torch.from_numpy(pixels.reshape(4, 4, 4, 4).mean((1, 3))))
+    distances = torch.cdist(images.flatten(1).double(), torch.stack(averages).flatten(1))
+    assert distances.min(1).values.max() < 1e-5 and len(distances.argmin(1).unique()) == 20
+
+    blurred = LowResImages(study.blurred(folder, "base", 0.5), "base")
+    assert torch.equal(blurred[torch.arange(20)], gaussian_blur(images, torch.full((20,), 0.5)))
+    assert torch.equal(blurred.labels, labels)
+
+
+def test_training_options_make_other_stages(study_folder):
+    """Table 2b's networks for one s each, and what they share with other experiments."""
+    report = run(study_folder, "table2b", sampling_seeds=[0])
+    assert [row["label"] for row in report["rows"]] == ["no cascading", "s = 0", "s = 101"]
+    configs = [
+        json.loads(file.read_text()) for file in (study_folder / "study" / "stages").glob("up-*/training_config.json")
+    ]
+    assert sorted(str(config["augmentation"]["level"]) for config in configs) == ["0", "101", "None"]
+    picture = run(study_folder, "figure9", sampling_seeds=[0])
+    assert [row["runs"][0]["samples"] for row in picture["rows"]] == [
+        row["runs"][0]["samples"] for row in report["rows"]
+    ]
+    assert Image.open(study_folder / "study" / "figure9.png").size == (16 * 64, 3 * 64)
+
+
+@pytest.mark.parametrize("name", ["table2a", "table3b", "figure10"])
+def test_other_experiments(study_folder, name):
+    report = run(study_folder, name, sampling_seeds=[0])
+    for row in report["rows"]:
+        assert row["runs"][0]["figures"]["test"]["frechet_distance"]["value"] > 0
+    assert (study_folder / "study" / f"{name}.png").exists() == (name != "table2a")
+
+
+def test_variants_of_the_last_stage(study_folder):
+    """Tables 4a and 4b train the last stage in many ways, on the same z."""
+    report = run(study_folder, "table4a", sampling_seeds=[0])
+    labels = [row["label"] for row in report["rows"]]
+    assert labels[:2] == ["sigma = 0 (no blur)", "sigma ~ U(0.4, 0.6)"] and len(labels) == 8
+    of_table_4b = run(study_folder, "table4b", sampling_seeds=[0])
+    assert [row["paper"][0] for row in of_table_4b["rows"]] == ["6.18", "5.75", "5.00", "4.88"]
+    stages = [
+        json.loads(file.read_text())
+        for file in (study_folder / "study" / "stages").glob("last-*/training_config.json")
+    ]
+    assert len(stages) == 6 + 4
+    kinds = [(config["augmentation"] or {"kind": "none"})["kind"] for config in stages]
+    assert sorted(set(kinds)) == ["blur", "gaussian", "none"]
+    assert sum(config["unet"]["num_classes"] is None for config in stages) == 1
+
+
+def test_classification_of_a_given_cascade(study_folder, tmp_path):
+    """Stages may be given; the classification accuracy score is that of the last stage's samples."""
+    base = next((study_folder / "study" / "stages").glob("base-*"))
+    pipe = CascadedDiffusionPipeline.from_pretrained(base)
+    pipe.save_pretrained(tmp_path / "cascade")
+    stages = {"given": {"pipeline": str(tmp_path / "cascade"), "stage": "base"}}
+    experiments = {"table1": {"stages": ["given"], "num_inference_steps": {"base": 2}}}
+    original = (study_folder / "config.json").read_text()
+    try:
+        write_config(study_folder, stages=stages, experiments=experiments)
+        report = run(study_folder, "table1", sampling_seeds=[0], num_images=24)
+    finally:
+        (study_folder / "config.json").write_text(original)
+    accuracies = report["rows"][0]["runs"][0]["classification"]["accuracies"]
+    assert set(accuracies) == {"samples", "real"}
+    assert "| samples | 24 |" in (study_folder / "study" / "table1.md").read_text()
+
+
+# Bad input
+
+
+def test_bad_configurations(study_folder, tmp_path):
+    good = json.loads((study_folder / "config.json").read_text())
+
+    def refuses(message, name="table3a", **changes):
+        (tmp_path / "config.json").write_text(json.dumps({**copy.deepcopy(good), **changes}))
+        with pytest.raises(ValueError, match=message):
+            reproduce(name, ReproduceConfig(config=str(tmp_path / "config.json"), output_dir=str(tmp_path / "out")))
+
+    refuses("has no experiment 'table5'", name="table5")
+    refuses("names the stage 'base'; the configuration has the stages", stages={})
+    refuses("does not fit: .*'bases'", experiments={"table3a": {"bases": "base", "super_res": "up"}})
+    given = {**good["stages"], "up": {"pipeline": "x", "stage": "super_res_1"}}
+    refuses("trains the stage 'up' with .*augmentation_level", name="table2b", stages=given)
+    with pytest.raises(ValueError, match="cannot be read as JSON"):
+        read_settings(ReproduceConfig(config=str(tmp_path), output_dir="x"))
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"has no .*'data'"):
+        read_settings(ReproduceConfig(config=str(tmp_path / "config.json"), output_dir="x"))
+    with pytest.raises(ValueError, match="`sampling_seeds` is empty"):
+        ReproduceConfig(config="x", output_dir="x", sampling_seeds=[])
+    assert not (tmp_path / "out").exists()
