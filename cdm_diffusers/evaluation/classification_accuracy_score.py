@@ -98,6 +98,7 @@ def classification_accuracy_score(config: ClassificationAccuracyConfig) -> dict[
     output_dir = Path(config.output_dir)
     report = open_report(output_dir / REPORT_NAME, settings_of(config, samples))
     sources = training_sets(config, samples, real)
+    output_dir.mkdir(parents=True, exist_ok=True)
     PartialState().wait_for_everyone()  # all processes have read the report before one changes it
     for seed in range(config.num_seeds):
         for name, data in sources.items():

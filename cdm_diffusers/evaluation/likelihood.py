@@ -316,9 +316,7 @@ def cut_strata(table: DiffusionTable, first: int, num_terms: int | None) -> list
     count = len(table)
     if num_terms is None or num_terms >= count - first:
         return [(position, position + 1) for position in range(first, count)]
-    levels = torch.cat([table.alphas_cumprod_prev[:1].clamp(max=1 - 1e-12), table.alphas_cumprod])
-    log_snr = torch.logit(levels)
-    drops = (log_snr[:-1] - log_snr[1:])[first:]
+    drops = (torch.logit(table.alphas_cumprod_prev) - torch.logit(table.alphas_cumprod))[first:]
     weight = torch.cumsum(drops / drops.sum() + 1 / len(drops), dim=0) / 2  # rises to 1
     cuts = torch.searchsorted(weight, torch.arange(1, num_terms, dtype=torch.float64) / num_terms) + 1 + first
     edges = sorted({first, *cuts.tolist(), count})
