@@ -65,7 +65,7 @@ def main():
         (temporary / "samples.png").write_bytes(args.sample_grid.read_bytes())
     write_cascade_card(args.output.name, cascade, configs, figures, temporary)
     if sources:
-        add_sources(temporary / "README.md", sources)
+        add_sources(temporary / "README.md", sources, num_stages=len(folders))
     publish(temporary, args.output)
 
 

@@ -69,16 +69,19 @@ def write_converted_card(name: str, pipeline: Any, source: Source, folder: Path)
     ModelCard("\n\n".join(sections) + "\n").save(folder / "README.md")
 
 
-def add_sources(card_path: Path, sources: dict[str, dict[str, Any]]):
+def add_sources(card_path: Path, sources: dict[str, dict[str, Any]], num_stages: int):
     r"""
     Says in the card of a cascade which of its stages were converted from where, and under which licence.
 
     Args:
         card_path (`Path`): the cascade's `README.md`.
-        sources (`dict`): for each stage's name its `source.json`; other stages are under the card's own licence.
+        sources (`dict`): for each converted stage's name its `source.json`.
+        num_stages (`int`): how many stages there are; those without source are under the licence of the card.
     """
     card = ModelCard.load(card_path)
     licenses = {source["license"] for source in sources.values()}
+    if len(sources) < num_stages:
+        licenses.add(card.data.license)
     rows = [
         f"| {name} | {s['file']} | {s['repository']} | {s['license']} | {s['data']} |" for name, s in sources.items()
     ]

@@ -75,7 +75,7 @@ def _read_torch(path: Path, start: bytes) -> dict[str, torch.Tensor]:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
     except UnpicklingError as error:
         # the name of what the pickle wanted to call stands in torch's message
-        wanted = re.search(r"(?:GLOBAL|Unsupported class|Unsupported global:?)\s+([\w.]+(?:\s[\w.]+)?)", str(error))
+        wanted = re.search(r"GLOBAL ([\w.]+)", str(error))
         if wanted is not None:
             raise ValueError(
                 f"{path.name} is refused: besides tensors its pickle asks for {wanted.group(1)!r}, and loading it "
@@ -83,7 +83,7 @@ def _read_torch(path: Path, start: bytes) -> dict[str, torch.Tensor]:
                 "version of it."
             ) from error
         raise ValueError(
-            f"{path.name} is no checkpoint of tensors, or is damaged or refused ({_first_line(error)})."
+            f"{path.name} is no checkpoint of tensors, or is cut off or damaged ({_first_line(error)})."
         ) from error
     except (RuntimeError, EOFError, OSError, ValueError, KeyError, IndexError, UnicodeDecodeError) as error:
         raise ValueError(

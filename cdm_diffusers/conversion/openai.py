@@ -156,6 +156,8 @@ def resolve_settings(
             known_value = source if getattr(believed, name) is not None else "nothing known"
             reason = known_value if getattr(given, name) is None else "given"
             notes.append(f"{name}: {getattr(settings, name)} ({reason})")
+    if not structure.learned_variance:
+        notes.append("variance: fixed_large (the default of the original code, where it is not learned)")
     return settings, known, notes
 
 
@@ -179,13 +181,12 @@ def _check_given(structure: OpenAIStructure, given: OpenAISettings):
 
 def _check_agreement(known: KnownFile, given: OpenAISettings):
     """A published file under its own name is not something else."""
-    expected = _override(known.settings, given)
-    for name in ("image_size", "num_heads", "num_head_channels", "new_attention_order", "rescale_timesteps"):
-        if getattr(expected, name) != getattr(known.settings, name):
+    for name in (field.name for field in fields(given) if field.name != "dropout"):
+        value, published = getattr(given, name), getattr(known.settings, name)
+        if value is not None and value != published:
             raise ValueError(
-                f"`{name}` is {getattr(given, name)}, which contradicts the published {known.name}: there it is "
-                f"{getattr(known.settings, name)}. Leave it out; or if these are other weights of the same structure, "
-                "rename the file."
+                f"`{name}` is {value}, which contradicts the published {known.name}, where it is {published}: leave "
+                "it out; or if these are other weights of the same structure, rename the file."
             )
 
 
