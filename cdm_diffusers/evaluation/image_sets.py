@@ -218,7 +218,7 @@ class StageReader:
 
     def __call__(self, index: int) -> np.ndarray:
         images = np.load(self.file, mmap_mode="r")
-        return to_uint8(2 * torch.from_numpy(images[index]) - 1).numpy()
+        return to_uint8(2 * torch.from_numpy(images[index].copy()) - 1).numpy()
 
 
 def read_settings(folder: Path) -> dict[str, Any]:

@@ -16,8 +16,11 @@ import torch
 from PIL import Image
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+from torch.utils.data import DataLoader, Dataset, Subset
 
 from ..training.checkpoints import TEMPORARY_PREFIX, replace_folder, sync_file, sync_folder, write_json
+from ..training.data import area_resize, to_float, to_uint8
+from ..training.validation import to_unit
 from .image_sets import (
     IMAGES_FOLDER,
     LABELS_NAME,
@@ -28,6 +31,7 @@ from .image_sets import (
     SHARDS_FOLDER,
     read_settings,
 )
+from .references import dataset_fingerprint
 
 
 RESULTS_NAME = "results.json"
@@ -130,7 +134,7 @@ class SampleStore:
 
     def assemble(self) -> None:
         """Turns all shards into what the folder is for, one shard at a time."""
-        record = {"evaluations": {}, "seconds": 0.0, "num_images": self.settings["num_images"]}
+        record = {"evaluations": {}, "seconds": 0.0, "num_processes": 0, "num_images": self.settings["num_images"]}
 
         def batches() -> Iterator[dict[str, np.ndarray]]:
             for indices in self.micro_batches():
@@ -138,6 +142,7 @@ class SampleStore:
                 assert len(images["images"]) == len(indices)
                 record["evaluations"] = of_shard["evaluations"]
                 record["seconds"] += of_shard["seconds"]
+                record["num_processes"] = max(record["num_processes"], of_shard["num_processes"])
                 yield images
 
         self.write(batches(), record)
@@ -220,7 +225,7 @@ def _reveal(temporary: Path, final: Path) -> None:
 
 
 # ------------------------------------------------------------------------------------------------------------------
-# Low-resolution images of an earlier run
+# Low-resolution images: of an earlier run, and real ones
 # ------------------------------------------------------------------------------------------------------------------
 
 
@@ -256,3 +261,45 @@ class LowResImages:
     def __getitem__(self, indices: torch.Tensor) -> torch.Tensor:
         """Float32 (B, C, h, w) in [0, 1]."""
         return torch.from_numpy(self.images[indices.numpy()])
+
+
+def store_real_images(
+    folder: str | Path, dataset: Dataset, stage: str, size: int, num_images: int, seed: int, batch_size: int = 100
+) -> None:
+    """
+    Real images averaged down to what `stage` makes, in a folder like that of `evaluation/sample.py --keep_stages`: for
+    its `--low_res_dir`, to condition the next stage on ground truth (Table 3b).
+
+    Args:
+        dataset: items {"image": uint8 (C, R, R)}, with "label" for class-conditional stages.
+        size: of the stage's images.
+        num_images: so many are drawn without replacement, by `seed`.
+
+    Raises:
+        ValueError: there are fewer images, or the folder holds something else.
+    """
+    if num_images > len(dataset):
+        raise ValueError(f"`num_images` is {num_images}, but there are only {len(dataset)} real images.")
+    settings = {
+        "num_images": num_images,
+        "batch_size": batch_size,
+        "seed": seed,
+        "stages": {stage: size},
+        "channels": dataset[0]["image"].shape[0],
+        "kept_stages": [stage],
+        "image_format": "npz",
+        "real_images": dataset_fingerprint(dataset),
+    }
+    store = SampleStore(folder, settings)
+    store.check()
+    if store.is_finished:
+        return
+    drawn = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(seed))[:num_images]
+    images, labels = [], []
+    for batch in DataLoader(Subset(dataset, drawn.tolist()), batch_size):
+        averaged = area_resize(to_float(batch["image"]), size)
+        images.append({stage: to_unit(averaged).numpy(), "images": to_uint8(averaged).numpy()})
+        labels.append(batch.get("label"))
+    store.prepare(None if labels[0] is None else torch.cat(labels))
+    store.write(images, {"evaluations": {}, "seconds": 0.0, "num_images": num_images})
+    shutil.rmtree(store.shards)

@@ -165,7 +165,7 @@ class SamplingJob:
             num_classes = next(filter(None, (stage.unet.config.num_classes for stage in pipeline.stages)), None)
             self.labels = all_labels(config, num_classes, pipeline.config.id2label)
         self.stages = pipeline.stages[self.first_stage :]
-        self.options = self._options()
+        self.options = call_options(pipeline, config, self.first_stage)
         self.kept = [name for name in names[self.first_stage :] if config.keep_stages and name != last_name]
         first_low_res = None if self.low_res is None else self.low_res[torch.tensor([0])]
         pipeline.set_progress_bar_config(disable=True)
@@ -190,18 +190,6 @@ class SamplingJob:
                 "Leave out --truncated, which also noises z_0 to s, or --low_res_dir."
             )
         return first_stage
-
-    def _options(self) -> dict[str, Any]:
-        """Arguments of the pipeline's call, resolved for the stages that run."""
-        config, names = self.config, [stage.name for stage in self.pipeline.stages]
-        options = steps_and_levels(self.pipeline, config.num_inference_steps, config.augmentation_levels)
-        given = per_stage("guidance_scale", config.guidance_scale, names)
-        scales = dict.fromkeys(names, 1.0) | (self.pipeline.config.default_guidance_scales or {})
-        options["guidance_scale"] = scales | {name: scale for name, scale in given.items() if scale is not None}
-        for name in names[: self.first_stage]:
-            for values in options.values():
-                values.pop(name, None)
-        return {**options, "truncated": config.truncated, "restart_timestep": config.restart_timestep}
 
     def _settings(self) -> dict[str, Any]:
         """All that decides the samples, and "about", which does not."""
@@ -247,9 +235,23 @@ class SamplingJob:
                 record = {
                     "evaluations": {stage.name: counts[stage.name] / len(indices) for stage in self.stages},
                     "seconds": time.perf_counter() - began,
+                    "num_processes": state.num_processes,
                 }
                 self.store.save_shard(indices, images, record)
                 bar.update(self.store.num_finished() - at_start - bar.n)
+
+
+def call_options(pipeline: CascadedDiffusionPipeline, config: SampleConfig, first_stage: int = 0) -> dict[str, Any]:
+    """Arguments of the pipeline's call, with a value for each of the stages that run."""
+    names = [stage.name for stage in pipeline.stages]
+    options = steps_and_levels(pipeline, config.num_inference_steps, config.augmentation_levels)
+    given = per_stage("guidance_scale", config.guidance_scale, names)
+    scales = dict.fromkeys(names, 1.0) | (pipeline.config.default_guidance_scales or {})
+    options["guidance_scale"] = scales | {name: scale for name, scale in given.items() if scale is not None}
+    for values in options.values():
+        for name in names[:first_stage]:
+            values.pop(name, None)
+    return {**options, "truncated": config.truncated, "restart_timestep": config.restart_timestep}
 
 
 def all_labels(config: SampleConfig, num_classes: int | None, id2label: dict[int, str] | None) -> torch.Tensor | None:

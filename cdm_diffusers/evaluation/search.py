@@ -1,0 +1,308 @@
+"""
+Post-training search (Section 3.3): quality of one stage over s, steps, solver, guidance and more, on low-resolution
+images that are sampled once.
+
+For each setting and sampling seed a set of samples is made as `evaluation/sample.py` makes it, measured, and a line
+appended to `results.jsonl`; a search that was stopped goes on where it was.
+"""
+
+import dataclasses
+import hashlib
+import importlib.metadata
+import json
+import shlex
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from torch.utils.data import DataLoader, Dataset
+
+from ..pipelines import CascadedDiffusionPipeline
+from ..training.checkpoints import TEMPORARY_PREFIX, sync_file, write_json
+from ..training.classifier import Classifier, check_same_classes
+from ..training.data import TrainingData, load_training_data, to_float
+from .drawing import check_call, fingerprint, with_schedulers
+from .features import ClassifierExtractor, extract, load_extractor
+from .image_sets import load_image_set
+from .metrics import FeatureStatistics, frechet_distance
+from .references import AreaAverages, dataset_fingerprint, reference_statistics
+from .sample_store import RESULTS_NAME, store_real_images
+from .sampling import DTYPES, LONGEST_WAIT, SampleConfig, call_options, sample
+from .search_grid import SearchConfig, Setting, settings_of
+from .search_report import summarise, write_best, write_report
+
+
+SEARCH_NAME = "search.json"
+LINES_NAME = "results.jsonl"
+
+
+def search(config: SearchConfig) -> list[dict[str, Any]]:
+    """
+    Samples and measures what has no result yet, and writes `results.jsonl`, `table.md` and plots.
+
+    Returns:
+        `list[dict]`: a row for each setting, with means over the seeds; see `search_report.py`.
+
+    Raises:
+        ValueError: a setting that the cascade does not take (before any sampling), data, extractor or classifier that
+            do not fit, or results of another search in the folder.
+    """
+    state = PartialState(timeout=LONGEST_WAIT)
+    run = Search(config, state)
+    todo = [(seed, setting) for seed in config.seeds for setting in run.settings]
+    todo = [(seed, setting) for seed, setting in todo if run.find(seed, setting) is None]
+    state.wait_for_everyone()  # all have looked before one writes
+    if state.is_main_process:
+        run.begin()
+    for number, (seed, setting) in enumerate(todo, 1):
+        state.print(f"{number} of {len(todo)}: seed {seed}, {setting.as_dict()}")
+        run.sample_and_measure(seed, setting)
+    state.wait_for_everyone()
+    rows = summarise(run.results(), run.stage, config)
+    if state.is_main_process:
+        write_report(rows, run.description, config)
+        if config.write_best:
+            write_best(rows, run.pipeline, run.stage, config)
+    state.wait_for_everyone()
+    return rows
+
+
+class Search:
+    """
+    A search whose parts fit each other, and its folder.
+
+    Raises:
+        ValueError: as `search`.
+    """
+
+    def __init__(self, config: SearchConfig, state: PartialState):
+        self.config, self.state, self.folder = config, state, Path(config.output_dir)
+        pipeline = CascadedDiffusionPipeline.from_pretrained(config.pipeline, dtype=DTYPES[config.dtype])
+        self.pipeline = pipeline.to(state.device)
+        self.pipeline.set_progress_bar_config(disable=True)
+        names = [stage.name for stage in pipeline.stages]
+        self.stage = config.stage or names[-1]
+        self.measured = config.measured_stage or self.stage
+        for name, value in (("stage", self.stage), ("measured_stage", self.measured)):
+            if value not in names:
+                raise ValueError(f"`{name}` is {value!r}; the pipeline has {names}.")
+        self.position = names.index(self.stage)
+        if names.index(self.measured) < self.position:
+            raise ValueError(f"`measured_stage` is {self.measured!r}, which runs before `stage` {self.stage!r}.")
+        self.before = names[: self.position]
+        self.settings = settings_of(config.grids(), pipeline, self.stage)
+        for setting in self.settings:
+            self.check(setting)
+        self.size = pipeline.stages[names.index(self.measured)].unet.config.sample_size
+        self.extractor = load_extractor(config.extractor, state.device)
+        self.classifier = self.open_classifier()
+        self.data = {split: self.open_split(split) for split in (config.dataset_split, config.eval_split)}
+        self.description = json.loads(json.dumps(self.describe()))
+        file = self.folder / SEARCH_NAME
+        earlier = json.loads(file.read_text()) if file.exists() else self.description
+        differing = [
+            f"{name} ({earlier.get(name)} there, {value} now)"
+            for name, value in self.description.items()
+            if name != "about" and earlier.get(name) != value
+        ]
+        if differing:
+            raise ValueError(
+                f"`output_dir` {config.output_dir!r} holds another search: {'; '.join(differing)}. Choose "
+                "another folder."
+            )
+
+    def describe(self) -> dict[str, Any]:
+        """What all results of a folder share."""
+        config = self.config
+        return {
+            "stage": self.stage,
+            "measured_stage": self.measured,
+            "num_images": config.num_images,
+            "batch_size": config.batch_size,
+            "labels": config.labels,
+            "dtype": config.dtype,
+            "extractor": self.extractor.name,
+            "distance": self.extractor.distance_name,
+            "extractor_fingerprint": self.extractor.fingerprint(),
+            "classifier": config.classifier,
+            "weights_and_schedulers": fingerprint(self.pipeline),
+            "defaults": {k: v for k, v in self.pipeline.config.items() if k.startswith("default_")},
+            "data": {split: dataset_fingerprint(data.dataset) for split, data in self.data.items()},
+            "about": {
+                "config": dataclasses.asdict(config),
+                "command": shlex.join(["python", *sys.argv]),
+                "versions": {name: importlib.metadata.version(name) for name in ("torch", "diffusers", "numpy")},
+            },
+        }
+
+    # What fits
+
+    def check(self, setting: Setting) -> None:
+        """
+        Raises:
+            ValueError: the stage cannot be sampled so.
+        """
+        try:
+            if not self.before and (setting.truncated or setting.conditioning != "generated"):
+                raise ValueError("the base has no conditioning: `truncated` and `conditioning` are not for it.")
+            config, first_stage = self.sample_config(0, setting), self.first_stage(setting)
+            pipeline = with_schedulers(self.pipeline, config.scheduler, config.inference_schedules, config.last_stage)
+            low_res = None
+            if first_stage > 0:
+                unet = pipeline.stages[first_stage].unet.config
+                low_res = torch.zeros(
+                    1, unet.low_res_channels or unet.in_channels, unet.low_res_size, unet.low_res_size
+                )
+            pipeline.set_progress_bar_config(disable=True)
+            options = call_options(pipeline, config, first_stage)
+            check_call(pipeline, torch.tensor([0]), 0, low_res, first_stage, **options)
+        except ValueError as error:
+            raise ValueError(f"Setting {setting.as_dict()} of stage `{self.stage}`: {error}") from error
+
+    def open_classifier(self) -> Classifier | None:
+        """The one that recognises samples; it must know the cascade's classes."""
+        classifier, id2label = None, self.pipeline.config.id2label
+        if self.config.classifier is not None:
+            classifier = Classifier.from_pretrained(self.config.classifier).to(self.state.device)
+            taken, channels = classifier.config, self.pipeline.base_unet.config.out_channels
+            if (taken.image_size, taken.num_channels) != (self.size, channels):
+                raise ValueError(
+                    f"`classifier` {self.config.classifier!r} takes {taken.image_size}x{taken.image_size} images of "
+                    f"{taken.num_channels} channels; those measured are {self.size}x{self.size} of {channels}."
+                )
+        elif isinstance(self.extractor, ClassifierExtractor) and id2label is not None:
+            classifier = self.extractor.network
+        if classifier is not None and id2label is not None:
+            check_same_classes("the classifier", classifier.config.id2label, id2label)
+        return classifier
+
+    def open_split(self, split: str) -> TrainingData:
+        """Real images at the resolution from which stages are averaged down; with labels if they condition a stage."""
+        stages = self.pipeline.stages
+        data_config = self.config.split_config(
+            split,
+            source_resolution=self.pipeline.config.source_resolution or stages[-1].unet.config.sample_size,
+            num_channels=stages[0].unet.config.out_channels,
+            padding=self.config.padding,
+            class_conditional=self.pipeline.config.id2label is not None
+            and any(setting.conditioning != "generated" for setting in self.settings),
+        )
+        data = load_training_data(data_config)
+        if data.id2label is not None:
+            check_same_classes(f"the split {split!r}", data.id2label, self.pipeline.config.id2label)
+        return data
+
+    # Results
+
+    def results(self) -> list[dict[str, Any]]:
+        file = self.folder / LINES_NAME
+        return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+
+    def find(self, seed: int, setting: Setting) -> dict[str, Any] | None:
+        expected = json.loads(json.dumps(setting.as_dict()))
+        found = (line for line in self.results() if (line["seed"], line["setting"]) == (seed, expected))
+        return next(found, None)
+
+    def begin(self) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if not (self.folder / SEARCH_NAME).exists():
+            write_json(self.folder / SEARCH_NAME, self.description)
+
+    def append(self, line: dict[str, Any]) -> None:
+        """The file is replaced as a whole, so that a kill leaves no half a line."""
+        temporary = self.folder / f"{TEMPORARY_PREFIX}{LINES_NAME}"
+        temporary.write_text("".join(json.dumps(line) + "\n" for line in [*self.results(), line]))
+        sync_file(temporary)
+        temporary.rename(self.folder / LINES_NAME)
+
+    # One setting
+
+    def first_stage(self, setting: Setting) -> int:
+        """Number of the first stage that runs: the searched one, or the one before where that is truncated."""
+        return max(self.position - 1, 0) if setting.truncated else self.position
+
+    def sample_config(self, seed: int, setting: Setting, **options) -> SampleConfig:
+        shared = {name: getattr(self.config, name) for name in ("pipeline", "num_images", "batch_size", "dtype")}
+        shared |= {"output_dir": self.config.output_dir, "last_stage": self.measured, "image_format": "npz"}
+        return SampleConfig(seed=seed, **shared | setting.sampling_options(self.stage) | options)
+
+    def sample_and_measure(self, seed: int, setting: Setting) -> None:
+        name = hashlib.sha256(json.dumps([seed, setting.as_dict()]).encode()).hexdigest()[:12]
+        samples = self.folder / "samples" / name
+        first_stage = self.first_stage(setting)
+        options = {"output_dir": str(samples)}
+        if first_stage == 0:
+            options["labels"] = self.config.labels
+        else:
+            low_res_dir = self.low_res_images(seed, setting.conditioning)
+            options |= {"low_res_dir": str(low_res_dir), "low_res_stage": self.before[first_stage - 1]}
+        sample(self.sample_config(seed, setting, **options), self.pipeline)
+        if self.state.is_main_process:
+            record = json.loads((samples / RESULTS_NAME).read_text())
+            evaluations = record["evaluations"]
+            if first_stage > 0:
+                before = json.loads((low_res_dir / RESULTS_NAME).read_text())["evaluations"]
+                evaluations = {
+                    name: before[name] for name in self.before[:first_stage] if name in before
+                } | evaluations
+            figures, num_features = self.measure(samples)
+            line = {
+                "setting": setting.as_dict(),
+                "seed": seed,
+                "figures": figures,
+                "num_features": num_features,
+                "evaluations": evaluations,
+                "seconds": record["seconds"],
+                "num_images": self.config.num_images,
+                "extractor": self.extractor.name,
+            }
+            self.append(line)
+            if not self.config.keep_samples:
+                shutil.rmtree(samples)
+        self.state.wait_for_everyone()
+
+    def low_res_images(self, seed: int, conditioning: str) -> Path:
+        """The folder of all stages before the searched one, sampled (or, of one stage, averaged down) once."""
+        folder = self.folder / "low_res" / f"{conditioning}-{seed}"
+        if conditioning == "generated":
+            options = {"output_dir": str(folder), "last_stage": self.before[-1], "keep_stages": True}
+            options["labels"] = self.config.labels
+            sample(self.sample_config(seed, Setting(), **options), self.pipeline)
+        elif self.state.is_main_process:
+            config = self.config
+            data = self.data[config.dataset_split if conditioning == "train" else config.eval_split]
+            size = self.pipeline.stages[self.position - 1].unet.config.sample_size
+            store_real_images(folder, data.dataset, self.before[-1], size, config.num_images, seed, config.batch_size)
+        self.state.wait_for_everyone()
+        return folder
+
+    def measure(self, samples: Path) -> tuple[dict[str, float], int]:
+        """
+        Frechet distances from both splits and, if there is a classifier, the share of images it recognises; and the
+        number of features.
+        """
+        config, device, images = self.config, self.state.device, load_image_set(samples)
+        features, logits = extract(self.extractor, images, config.batch_size, device)
+        of_samples = FeatureStatistics.from_features(features)
+        figures = {}
+        for split, data in self.data.items():
+            dataset = data.dataset
+            if dataset[0]["image"].shape[-1] != self.size:
+                dataset = AreaAverages(dataset, self.size)
+            options = {"batch_size": config.batch_size, "device": device}
+            reference = reference_statistics(dataset, self.extractor, config.cache_dir, **options)
+            figures[split] = frechet_distance(of_samples, reference)
+        if self.classifier is not None and images.labels is not None:
+            if config.classifier is not None:
+                logits = torch.cat(list(self.classified(images)))
+            figures["recognised"] = (logits.argmax(1) == images.labels).float().mean().item()
+        return figures, features.shape[1]
+
+    @torch.no_grad()
+    def classified(self, images: Dataset) -> Iterator[torch.Tensor]:
+        for batch in DataLoader(images, self.config.batch_size):
+            yield self.classifier(to_float(batch["image"].to(self.state.device)))[0].cpu()

@@ -1,0 +1,249 @@
+"""What a search has found: a row for each setting, a table, plots, and the best setting in the pipeline's folder."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from matplotlib.figure import Figure
+
+from ..pipelines import CascadedDiffusionPipeline
+from ..training.checkpoints import TEMPORARY_PREFIX, replace_folder, write_json
+from .drawing import with_schedulers
+
+
+CALL_ONLY = ("truncated", "restart_timestep")  # arguments of a call, for which a pipeline's config has no place
+
+
+def summarise(lines: list[dict[str, Any]], stage: str, config) -> list[dict[str, Any]]:
+    """
+    Results of the same setting together, in the order of their first.
+
+    Args:
+        lines: of `results.jsonl`.
+        stage: the searched one.
+        config: `select_split`, `max_evaluations` and `write_best` of [`SearchConfig`].
+
+    Returns:
+        `list[dict]`: "setting"; "seeds"; "figures" by name, each {"mean", "standard_error" (None for one seed),
+        "values"}; "evaluations" of each stage's network for an image; "seconds" for all images of one seed; "is_best"
+        for the setting with the lowest mean distance on the selecting split, of those that sample from generated
+        images within `max_evaluations` (and that a pipeline's config can hold, with `write_best`); and "is_optimal"
+        where no other setting of the same conditioning is better on that split with as few evaluations of the stage.
+    """
+    by_setting = {}
+    for line in lines:
+        by_setting.setdefault(json.dumps(line["setting"], sort_keys=True), []).append(line)
+    rows = [_row(of_setting) for of_setting in by_setting.values()]
+    allowed = [
+        row
+        for row in rows
+        if row["setting"]["conditioning"] == "generated"
+        and not (config.write_best and any(row["setting"].get(name) for name in CALL_ONLY))
+        and (config.max_evaluations is None or row["evaluations"][stage] <= config.max_evaluations)
+    ]
+    best = min(allowed, key=lambda row: _distance(row, config.select_split), default=None)
+    for row in rows:
+        row["is_best"] = row is best
+        row["is_optimal"] = not any(_dominates(other, row, stage, config.select_split) for other in rows)
+    return rows
+
+
+def _row(lines: list[dict[str, Any]]) -> dict[str, Any]:
+    first = lines[0]
+    figures = {}
+    for name in first["figures"]:
+        values = torch.tensor([line["figures"][name] for line in lines], dtype=torch.float64)
+        error = values.std().item() / math.sqrt(len(values)) if len(values) > 1 else None
+        figures[name] = {"mean": values.mean().item(), "standard_error": error, "values": values.tolist()}
+    return {
+        "setting": first["setting"],
+        "seeds": [line["seed"] for line in lines],
+        "figures": figures,
+        "evaluations": first["evaluations"],
+        "seconds": sum(line["seconds"] for line in lines) / len(lines),
+        "num_images": first["num_images"],
+        "num_features": first["num_features"],
+    }
+
+
+def _distance(row: dict[str, Any], split: str) -> float:
+    return row["figures"][split]["mean"]
+
+
+def _dominates(other: dict[str, Any], row: dict[str, Any], stage: str, split: str) -> bool:
+    a, b = ((r["evaluations"][stage], _distance(r, split)) for r in (other, row))
+    same = other["setting"]["conditioning"] == row["setting"]["conditioning"]
+    return same and a != b and a[0] <= b[0] and a[1] <= b[1]
+
+
+def write_report(rows: list[dict[str, Any]], description: dict[str, Any], config) -> None:
+    """`table.md`, `quality-over-s.png` (if s varies), `quality-over-evaluations.png` (of generated conditioning)."""
+    folder, stage = Path(config.output_dir), description["stage"]
+    text = table(rows, description, config)
+    (folder / "table.md").write_text(text + "\n")
+    print(text)
+    label = f"{description['distance']} ({description['extractor']})"
+    splits = [config.dataset_split, config.eval_split]
+    if len({row["setting"].get("augmentation_level") for row in rows}) > 1:
+        plot_levels(rows, splits, label).savefig(folder / "quality-over-s.png", dpi=120)
+    generated = [row for row in rows if row["setting"]["conditioning"] == "generated"]
+    if generated:
+        plot = plot_evaluations(generated, stage, splits, label, config.select_split)
+        plot.savefig(folder / "quality-over-evaluations.png", dpi=120)
+
+
+# ------------------------------------------------------------------------------------------------------------------
+# What is shown
+# ------------------------------------------------------------------------------------------------------------------
+
+
+def varied(rows: list[dict[str, Any]]) -> list[str]:
+    """Axes along which the settings differ."""
+    names = dict.fromkeys(name for row in rows for name in row["setting"])
+    return [name for name in names if len({json.dumps(row["setting"].get(name)) for row in rows}) > 1]
+
+
+def table(rows: list[dict[str, Any]], description: dict[str, Any], config) -> str:
+    """Rows in markdown, the nearest on the selecting split first."""
+    axes, splits = varied(rows), [config.dataset_split, config.eval_split]
+    shared = [f"{_words(name)} {_shown(value)}" for name, value in rows[0]["setting"].items() if name not in axes]
+    other_split = splits[1] if config.select_split == splits[0] else splits[0]
+    seeds = sorted({seed for row in rows for seed in row["seeds"]})
+    within = "" if config.max_evaluations is None else f" within {config.max_evaluations} network evaluations"
+    has_shares = all("recognised" in row["figures"] for row in rows)
+    heads = [*map(_words, axes), *(f"{description['distance']}, {name!r}" for name in splits)]
+    heads += ["recognised"] * has_shares + ["network evaluations", "seconds", ""]
+    few = (
+        f"These are no more images than the {rows[0]['num_features']:,} features: distances are far too large, and "
+        "compare only with distances of as many images."
+    )
+    lines = [
+        f"Stage `{description['stage']}`, measured at `{description['measured_stage']}`. Extractor: "
+        f"{description['extractor']}. {rows[0]['num_images']:,} samples; seeds {', '.join(map(str, seeds))}.",
+        f"All settings: {', '.join(shared)}.",
+        "",
+        f"Means over seeds ± standard error. **best**{within}: selected by the distance from {config.select_split!r}, "
+        f"so that its distance from {other_split!r} is the one to report.",
+        *([few] if rows[0]["num_images"] <= rows[0]["num_features"] else []),
+        "",
+        f"| {' | '.join(heads)} |",
+        "|---" * len(heads) + "|",
+    ]
+    for row in sorted(rows, key=lambda row: _distance(row, config.select_split)):
+        cells = [_shown(row["setting"].get(name)) for name in axes]
+        cells += [_with_error(row["figures"][split], ".4g") for split in splits]
+        cells += [_with_error(row["figures"]["recognised"], ".2%")] if has_shares else []
+        cells.append(" + ".join(f"{count:g}" for count in row["evaluations"].values()))
+        cells += [f"{row['seconds']:.0f}", "**best**" if row["is_best"] else ""]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _words(name: str) -> str:
+    return name.replace("_", " ")
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return "-" if value is None else str(value)
+
+
+def _with_error(figure: dict[str, Any], form: str) -> str:
+    error = figure["standard_error"]
+    return f"{figure['mean']:{form}}" + (f" ± {error:{form}}" if error is not None else "")
+
+
+def _panels(splits: list[str], label: str) -> tuple[Figure, list]:
+    figure = Figure(figsize=(11, 5), layout="constrained")
+    panels = figure.subplots(1, len(splits), sharey=True)
+    for panel, split in zip(panels, splits, strict=True):
+        panel.set_title(f"from the images of split {split!r}")
+        panel.grid(alpha=0.3)
+    panels[0].set_ylabel(label)
+    return figure, panels
+
+
+def plot_levels(rows: list[dict[str, Any]], splits: list[str], label: str) -> Figure:
+    """Distance over s, a line for each combination of the other axes (Table 3), with standard errors."""
+    axes = [name for name in varied(rows) if name != "augmentation_level"]
+    curves = {}
+    for row in rows:
+        name = ", ".join(f"{_words(axis)}: {_shown(row['setting'].get(axis))}" for axis in axes)
+        curves.setdefault(name, []).append(row)
+    figure, panels = _panels(splits, label)
+    for panel, split in zip(panels, splits, strict=True):
+        for name, curve in curves.items():
+            curve = sorted(curve, key=lambda row: row["setting"]["augmentation_level"])
+            levels = [row["setting"]["augmentation_level"] for row in curve]
+            figures = [row["figures"][split] for row in curve]
+            errors = [figure["standard_error"] or 0 for figure in figures]
+            panel.errorbar(levels, [f["mean"] for f in figures], errors, marker="o", capsize=3, label=name)
+        panel.set_xlabel("s (augmentation level)")
+    if axes:
+        figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", fontsize=8, ncols=2)
+    return figure
+
+
+def plot_evaluations(rows: list[dict[str, Any]], stage: str, splits: list[str], label: str, select: str) -> Figure:
+    """Distance over evaluations of the stage's network, a colour for each solver; and the Pareto front."""
+    figure, panels = _panels(splits, label)
+    for panel, split in zip(panels, splits, strict=True):
+        for solver in dict.fromkeys(row["setting"].get("scheduler", "own") for row in rows):
+            points = [row for row in rows if row["setting"].get("scheduler", "own") == solver]
+            errors = [row["figures"][split]["standard_error"] or 0 for row in points]
+            counts = [row["evaluations"][stage] for row in points]
+            panel.errorbar(counts, [_distance(row, split) for row in points], errors, fmt="o", capsize=3, label=solver)
+        front = sorted((row["evaluations"][stage], _distance(row, split)) for row in rows if row["is_optimal"])
+        panel.step(*zip(*front, strict=True), where="post", color="black", lw=1, label=f"Pareto front on {select!r}")
+        for row in rows:
+            if row["is_best"]:
+                point = row["evaluations"][stage], _distance(row, split)
+                panel.plot(*point, marker="*", ms=16, mfc="none", mec="black", ls="", label="best")
+        panel.set(xscale="log", xlabel=f"network evaluations of stage {stage}")
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", fontsize=8, ncols=4)
+    return figure
+
+
+# ------------------------------------------------------------------------------------------------------------------
+# The best setting
+# ------------------------------------------------------------------------------------------------------------------
+
+
+def write_best(rows: list[dict[str, Any]], pipeline: CascadedDiffusionPipeline, stage: str, config) -> None:
+    """
+    Steps, s and guidance into the pipeline's config, and the solver as its component; `search-STAGE.json` beside them
+    says how they were found.
+
+    Raises:
+        ValueError: there is none within `max_evaluations` that the config can hold.
+    """
+    best = next((row for row in rows if row["is_best"]), None)
+    if best is None:
+        raise ValueError(
+            f"`write_best`: no setting stays within `max_evaluations`, which is {config.max_evaluations}."
+        )
+    setting, folder = best["setting"], Path(config.pipeline)
+    schedules = {stage: setting["inference_schedule"]} if "inference_schedule" in setting else None
+    changed = with_schedulers(pipeline, {stage: setting.get("scheduler")}, schedules)
+    scheduler = getattr(changed, f"{stage}_scheduler")
+    temporary = folder / f"{TEMPORARY_PREFIX}{stage}_scheduler"
+    scheduler.save_pretrained(temporary)
+    replace_folder(temporary, folder / f"{stage}_scheduler")
+    index = json.loads((folder / "model_index.json").read_text())
+    library = type(scheduler).__module__.split(".")[0]
+    index[f"{stage}_scheduler"] = [library, type(scheduler).__name__]
+    for name, axis in (
+        ("default_num_inference_steps", "num_inference_steps"),
+        ("default_augmentation_levels", "augmentation_level"),
+        ("default_guidance_scales", "guidance_scale"),
+    ):
+        if setting.get(axis) is not None and (axis, setting[axis]) != ("guidance_scale", 1.0):
+            index[name] = {**(index.get(name) or {}), stage: setting[axis]}
+        elif axis == "guidance_scale" and index.get(name):
+            index[name].pop(stage, None)
+    write_json(folder / "model_index.json", index)
+    found = {**best, "selected_by": config.select_split, "num_settings": len(rows), "output_dir": config.output_dir}
+    write_json(folder / f"search-{stage}.json", found)

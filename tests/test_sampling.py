@@ -1,0 +1,326 @@
+"""Sets of samples: what the pipeline draws, whatever the batches, processes and interruptions; and bad input."""
+
+import json
+import multiprocessing
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, UniPCMultistepScheduler
+from small_cascade import small_cascade
+
+from cdm_diffusers import CascadedDDPMScheduler, CascadedDiffusionPipeline, ContinuousDDPMScheduler
+from cdm_diffusers.evaluation import SampleConfig, load_image_set, sample
+from cdm_diffusers.evaluation.drawing import counted_evaluations, fingerprint, image_generator, with_schedulers
+from cdm_diffusers.evaluation.sampling import SamplingJob
+
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="module")
+def pipeline():
+    return small_cascade()
+
+
+def config_for(folder, **options):
+    return SampleConfig(
+        **{"pipeline": "cascade", "output_dir": str(folder), "num_images": 7, "batch_size": 3, **options}
+    )
+
+
+def pixels(folder, stage=None):
+    return torch.stack([item["image"] for item in load_image_set(folder, stage)])
+
+
+def content(folder):
+    """All files below a folder and their bytes, but not what says when and how they were made."""
+    files = sorted(file for file in folder.rglob("*") if file.is_file())
+    records = ("settings.json", "results.json")
+    return {str(file.relative_to(folder)): file.read_bytes() for file in files if file.name not in records}
+
+
+def as_uint8(images):
+    return (images * 255).round().to(torch.uint8)
+
+
+# What is sampled
+
+
+def test_images_are_the_pipelines_own(tmp_path, pipeline):
+    """In micro-batches by index, each image with its generator and label; kept stages to the last bit."""
+    options = {"num_inference_steps": {"base": 4}, "augmentation_levels": {"super_res_1": 7}, "restart_timestep": 9}
+    sample(config_for(tmp_path / "set", seed=5, keep_stages=True, **options), pipeline)
+    kept = {name: np.load(tmp_path / "set" / "low_res" / f"{name}.npy") for name in ("base", "super_res_1")}
+    for start in (0, 3, 6):
+        indices = range(start, min(start + 3, 7))
+        stages = pipeline(
+            class_labels=[index % 3 for index in indices],
+            generator=[image_generator(5, index) for index in indices],
+            output_type="pt",
+            output_stages=True,
+            **options,
+        ).stages
+        for name, images in kept.items():
+            assert images.dtype == np.float32 and np.array_equal(images[start : start + 3], stages[name].numpy())
+        difference = pixels(tmp_path / "set")[list(indices)].int() - as_uint8(stages["super_res_2"]).int()
+        assert difference.abs().max() <= 1  # a half may be rounded either way
+    assert load_image_set(tmp_path / "set").labels.tolist() == [0, 1, 2, 0, 1, 2, 0]
+    base = pixels(tmp_path / "set", "base")
+    assert base.shape == (7, 1, 4, 4) and np.abs(base.numpy() / 255 - kept["base"]).max() < 0.5001 / 255
+    record = json.loads((tmp_path / "set" / "results.json").read_text())
+    assert record["evaluations"]["base"] == 4 + len([t for t in (0, 6, 13, 19) if t + 1 < 9]) + 1
+
+
+def test_batch_size_format_and_count_change_nothing(tmp_path, pipeline):
+    sample(config_for(tmp_path / "a"), pipeline)
+    sample(config_for(tmp_path / "b", batch_size=2, image_format="npz", num_images=5), pipeline)
+    a, b = pixels(tmp_path / "a"), pixels(tmp_path / "b")
+    assert (a[:5].int() - b.int()).abs().max() <= 1
+    assert len(a.flatten(1).unique(dim=0)) == 7
+    with np.load(tmp_path / "b" / "samples.npz") as file:
+        assert file["arr_0"].shape == (5, 16, 16, 1) and file["arr_0"].dtype == np.uint8
+        assert file["arr_1"].tolist() == [0, 1, 2, 0, 1] and file["arr_1"].dtype == np.int64
+    files = sorted(str(file.relative_to(tmp_path / "a" / "images")) for file in (tmp_path / "a").rglob("*.png"))
+    assert files == [f"{label}/{index:06d}.png" for label in range(3) for index in range(label, 7, 3)]
+    assert not (tmp_path / "a" / "shards").exists()
+
+
+def test_without_classes(tmp_path):
+    pipeline = small_cascade(num_stages=2, num_classes=None)
+    sample(config_for(tmp_path / "set", keep_stages=True), pipeline)
+    images = load_image_set(tmp_path / "set")
+    assert (
+        images.labels is None
+        and sorted(path.name for path in (tmp_path / "set" / "images").iterdir())[6] == "000006.png"
+    )
+    sample(config_for(tmp_path / "more", low_res_dir=str(tmp_path / "set")), pipeline)
+    assert pixels(tmp_path / "more").shape == (7, 1, 8, 8)
+
+
+def test_low_resolution_images_are_used_again(tmp_path, pipeline):
+    """z_0 as it was passed on, with its labels, and with other noise than that it was made of."""
+    options = {"seed": 2, "labels": "2,Trouser"}
+    sample(config_for(tmp_path / "z", last_stage="base", keep_stages=True, **options), pipeline)
+    sample(config_for(tmp_path / "whole", keep_stages=True, **options), pipeline)
+    z, whole = (np.load(tmp_path / name / "low_res" / "base.npy") for name in ("z", "whole"))
+    assert np.array_equal(z, whole)
+    again = config_for(tmp_path / "again", seed=2, num_images=5, low_res_dir=str(tmp_path / "z"))
+    sample(again, pipeline)
+    assert load_image_set(tmp_path / "again").labels.tolist() == [2, 1, 2, 1, 2]
+    generators = [image_generator(2, index, first_stage=1) for index in range(3)]
+    expected = pipeline([2, 1, 2], image=torch.from_numpy(z[:3]), generator=generators, output_type="pt").images
+    assert (pixels(tmp_path / "again")[:3].int() - as_uint8(expected).int()).abs().max() <= 1
+    states = {bytes(image_generator(2, 0, first).get_state().numpy()) for first in range(3)}
+    assert len(states) == 3
+    assert image_generator(2, 0).get_state().equal(image_generator(2, 0, 0).get_state())
+
+
+# Processes and interruptions
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory, pipeline):
+    folder = tmp_path_factory.mktemp("uninterrupted")
+    pipeline.save_pretrained(folder / "cascade")
+    sample(long_config(folder / "set", folder / "cascade"), pipeline)
+    return folder
+
+
+def long_config(folder, cascade):
+    return config_for(folder, pipeline=str(cascade), num_images=24, batch_size=2, keep_stages=True)
+
+
+def killed_when(condition, config, pipeline):
+    """A process that samples, ended by SIGKILL as soon as `condition` holds; whether it had not finished before."""
+    process = multiprocessing.get_context("fork").Process(target=sample, args=(config, pipeline))
+    process.start()
+    while process.is_alive() and not condition():
+        time.sleep(0.001)
+    os.kill(process.pid, signal.SIGKILL)
+    process.join()
+    return process.exitcode == -signal.SIGKILL
+
+
+def test_killed_and_started_again_by_two_processes(tmp_path, uninterrupted, pipeline):
+    """No duplicate and no hole: every byte as if nothing had happened."""
+    config = long_config(tmp_path / "set", uninterrupted / "cascade")
+    shards, moments = tmp_path / "set" / "shards", random.Random(time.time_ns())
+
+    def count():
+        return len(list(shards.glob("[0-9]*.safetensors")))
+
+    assert killed_when(lambda: (tmp_path / "set" / "settings.json").exists(), config, pipeline)
+    for target in sorted(moments.sample(range(1, 6), 2)):
+        pause = moments.uniform(0, 0.05)
+        assert killed_when(lambda t=target, p=pause: count() >= t and time.sleep(p) is None, config, pipeline)
+    assert 1 <= count() < 12
+    with pytest.raises(ValueError, match=f"half-written: {2 * count()} of 24 images"):
+        load_image_set(tmp_path / "set")
+
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    command += ["evaluation/sample.py", "--pipeline", config.pipeline, "--output_dir", config.output_dir]
+    command += ["--num_images", "24", "--batch_size", "2", "--keep_stages"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
+    result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert json.loads((tmp_path / "set" / "results.json").read_text())["num_processes"] == 2
+    assert content(tmp_path / "set") == content(uninterrupted / "set")
+
+
+def test_killed_while_it_is_put_together(tmp_path, uninterrupted, pipeline):
+    config = long_config(tmp_path / "set", uninterrupted / "cascade")
+    killed_when((tmp_path / "set" / ".tmp-images").exists, config, pipeline)
+    sample(config, pipeline)
+    assert content(tmp_path / "set") == content(uninterrupted / "set")
+    sample(config, pipeline)  # there is nothing left to do
+    assert content(tmp_path / "set") == content(uninterrupted / "set")
+
+
+def test_other_settings_are_refused(tmp_path, uninterrupted, pipeline):
+    folder, cascade = uninterrupted / "set", uninterrupted / "cascade"
+    config = long_config(folder, cascade)
+    for name, value, message in (
+        ("seed", 1, r"seed \(0 there, 1 now\)"),
+        ("num_images", 25, r"labels .*; num_images \(24 there, 25 now\)"),
+        ("labels", "1", "labels"),
+        ("batch_size", 3, "batch_size"),
+        ("augmentation_levels", {"super_res_1": 6}, r"options .*'super_res_1': 5.*'super_res_1': 6"),
+        ("scheduler", {"base": "ddim"}, r"schedulers .*CascadedDDPMScheduler.*DDIMScheduler"),
+    ):
+        with pytest.raises(ValueError, match=f"holds samples of other settings: .*{message}"):
+            sample(config_for(folder, **{**vars(config), name: value}), pipeline)
+    other = small_cascade()
+    next(iter(other.super_res_1_unet.parameters())).data += 1e-3
+    with pytest.raises(ValueError, match="weights_and_schedulers"):
+        sample(config, other)
+    (tmp_path / "something").write_text("else")
+    with pytest.raises(ValueError, match="holds other files"):
+        sample(long_config(tmp_path, cascade), pipeline)
+
+
+def test_a_damaged_shard(tmp_path, uninterrupted, pipeline):
+    config = long_config(tmp_path / "set", uninterrupted / "cascade")
+    job = SamplingJob(config, pipeline)
+    job.store.prepare(job.labels)
+    file = job.store.shard(job.store.micro_batches()[3])
+    file.write_bytes(b"half")
+    with pytest.raises(ValueError, match=rf"{file.name}' is damaged .* remove it"):
+        sample(config, pipeline)
+    file.unlink()
+    sample(config, pipeline)
+    assert content(tmp_path / "set") == content(uninterrupted / "set")
+
+
+# Schedulers
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [("ddim", DDIMScheduler), ("dpmsolver++", DPMSolverMultistepScheduler), ("unipc", UniPCMultistepScheduler)],
+)
+def test_solvers_and_back(tmp_path, pipeline, name, kind):
+    changed = with_schedulers(pipeline, {"base": name, "super_res_2": name})
+    assert [type(stage.scheduler) for stage in changed.stages] == [kind, CascadedDDPMScheduler, kind]
+    assert changed.base_unet is pipeline.base_unet and isinstance(pipeline.base_scheduler, CascadedDDPMScheduler)
+    changed.save_pretrained(tmp_path)
+    back = with_schedulers(CascadedDiffusionPipeline.from_pretrained(tmp_path), "ancestral")
+    for stage, own in zip(back.stages, pipeline.stages, strict=True):
+        assert type(stage.scheduler) is type(own.scheduler)
+        assert torch.equal(stage.scheduler.table.alphas_cumprod, own.scheduler.table.alphas_cumprod)
+        assert stage.scheduler.config.variance_type == own.scheduler.config.variance_type
+    assert fingerprint(changed) != fingerprint(pipeline) == fingerprint(with_schedulers(pipeline))
+
+
+def test_inference_schedules(pipeline):
+    scheduler = with_schedulers(pipeline, None, {"super_res_2": [0.01, 0.5]}).super_res_2_scheduler
+    scheduler.set_timesteps(3)
+    betas = np.array([0.01, 0.255, 0.5])
+    assert scheduler.inference_table.alphas_cumprod.numpy() == pytest.approx(np.cumprod(1 - betas))
+    cosine = with_schedulers(pipeline, None, {"super_res_2": "squaredcos_cap_v2"}).super_res_2_scheduler
+    assert isinstance(cosine, ContinuousDDPMScheduler) and cosine.config.inference_beta_schedule == "squaredcos_cap_v2"
+
+
+def test_a_cascade_cut_short(pipeline):
+    cut = with_schedulers(pipeline, last_stage="super_res_1")
+    assert [stage.name for stage in cut.stages] == ["base", "super_res_1"]
+    assert cut.config.default_num_inference_steps == {"base": 3, "super_res_1": 3}
+
+
+def test_evaluations_are_counted(pipeline):
+    with counted_evaluations(pipeline) as counts:
+        pipeline([0, 1], num_inference_steps={"base": 4, "super_res_1": 2}, guidance_scale={"super_res_1": 2.0})
+    assert counts == {"base": 2 * 4, "super_res_1": 2 * 2 * 2, "super_res_2": 2 * 3}
+    pipeline([0])
+    assert counts["base"] == 8  # no longer
+
+
+# Labels and bad input
+
+
+def test_labels(tmp_path, pipeline):
+    (tmp_path / "labels.txt").write_text("Ankle boot\n0\nT-shirt/top\n1\n")
+    for given, expected in (
+        (None, [0, 1, 2, 0]),
+        ("balanced", [0, 1, 2, 0]),
+        ("2", [2, 2, 2, 2]),
+        ("Ankle boot, 1", [2, 1, 2, 1]),
+        (str(tmp_path / "labels.txt"), [2, 0, 0, 1]),
+    ):
+        job = SamplingJob(config_for(tmp_path / "set", num_images=4, labels=given), pipeline)
+        assert job.labels.dtype == torch.int64 and job.labels.tolist() == expected
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"num_images": 0}, "`num_images` is 0"),
+        ({"batch_size": 0}, "`batch_size` is 0"),
+        ({"seed": -1}, "`seed` is -1"),
+        ({"image_format": "jpg"}, "`image_format` is 'jpg'"),
+        ({"dtype": "int8"}, "`dtype` is 'int8'"),
+        ({"labels": "0,3"}, "has 3; it must lie in 0..2"),
+        ({"labels": "Boot"}, "has 'Boot', which is no class"),
+        ({"num_inference_steps": "{base: 3}"}, "`num_inference_steps` is '{base: 3}', which is no JSON"),
+        ({"num_inference_steps": {"base": 21}}, "`base`.*21"),
+        ({"num_inference_steps": '{"super_res_9": 2}'}, r"names the stages \['super_res_9'\]"),
+        ({"num_inference_steps": 0}, "num_inference_steps.* is 0"),
+        ({"augmentation_levels": {"super_res_1": 21}}, "`augmentation_level` of stage `super_res_1` is 21"),
+        ({"augmentation_levels": {"super_res_2": 1}}, "stage `super_res_2` is 1, but the stage takes none"),
+        ({"restart_timestep": 21}, "`restart_timestep` is 21"),
+        ({"scheduler": "euler"}, "`scheduler` of stage `base` is 'euler'; it must be one of"),
+        ({"scheduler": '{"base": "ddim"}', "truncated": True}, "Stage `base`: DDIMScheduler cannot stop"),
+        ({"inference_schedules": {"base": [0.1, 0.2]}}, "stage `base`, which samples with CascadedDDPMScheduler"),
+        ({"inference_schedules": {"super_res_2": [0.2, 0.1]}}, r"is \[0.2, 0.1\]; it must be the end points"),
+        ({"last_stage": "super_res_3"}, "`last_stage` is 'super_res_3'"),
+        ({"truncated": True, "keep_stages": True}, "`keep_stages` with `truncated`"),
+        ({"low_res_stage": "base"}, "there is no `low_res_dir`"),
+        ({"low_res_dir": "Z", "labels": "0"}, "with `low_res_dir` its labels are used"),
+    ],
+)
+def test_bad_options(tmp_path, pipeline, options, message):
+    with pytest.raises(ValueError, match=message):
+        sample(config_for(tmp_path / "set", **options), pipeline)
+    assert not (tmp_path / "set").exists()
+
+
+def test_low_resolution_images_that_do_not_fit(tmp_path, uninterrupted, pipeline):
+    kept = str(uninterrupted / "set")
+    sample(config_for(tmp_path / "bare", num_images=2, last_stage="base"), pipeline)
+    for options, message in (
+        ({"low_res_dir": kept, "num_images": 25}, "`num_images` is 25, but .* has 24"),
+        ({"low_res_dir": kept, "truncated": True}, "`truncated` with `low_res_dir`"),
+        ({"low_res_dir": kept, "last_stage": "super_res_1"}, "has images of stage `super_res_1`, which no stage of"),
+        ({"low_res_dir": kept, "low_res_stage": "super_res_2"}, r"has kept the stages \['base', 'super_res_1'\]"),
+        ({"low_res_dir": str(tmp_path / "bare"), "num_images": 2}, r"has kept the stages \[\], not any"),
+        ({"low_res_dir": str(tmp_path)}, r"was not written by evaluation/sample.py"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            sample(config_for(tmp_path / "set", **options), pipeline)

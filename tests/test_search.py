@@ -1,0 +1,329 @@
+"""Post-training search: from settings to figures, table, plots and the pipeline's folder; and bad input."""
+
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import scipy.linalg
+import torch
+from diffusers import DPMSolverMultistepScheduler
+from PIL import Image
+from small_cascade import small_cascade
+
+from cdm_diffusers import CascadedDiffusionPipeline
+from cdm_diffusers.evaluation import SearchConfig, load_image_set, search
+from cdm_diffusers.evaluation.drawing import image_generator
+from cdm_diffusers.evaluation.features import load_extractor
+from cdm_diffusers.evaluation.sample_store import store_real_images
+from cdm_diffusers.evaluation.search_grid import Setting, read_grid, settings_of
+from cdm_diffusers.evaluation.search_report import summarise, table, write_best
+from cdm_diffusers.training.classifier import ClassifierConfig, build_classifier
+from cdm_diffusers.training.data import DataConfig, area_resize, load_training_data, to_float
+
+
+NAMES = "T-shirt/top,Trouser,Ankle boot"
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """A cascade, an untrained classifier of 8x8 images as extractor, and IDX files of 16x16 images."""
+    folder = tmp_path_factory.mktemp("search")
+    small_cascade().save_pretrained(folder / "cascade")
+    torch.manual_seed(1)
+    options = ClassifierConfig(output_dir="", image_size=8, num_channels=1)
+    names = dict(enumerate(NAMES.split(",")))
+    build_classifier(options, names).model.save_pretrained(folder / "classifier")
+    (folder / "data").mkdir()
+    generator = np.random.default_rng(0)
+    for prefix, count in (("train", 12), ("t10k", 9)):
+        images = generator.integers(0, 256, (count, 16, 16), dtype=np.uint8)
+        for kind, values in (("images-idx3", images), ("labels-idx1", np.arange(count, dtype=np.uint8) % 3)):
+            header = bytes([0, 0, 8, values.ndim]) + np.array(values.shape, ">u4").tobytes()
+            (folder / "data" / f"{prefix}-{kind}-ubyte").write_bytes(header + values.tobytes())
+    return folder
+
+
+def config_for(folders, output, **options):
+    defaults = {
+        "pipeline": str(folders / "cascade"),
+        "extractor": str(folders / "classifier"),
+        "output_dir": str(output),
+        "train_data_dir": str(folders / "data"),
+        "label_names": NAMES,
+        "stage": "super_res_1",
+        "num_images": 4,
+        "batch_size": 4,
+        "cache_dir": str(folders / "cache"),
+    }
+    return SearchConfig(**{**defaults, **options})
+
+
+def lines_of(folder):
+    return [json.loads(line) for line in (folder / "results.jsonl").read_text().splitlines()]
+
+
+def frechet(a, b):
+    """Heusel et al. (2017), Eq. 6, by scipy's square root."""
+    (m_a, c_a), (m_b, c_b) = ((x.mean(0), np.cov(x, rowvar=False)) for x in (a, b))
+    return ((m_a - m_b) ** 2).sum() + np.trace(c_a + c_b - 2 * scipy.linalg.sqrtm(c_a @ c_b).real)
+
+
+def real_images(folders, split, size):
+    options = DataConfig(
+        source_resolution=16, train_data_dir=str(folders / "data"), num_channels=1, dataset_split=split
+    )
+    images = to_float(load_training_data(options).dataset.images)
+    return area_resize(images, size)
+
+
+@pytest.fixture(scope="module")
+def searched(folders, tmp_path_factory):
+    """Two attempts in one folder: the second goes on with more settings."""
+    output = tmp_path_factory.mktemp("results") / "out"
+    first = {"augmentation_level": [0, 8], "truncated": [False, True]}
+    search(config_for(folders, output, grid=json.dumps(first)))
+    before, stamp = lines_of(output), (output / "low_res" / "generated-0" / "results.json").stat().st_mtime_ns
+    grids = [first, {"augmentation_level": [8], "conditioning": ["train", "eval"]}]
+    rows = search(config_for(folders, output, grid=json.dumps(grids), seeds=[0, 1], keep_samples=True))
+    assert (output / "low_res" / "generated-0" / "results.json").stat().st_mtime_ns == stamp
+    return output, before, rows
+
+
+def test_a_stopped_search_goes_on(searched):
+    output, before, rows = searched
+    lines = lines_of(output)
+    assert lines[:4] == before and len(before) == 4
+    assert len(lines) == 2 * 6 and len({json.dumps([line["setting"], line["seed"]]) for line in lines}) == 12
+    assert [len(row["seeds"]) for row in rows] == [2] * 6
+
+
+def test_figures_are_those_of_the_samples(searched, folders):
+    """Samples drawn anew by the pipeline, features by the extractor, the distance by scipy."""
+    lines = {json.dumps([line["setting"], line["seed"]], sort_keys=True): line for line in lines_of(searched[0])}
+    extractor = load_extractor(str(folders / "classifier"))
+    pipe = CascadedDiffusionPipeline.from_pretrained(folders / "cascade")
+    labels, seed, real = [0, 1, 2, 0], 1, {}
+    for split in ("train", "test"):
+        images = ((real_images(folders, split, 8) + 1) * 127.5).round().to(torch.uint8)
+        real[split] = extractor(images)[0].double().numpy()
+
+    def generators(first_stage):
+        return [image_generator(seed, index, first_stage) for index in range(4)]
+
+    z = pipe(labels, generator=generators(0), output_type="pt", output_stages=True).stages["base"]
+    shared = {"num_inference_steps": 3, "augmentation_level": 8, "scheduler": "ancestral", "guidance_scale": 1.0}
+    arguments = {"augmentation_levels": {"super_res_1": 8}, "output_type": "pt", "output_stages": True}
+    for truncated in (False, True):
+        if truncated:
+            stages = pipe(labels, generator=generators(0), truncated=True, **arguments).stages
+        else:
+            stages = pipe(labels, image=z, generator=generators(1), **arguments).stages
+        features, logits = extractor((stages["super_res_1"] * 255).round().to(torch.uint8))
+        line = lines[
+            json.dumps([{**shared, "truncated": truncated, "conditioning": "generated"}, seed], sort_keys=True)
+        ]
+        for split in ("train", "test"):
+            expected = frechet(features.double().numpy(), real[split])
+            assert line["figures"][split] == pytest.approx(expected, rel=0.02, abs=1e-4)
+        assert line["figures"]["recognised"] == (logits.argmax(1) == torch.tensor(labels)).float().mean().item()
+        # of three steps at t = 1, 11 and 20, the base takes those above s = 8
+        assert line["evaluations"] == {"base": 2 if truncated else 3, "super_res_1": 3}
+        assert line["num_images"] == 4 and line["extractor"] == extractor.name
+
+
+def test_real_images_as_conditioning(searched, folders):
+    output = searched[0]
+    for split, name in (("train", "train"), ("test", "eval")):
+        kept = np.load(output / "low_res" / f"{name}-0" / "low_res" / "base.npy")
+        labels = np.load(output / "low_res" / f"{name}-0" / "labels.npy")
+        averaged = ((real_images(folders, split, 4) + 1) / 2).numpy()
+        places = [int(np.abs(averaged - image).max((1, 2, 3)).argmin()) for image in kept]
+        assert np.abs(averaged[places] - kept).max() < 1e-6 and len(set(places)) == 4
+        assert labels.tolist() == [place % 3 for place in places]
+    other = np.load(output / "low_res" / "train-1" / "low_res" / "base.npy")
+    assert not np.array_equal(other, np.load(output / "low_res" / "train-0" / "low_res" / "base.npy"))
+
+
+def test_table_plots_and_samples(searched):
+    output, _, rows = searched
+    text = (output / "table.md").read_text()
+    assert text.count("\n| ") == 1 + 6 and text.count("**best**") == 2
+    allowed = [row for row in rows if row["setting"]["conditioning"] == "generated"]
+    best = min(allowed, key=lambda row: row["figures"]["train"]["mean"])
+    assert best["is_best"] and sum(row["is_best"] for row in rows) == 1
+    for name in ("quality-over-s.png", "quality-over-evaluations.png"):
+        assert min(Image.open(output / name).size) > 300
+    samples = [load_image_set(folder) for folder in (output / "samples").iterdir()]
+    assert len(samples) == 8 and {(len(images), images.size) for images in samples} == {(4, 8)}
+
+
+def test_stages_after_the_searched_one(folders, tmp_path):
+    with pytest.raises(ValueError, match="takes 8x8 images of 1 channels, and these are 16x16"):
+        search(config_for(folders, tmp_path, measured_stage="super_res_2", num_inference_steps=[2], num_images=2))
+    samples = load_image_set(next((tmp_path / "samples").iterdir()))
+    assert samples.size == 16  # super_res_2 ran as well
+
+
+# Settings
+
+
+def test_grids(tmp_path):
+    pipeline = small_cascade(default_guidance_scales={"super_res_1": 1.5})
+    grids = read_grid('{"augmentation_level": [1, 2], "num_inference_steps": [4, 3]}')
+    (tmp_path / "grid.json").write_text(json.dumps([*grids, {"augmentation_level": [2, 7]}]))
+    settings = settings_of(read_grid(str(tmp_path / "grid.json")), pipeline, "super_res_1")
+    found = [(setting.augmentation_level, setting.num_inference_steps) for setting in settings]
+    assert found == [(1, 4), (1, 3), (2, 4), (2, 3), (7, 3)]  # (2, 3) once
+    assert {(setting.scheduler, setting.guidance_scale) for setting in settings} == {("ancestral", 1.5)}
+    assert Setting(inference_schedule=[0.1, 0.2], guidance_scale=2).sampling_options("super_res_2") == {
+        "inference_schedules": {"super_res_2": (0.1, 0.2)},
+        "guidance_scale": {"super_res_2": 2},
+        "truncated": False,
+        "restart_timestep": None,
+    }
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"augmentation_levels": [5, 21]},
+            r"'augmentation_level': 21.* of stage `super_res_1`: .*must be .* in 0..20",
+        ),
+        ({"schedulers": ["euler"]}, "'euler'; it must be one of"),
+        ({"num_inference_steps": [21]}, "num_inference_steps.*21"),
+        ({"truncated": ["maybe"]}, "`truncated` is 'maybe', which is no JSON"),
+        ({"truncated": ["true"], "conditionings": ["train"]}, "`truncated` with `conditioning` 'train'"),
+        ({"conditionings": ["test"]}, "`conditioning` is 'test'"),
+        ({"restart_timesteps": [10]}, "`restart_timestep` is 10, but with `image` the base does not run"),
+        ({"stage": "base", "truncated": ["true"]}, "the base has no conditioning"),
+        ({"stage": "super_res_2", "augmentation_levels": [5]}, "stage `super_res_2` is 5, but the stage takes none"),
+        ({"grid": '{"inference_schedule": [[0.1, 0.2]]}'}, "samples with CascadedDDPMScheduler"),
+        ({"grid": '{"steps": [3]}'}, r"`grid` has the axes \['steps'\]"),
+        ({"grid": '{"truncated": true}'}, "must be a dict of lists"),
+        ({"grid": "no/such/file"}, "`grid` is 'no/such/file', which is neither JSON nor a file"),
+        ({"grid": "{}", "num_inference_steps": [2]}, "give either the one or the others"),
+        ({}, "give either the one or the others"),
+        ({"num_inference_steps": [2], "stage": "super_res_3"}, "`stage` is 'super_res_3'"),
+        ({"num_inference_steps": [2], "measured_stage": "base"}, "which runs before `stage`"),
+        ({"num_inference_steps": [2], "num_images": 1}, "`num_images` is 1"),
+        ({"num_inference_steps": [2], "seeds": []}, "`seeds` is"),
+        ({"num_inference_steps": [2], "eval_split": "train"}, "they must differ"),
+        ({"num_inference_steps": [2], "select_split": "dev"}, "`select_split` is 'dev'"),
+        ({"num_inference_steps": [2], "pipeline": "a/hub-id", "write_best": True}, "`write_best` needs a folder"),
+        ({"conditionings": ["train"], "label_names": "a,b,c"}, "the split 'train' has other classes"),
+    ],
+)
+def test_bad_options_before_any_sampling(folders, tmp_path, options, message):
+    with pytest.raises(ValueError, match=message):
+        search(config_for(folders, tmp_path / "out", **options))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_truncated_process_needs_a_scheduler_of_ours(folders, tmp_path):
+    pipeline = CascadedDiffusionPipeline.from_pretrained(folders / "cascade")
+    pipeline.base_scheduler = DPMSolverMultistepScheduler.from_config(pipeline.base_scheduler.config)
+    pipeline.save_pretrained(tmp_path / "cascade")
+    config = config_for(folders, tmp_path / "out", pipeline=str(tmp_path / "cascade"), truncated=["true"])
+    with pytest.raises(ValueError, match="Stage `base`: DPMSolverMultistepScheduler cannot stop"):
+        search(config)
+    assert not (tmp_path / "out").exists()
+
+
+def test_another_search_in_the_folder(searched, folders):
+    for options, message in (({"num_images": 5}, r"num_images \(4 there, 5 now\)"), ({"stage": "base"}, "stage")):
+        with pytest.raises(ValueError, match=f"holds another search: .*{message}"):
+            search(config_for(folders, searched[0], num_inference_steps=[3], **options))
+
+
+def test_more_real_images_than_there_are(folders, tmp_path):
+    dataset = load_training_data(
+        DataConfig(source_resolution=16, train_data_dir=str(folders / "data"), num_channels=1)
+    ).dataset
+    with pytest.raises(ValueError, match="`num_images` is 13, but there are only 12 real images"):
+        store_real_images(tmp_path, dataset, "base", 4, 13, seed=0)
+
+
+# Selection
+
+
+def line(distances, evaluations, seed=0, conditioning="generated", **setting):
+    return {
+        "setting": {"truncated": False, "conditioning": conditioning, **setting},
+        "seed": seed,
+        "figures": dict(zip(("train", "test"), distances, strict=True)),
+        "evaluations": {"base": 9, "super_res_1": evaluations},
+        "seconds": 2.0,
+        "num_images": 4,
+        "num_features": 4,
+    }
+
+
+LINES = [
+    line((5.0, 3.0), 4, augmentation_level=0),
+    line((4.0, 6.0), 8, augmentation_level=1),
+    line((4.5, 2.0), 8, augmentation_level=2),
+    line((2.0, 6.0), 16, augmentation_level=3),
+    line((7.0, 5.0), 4, seed=1, augmentation_level=0),
+    line((1.0, 1.0), 4, conditioning="train", augmentation_level=0),
+    line((1.5, 1.0), 16, augmentation_level=3) | {"setting": {"truncated": True, "conditioning": "generated"}},
+]
+
+
+def selection(**options):
+    return SimpleNamespace(
+        **{"select_split": "train", "max_evaluations": None, "write_best": False, "dataset_split": "train"} | options,
+        eval_split="test",
+    )
+
+
+def test_means_errors_and_the_best():
+    rows = summarise(LINES, "super_res_1", selection())
+    assert [row["seeds"] for row in rows] == [[0, 1], [0], [0], [0], [0], [0]]
+    assert rows[0]["figures"]["train"] == {"mean": 6.0, "standard_error": pytest.approx(1.0), "values": [5.0, 7.0]}
+    assert rows[1]["figures"]["test"]["standard_error"] is None
+    assert [row["is_optimal"] for row in rows] == [True, True, False, False, True, True]
+
+    def best(**options):
+        return [row["is_best"] for row in summarise(LINES, "super_res_1", selection(**options))].index(True)
+
+    assert best() == 5 and best(write_best=True) == 3 and best(max_evaluations=8) == 1
+    assert best(select_split="test", max_evaluations=8) == 2
+    description = {"stage": "super_res_1", "measured_stage": "super_res_1", "extractor": "E", "distance": "D"}
+    text = table(rows, description, selection(max_evaluations=8))
+    assert "| - | yes | generated |" in text or "| yes | generated | - |" in text
+    assert "no more images than the 4 features" in text
+    assert "6 ± 1" in text and "within 8 network evaluations" in text and "distance from 'test'" in text
+
+
+def test_the_best_is_written_into_the_pipeline(tmp_path):
+    small_cascade(default_guidance_scales={"base": 1.2}).save_pretrained(tmp_path)
+    weights = {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*.safetensors")}
+    pipeline = CascadedDiffusionPipeline.from_pretrained(tmp_path)
+    found = {"num_inference_steps": 7, "augmentation_level": 4, "scheduler": "dpmsolver++", "guidance_scale": 1.3}
+    lines = [line((3.0, 4.0), 7, **found), line((5.0, 1.0), 3, **{**found, "num_inference_steps": 3})]
+    config = selection(write_best=True, pipeline=str(tmp_path), output_dir="somewhere")
+    write_best(summarise(lines, "super_res_1", config), pipeline, "super_res_1", config)
+    changed = CascadedDiffusionPipeline.from_pretrained(tmp_path)
+    assert isinstance(changed.super_res_1_scheduler, DPMSolverMultistepScheduler)
+    assert changed.config.default_num_inference_steps == {"base": 3, "super_res_1": 7, "super_res_2": 3}
+    assert changed.config.default_augmentation_levels == {"super_res_1": 4}
+    assert changed.config.default_guidance_scales == {"base": 1.2, "super_res_1": 1.3}
+    assert {file: file.stat().st_mtime_ns for file in weights} == weights
+    written = json.loads((tmp_path / "search-super_res_1.json").read_text())
+    assert written["setting"]["num_inference_steps"] == 7 and written["selected_by"] == "train"
+    assert written["figures"]["test"]["mean"] == 4.0
+    assert not list(tmp_path.glob(".tmp-*"))
+
+    schedule = {"num_inference_steps": 5, "inference_schedule": [0.01, 0.5]}
+    config = selection(write_best=True, pipeline=str(tmp_path), output_dir="somewhere")
+    lines = [line((3.0, 4.0), 5, **schedule) | {"evaluations": {"super_res_2": 5}}]
+    write_best(summarise(lines, "super_res_2", config), changed, "super_res_2", config)
+    scheduler = CascadedDiffusionPipeline.from_pretrained(tmp_path).super_res_2_scheduler
+    scheduler.set_timesteps(2)
+    assert scheduler.inference_table.betas.tolist() == pytest.approx([0.01, 0.5])
+
+    config.max_evaluations = 1
+    with pytest.raises(ValueError, match="`max_evaluations`, which is 1"):
+        write_best(summarise(lines, "super_res_2", config), changed, "super_res_2", config)
