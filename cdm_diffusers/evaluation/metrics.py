@@ -3,6 +3,7 @@ Distances between two sets of features, in float64, as functions of tensors: whi
 which images, is for the caller to say beside every figure.
 """
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
@@ -126,7 +127,7 @@ def inception_score(logits: torch.Tensor, num_splits: int = 10, *, generator: to
     order = torch.randperm(len(logits), generator=generator).to(logits.device)
     scores = []
     for log_p in logits.double()[order].log_softmax(1).tensor_split(num_splits):
-        log_marginal = log_p.logsumexp(0) - torch.tensor(len(log_p)).log()  # (K,)
+        log_marginal = log_p.logsumexp(0) - math.log(len(log_p))  # (K,)
         divergence = (log_p.exp() * (log_p - log_marginal)).sum(1)  # (N / num_splits,)
         scores.append(divergence.mean().exp())
     scores = torch.stack(scores)

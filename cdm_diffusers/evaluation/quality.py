@@ -209,8 +209,8 @@ def check_labels(samples: ImageSet, extractor: FeatureExtractor) -> None:
         unknown = samples.labels[(samples.labels < 0) | (samples.labels >= num_labels)].unique().tolist()
         if unknown:
             raise ValueError(
-                f"`samples` {samples.source!r} has the labels {unknown[:10]}, and the classifier "
-                f"{extractor.label!r} knows 0..{num_labels - 1}: they are of other classes."
+                f"`samples` {samples.source!r} has the labels {unknown[:10]}, and {extractor.label} "
+                f"knows 0..{num_labels - 1}: they are of other classes."
             )
 
 

@@ -1,0 +1,290 @@
+"""`evaluation/evaluate.py` and its stored references, on tiny data and a tiny classifier."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors import safe_open
+
+from cdm_diffusers.evaluation import references as references_module
+from cdm_diffusers.evaluation.features import ClassifierExtractor, FeatureExtractor, extract, load_extractor
+from cdm_diffusers.evaluation.image_sets import load_image_set
+from cdm_diffusers.evaluation.metrics import FeatureStatistics, kernel_distance, precision_recall
+from cdm_diffusers.evaluation.quality import EvaluateConfig, draw_samples, evaluate
+from cdm_diffusers.evaluation.references import (
+    AreaAverages,
+    dataset_fingerprint,
+    read_statistics,
+    reference_features,
+    reference_statistics,
+)
+from cdm_diffusers.training.classifier import ClassifierConfig, build_classifier
+from cdm_diffusers.training.data import DataConfig, InMemoryImages, area_resize, load_training_data, to_float
+
+
+NUM_TRAIN, NUM_TEST, NUM_SAMPLES = 50, 30, 24
+
+
+def pixels(count, seed, size=8):
+    return np.random.default_rng(seed).integers(0, 256, (count, size, size), dtype=np.uint8)
+
+
+def write_idx(folder, prefix, images):
+    header = bytes([0, 0, 8, 3]) + np.array(images.shape, ">u4").tobytes()
+    (folder / f"{prefix}-images-idx3-ubyte").write_bytes(header + images.tobytes())
+
+
+def save_classifier(folder, seed=0):
+    torch.manual_seed(seed)
+    config = ClassifierConfig(train_data_dir=".", output_dir="", image_size=8, num_channels=1)
+    build_classifier(config, {0: "a", 1: "b", 2: "c"}).model.save_pretrained(folder)
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """Data, samples with 3 labels, and a classifier."""
+    folder = tmp_path_factory.mktemp("world")
+    (folder / "data").mkdir()
+    write_idx(folder / "data", "train", pixels(NUM_TRAIN, 0))
+    write_idx(folder / "data", "t10k", pixels(NUM_TEST, 1))
+    np.savez(folder / "samples.npz", arr_0=pixels(NUM_SAMPLES, 2)[..., None], arr_1=np.arange(NUM_SAMPLES) % 3)
+    save_classifier(folder / "net")
+    return folder
+
+
+@pytest.fixture
+def config(world, tmp_path):
+    return EvaluateConfig(
+        samples=str(world / "samples.npz"),
+        extractor=str(world / "net"),
+        train_data_dir=str(world / "data"),
+        output=str(tmp_path / "out" / "report.json"),
+        cache_dir=str(tmp_path / "cache"),
+        batch_size=7,
+        device="cpu",
+    )
+
+
+@pytest.fixture
+def images_seen(monkeypatch):
+    """Batch sizes of everything that goes through an extractor."""
+    seen = []
+    forward = FeatureExtractor.forward
+
+    def counted(self, images):
+        seen.append(len(images))
+        return forward(self, images)
+
+    monkeypatch.setattr(FeatureExtractor, "forward", counted)
+    return seen
+
+
+def features_of(config, images):
+    extractor = load_extractor(config.extractor)
+    return extract(extractor, InMemoryImages(torch.from_numpy(images)[:, None], None))[0]
+
+
+def distance_of_few(x, y):
+    """The Frechet distance without covariances: between few images, their Gram matrix has the same singular values."""
+    x, y = x.double().numpy(), y.double().numpy()
+    shift = ((x.mean(0) - y.mean(0)) ** 2).sum()
+    x, y = ((z - z.mean(0)) / np.sqrt(len(z) - 1) for z in (x, y))
+    return shift + (x**2).sum() + (y**2).sum() - 2 * np.linalg.norm(x @ y.T, "nuc")
+
+
+def test_report_is_recomputed(config, capsys):
+    report = evaluate(config)
+    assert report == json.loads(Path(config.output).read_text())
+    samples, train, test = (
+        features_of(config, pixels(count, seed)) for count, seed in ((NUM_SAMPLES, 2), (NUM_TRAIN, 0), (NUM_TEST, 1))
+    )
+    for split, reference, other in (("train", train, test), ("test", test, train)):
+        figure = report["figures"][split]["frechet_distance"]
+        assert figure["value"] == pytest.approx(distance_of_few(samples, reference), rel=1e-4)
+        assert (figure["num_images"], figure["num_reference_images"]) == (NUM_SAMPLES, len(reference))
+        assert figure["interval"][0] < figure["value"] < figure["interval"][1]
+        # What real images reach is measured at the samples' number.
+        assert figure["real"]["num_images"] == NUM_SAMPLES <= len(other)
+    # All 24 images of each kind are compared, whose order does not matter.
+    order = torch.randperm(NUM_TEST, generator=torch.Generator().manual_seed(0))[:NUM_SAMPLES]
+    precision, recall = precision_recall(test[order], samples)
+    assert report["figures"]["test"]["precision"]["value"] == pytest.approx(precision)
+    assert report["figures"]["test"]["recall"]["value"] == pytest.approx(recall)
+    assert set(report["figures"]) == {"train", "test", "inception_score"}
+    assert report["extractor"] == "classifier net, 8x8, not resized"
+    assert report["samples"]["images_per_label"] == [8, 8] and report["settings"] == dataclasses.asdict(config)
+    assert any("covariance is singular" in warning for warning in report["warnings"])
+    printed = capsys.readouterr().out
+    assert "| Frechet distance, 'train' |" in printed and "FID" not in printed and "classifier net, 8x8" in printed
+
+
+def test_official_network_gives_fid(config, capsys, monkeypatch):
+    monkeypatch.setattr(ClassifierExtractor, "distance_name", "FID")
+    report = evaluate(config)
+    assert report["distance"] == "FID" and "| FID, 'test' |" in capsys.readouterr().out
+
+
+def test_references_are_computed_once(config, images_seen):
+    first = evaluate(config)
+    assert sum(images_seen) == NUM_SAMPLES + 2 * NUM_SAMPLES + NUM_TRAIN + NUM_TEST
+    images_seen.clear()
+    second = evaluate(config)
+    assert sum(images_seen) == NUM_SAMPLES
+    assert first["figures"] == second["figures"]
+
+
+def test_fewer_reference_images(config, images_seen):
+    report = evaluate(dataclasses.replace(config, num_reference_images=20))
+    assert sum(images_seen) == NUM_SAMPLES + 20 + 20
+    figure = report["figures"]["train"]["frechet_distance"]
+    assert (figure["num_images"], figure["num_reference_images"], figure["real"]["num_images"]) == (24, 20, 20)
+    assert any("only 20 images for 24 samples" in warning for warning in report["warnings"])
+    with pytest.raises(ValueError, match=r"`num_reference_images` is 31, and the split 'test' has only\s+30"):
+        evaluate(dataclasses.replace(config, num_reference_images=31))
+
+
+def test_samples_are_drawn_balanced(tmp_path, config):
+    """From a set sorted by label, of which one has few; and it is said that they were drawn."""
+    labels = np.repeat([0, 1, 2], [40, 40, 5])
+    np.savez(tmp_path / "sorted.npz", arr_0=pixels(85, 3)[..., None], arr_1=labels)
+    config = dataclasses.replace(config, samples=str(tmp_path / "sorted.npz"), num_images=21)
+    drawn = draw_samples(load_image_set(config.samples), config)
+    assert np.bincount(labels[drawn.indices]).tolist() == [8, 8, 5] and len(set(drawn.indices)) == 21
+    assert np.bincount(labels[drawn.indices[:12]]).tolist() == [4, 4, 4]  # so is the part that has neighbours
+    report = evaluate(config)
+    assert report["samples"]["images_per_label"] == [5, 8] and report["samples"]["drawn_from"] == 85
+    assert "21 of 85 samples were drawn, balanced over their labels." in report["warnings"]
+
+
+# Bad input
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("num_images", 19, "`num_images` is 19; it must be at least 20"),
+        ("eval_split", "train", "both 'train'; they must differ"),
+        ("batch_size", 0, "`batch_size` is 0"),
+    ],
+)
+def test_options_out_of_range(config, option, value, message):
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(config, **{option: value})
+
+
+def test_too_few_samples(config, tmp_path):
+    with pytest.raises(ValueError, match="holds 24 images, and `num_images` asks for 30"):
+        evaluate(dataclasses.replace(config, num_images=30))
+    np.savez(tmp_path / "few.npz", arr_0=pixels(19, 3)[..., None])
+    with pytest.raises(ValueError, match="holds 19 images, and 20 are the least"):
+        evaluate(dataclasses.replace(config, samples=str(tmp_path / "few.npz")))
+
+
+def test_samples_that_the_classifier_does_not_take(config, tmp_path):
+    np.savez(tmp_path / "large.npz", arr_0=pixels(20, 3, size=16)[..., None])
+    with pytest.raises(ValueError, match="takes 8x8 images of 1 channels, and these are 16x16 of 1"):
+        evaluate(dataclasses.replace(config, samples=str(tmp_path / "large.npz")))
+    np.savez(tmp_path / "other.npz", arr_0=pixels(20, 3)[..., None], arr_1=np.arange(20) % 5)
+    with pytest.raises(ValueError, match=r"has the labels \[3, 4\], and classifier net knows 0\.\.2"):
+        evaluate(dataclasses.replace(config, samples=str(tmp_path / "other.npz")))
+
+
+def test_inception_score_needs_logits(config, monkeypatch):
+    extract_both = ClassifierExtractor.extract
+    monkeypatch.setattr(ClassifierExtractor, "extract", lambda self, images: (extract_both(self, images)[0], None))
+    assert "inception_score" not in evaluate(config)["figures"]
+    with pytest.raises(ValueError, match="`inception_score` needs logits"):
+        evaluate(dataclasses.replace(config, inception_score=True))
+
+
+# Stored references
+
+
+def open_data(config, **changes):
+    options = {"source_resolution": 8, "num_channels": 1, "class_conditional": False} | changes
+    return load_training_data(DataConfig(train_data_dir=config.train_data_dir, **options)).dataset
+
+
+def test_statistics_files_know_what_they_are_of(config, world, tmp_path):
+    extractor, data = load_extractor(config.extractor), open_data(config)
+    statistics = reference_statistics(data, extractor, config.cache_dir, batch_size=7)
+    expected = FeatureStatistics.from_features(extract(extractor, data, 7)[0])
+    torch.testing.assert_close(statistics.covariance, expected.covariance, rtol=1e-6, atol=1e-9)
+    (file,) = (tmp_path / "cache").iterdir()
+    with safe_open(file, framework="pt") as content:
+        assert content.metadata()["extractor"] == extractor.name and content.metadata()["count"] == str(NUM_TRAIN)
+    assert torch.equal(read_statistics(file, data, extractor).covariance, statistics.covariance)
+    given = evaluate(dataclasses.replace(config, train_statistics=str(file)))
+    assert given["figures"]["train"] == evaluate(config)["figures"]["train"]
+
+    save_classifier(tmp_path / "other" / "net", seed=1)
+    with pytest.raises(ValueError, match="of other weights"):
+        read_statistics(file, data, load_extractor(str(tmp_path / "other" / "net")))
+    save_classifier(tmp_path / "another")
+    with pytest.raises(ValueError, match=r"another extractor: 'classifier net.* and not 'classifier another"):
+        read_statistics(file, data, load_extractor(str(tmp_path / "another")))
+    with pytest.raises(ValueError, match="of other images"):
+        read_statistics(file, open_data(config, dataset_split="test"), extractor)
+    with pytest.raises(ValueError, match="cannot be read"):
+        read_statistics(world / "samples.npz", data, extractor)
+
+
+def test_nothing_half_written_is_left(config, monkeypatch, tmp_path):
+    def fails(file):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(references_module, "sync_file", fails)
+    with pytest.raises(OSError, match="disk full"):
+        reference_features(open_data(config), load_extractor(config.extractor), config.cache_dir)
+    assert not list((tmp_path / "cache").glob("features-*"))
+
+
+def test_fingerprints_follow_the_images(tmp_path, config):
+    data = open_data(config)
+    part = torch.utils.data.Subset(data, [3, 1])
+    different = [
+        data,
+        part,
+        torch.utils.data.Subset(data, [1, 3]),
+        AreaAverages(data, 4),
+        AreaAverages(data, 2),
+        open_data(config, padding=2),
+        open_data(config, dataset_split="test"),
+    ]
+    assert len({dataset_fingerprint(dataset) for dataset in different}) == len(different)
+    assert dataset_fingerprint(open_data(config)) == dataset_fingerprint(data)
+    averages = AreaAverages(data, 4)
+    expected = area_resize(to_float(data[5]["image"][None]), 4)[0]
+    assert (to_float(averages[5]["image"]) - expected).abs().max() < 1.001 / 255 and len(averages) == NUM_TRAIN
+
+
+def test_fingerprints_follow_files(tmp_path):
+    (tmp_path / "pictures" / "a").mkdir(parents=True)
+    for index, picture in enumerate(pixels(3, 0)):
+        Image.fromarray(picture).save(tmp_path / "pictures" / "a" / f"{index}.png")
+
+    def fingerprint(**changes):
+        options = {"train_data_dir": str(tmp_path / "pictures"), "source_resolution": 8, "num_channels": 1} | changes
+        return dataset_fingerprint(load_training_data(DataConfig(**options)).dataset)
+
+    first = fingerprint()
+    assert fingerprint() == first != fingerprint(padding=1)
+    Image.fromarray(pixels(1, 9)[0]).save(tmp_path / "pictures" / "a" / "2.png")
+    assert fingerprint() != first
+
+
+def test_kernel_distance_of_the_report(config):
+    """Samples that are training images: nothing but the draw lies between them."""
+    np.savez(config.cache_dir + ".npz", arr_0=pixels(NUM_TRAIN, 0)[..., None])
+    report = evaluate(dataclasses.replace(config, samples=config.cache_dir + ".npz"))
+    features = features_of(config, pixels(NUM_TRAIN, 0))
+    order = torch.randperm(NUM_TRAIN, generator=torch.Generator().manual_seed(0))
+    expected = kernel_distance(features[order], features[order], generator=torch.Generator().manual_seed(0))
+    figure = report["figures"]["train"]["kernel_distance"]
+    assert (figure["value"], figure["deviation"]) == pytest.approx(expected, rel=1e-3)
+    assert abs(report["figures"]["train"]["frechet_distance"]["value"]) < 1e-6
+    assert report["figures"]["train"]["precision"]["value"] == report["figures"]["train"]["recall"]["value"] == 1
