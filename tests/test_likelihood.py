@@ -289,14 +289,12 @@ def test_the_bound_approaches_the_entropy():
     # what this sample of images has, instead of its expectation: far less noise
     exact = -np.log(probabilities)[((x_0 + 1) * 127.5).round().long().numpy()].mean()
     assert exact == pytest.approx(entropy, abs=0.02)
-    print(entropy)
     gaps = []
     for steps in (10, 40, 160):
         scheduler = CascadedDDPMScheduler(steps, variance_type="fixed_large", clip_sample=False)
         denoise = gaussian_denoise(scheduler, mean, std)
         terms = bound_of(scheduler)(x_0, lambda _, denoise=denoise: denoise, generators(60))
         gaps.append(sum(terms.values()).mean().item() / 256 - exact)
-    print(gaps)
     assert gaps[0] > 2 * gaps[1] > 0 and gaps[1] > gaps[2] > -0.005
     assert gaps[2] < 0.015 * entropy
 
@@ -384,13 +382,11 @@ def test_equation_3_is_tight_for_an_exact_cascade(gaussian_cascade, s):
     nats = run([(bounds[0], None), (bounds[1], s)], dataset, list(range(100)), run_config())
     slack = (sum(sum(terms.values()) for terms in nats.values()) - exact) / 64
     error = slack.std().item() / math.sqrt(100)
-    print(slack.mean(), error)
     assert -3 * error < slack.mean() < 0.07 and error < 0.02
     # the base's part is what z_s says about z_0, at least
     snr = float(base.scheduler.table.alpha_bar(s) / (1 - base.scheduler.table.alpha_bar(s)))
     information = 0.5 * math.log(1 + snr * BlockGaussian.U)
     of_base = sum(nats["base"].values()).mean().item() / 16
-    print(information, of_base)
     assert information - 0.02 < of_base < 1.1 * information + 0.02
 
     figures = cascade_figures(bounds, nats, {"base": None, "super_res_1": s})
@@ -535,5 +531,5 @@ def test_what_has_no_bound(gaussian_cascade):
         cascade_up_to([base, other], {"base": None, "super_res_1": 5}, "super_res_1")
     with pytest.raises(ValueError, match="give one of the stages of a cascade with a base"):
         cascade_up_to([upper], {"super_res_1": 5}, "super_res_1")
-    with pytest.raises(ValueError, match="'base' samples with DDIMScheduler, .* load the pipeline with Cascaded"):
+    with pytest.raises(ValueError, match=r"'base' samples with DDIMScheduler, .* load the pipeline with Cascaded"):
         StageBound(CascadeStage("base", base.unet, DDIMScheduler()))
