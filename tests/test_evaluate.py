@@ -268,8 +268,10 @@ def test_fingerprints_follow_files(tmp_path):
         Image.fromarray(picture).save(tmp_path / "pictures" / "a" / f"{index}.png")
 
     def fingerprint(**changes):
-        options = {"train_data_dir": str(tmp_path / "pictures"), "source_resolution": 8, "num_channels": 1} | changes
-        return dataset_fingerprint(load_training_data(DataConfig(**options)).dataset)
+        options = {"source_resolution": 8, "num_channels": 1, "class_conditional": False} | changes
+        return dataset_fingerprint(
+            load_training_data(DataConfig(train_data_dir=str(tmp_path / "pictures"), **options)).dataset
+        )
 
     first = fingerprint()
     assert fingerprint() == first != fingerprint(padding=1)

@@ -130,8 +130,7 @@ def inception_score(logits: torch.Tensor, num_splits: int = 10, *, generator: to
         log_marginal = log_p.logsumexp(0) - math.log(len(log_p))  # (K,)
         divergence = (log_p.exp() * (log_p - log_marginal)).sum(1)  # (N / num_splits,)
         scores.append(divergence.mean().exp())
-    scores = torch.stack(scores)
-    return scores.mean().item(), scores.std().item()
+    return _mean_and_deviation(torch.stack(scores))
 
 
 # ------------------------------------------------------------------------------------------------------------------
@@ -198,9 +197,7 @@ def kernel_distance(
     for features in (real, generated):
         order = torch.randperm(len(features), generator=generator)[: num_subsets * size].to(features.device)
         subsets.append(features[order].double().split(size))
-    values = torch.stack([squared_mmd(x, y) for x, y in zip(*subsets, strict=True)])
-    deviation = values.std().item() if num_subsets > 1 else float("nan")
-    return values.mean().item(), deviation
+    return _mean_and_deviation(torch.stack([squared_mmd(x, y) for x, y in zip(*subsets, strict=True)]))
 
 
 def squared_mmd(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
@@ -213,6 +210,11 @@ def squared_mmd(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     within_x = (k_xx.sum() - k_xx.trace()) / (len(x) * (len(x) - 1))
     within_y = (k_yy.sum() - k_yy.trace()) / (len(y) * (len(y) - 1))
     return within_x + within_y - 2 * kernel(x, y).mean()
+
+
+def _mean_and_deviation(values: torch.Tensor) -> tuple[float, float]:
+    """The deviation has denominator N - 1; that of one value is NaN."""
+    return values.mean().item(), values.std().item() if len(values) > 1 else math.nan
 
 
 def _check_count(what: str, count: int, needed: int) -> None:
