@@ -177,7 +177,7 @@ def test_killed_and_started_again_by_two_processes(tmp_path, uninterrupted, pipe
 
 def test_killed_while_it_is_put_together(tmp_path, uninterrupted, pipeline):
     config = long_config(tmp_path / "set", uninterrupted / "cascade")
-    killed_when((tmp_path / "set" / ".tmp-images").exists, config, pipeline)
+    killed_when(lambda: list(tmp_path.glob("set/.tmp-*-images")), config, pipeline)
     sample(config, pipeline)
     assert content(tmp_path / "set") == content(uninterrupted / "set")
     sample(config, pipeline)  # there is nothing left to do

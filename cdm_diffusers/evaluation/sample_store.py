@@ -85,11 +85,11 @@ class SampleStore:
         if not (self.folder / SETTINGS_NAME).exists():
             write_json(self.folder / SETTINGS_NAME, self.settings)
         self.shards.mkdir(exist_ok=True)
-        for folder in (self.folder, self.shards):
+        for folder in (self.folder, self.shards, self.folder / LOW_RES_FOLDER):
             for path in folder.glob(f"{TEMPORARY_PREFIX}*"):
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
         if labels is not None:
-            temporary = self.folder / f"{TEMPORARY_PREFIX}{LABELS_NAME}"
+            temporary = _temporary(self.folder / LABELS_NAME)
             np.save(temporary, labels.numpy())
             _reveal(temporary, self.folder / LABELS_NAME)
 
@@ -116,7 +116,7 @@ class SampleStore:
             metadata: JSON; see `assemble`.
         """
         file = self.shard(indices)
-        temporary = file.with_name(f"{TEMPORARY_PREFIX}{os.getpid()}-{file.name}")
+        temporary = _temporary(file)
         images = {name: tensor.contiguous().cpu() for name, tensor in images.items()}
         save_file(images, temporary, metadata={"record": json.dumps(metadata)})
         _reveal(temporary, file)
@@ -157,10 +157,10 @@ class SampleStore:
             (self.folder / LOW_RES_FOLDER).mkdir(exist_ok=True)
             size = self.settings["stages"][name]
             shape = (self.settings["num_images"], self.settings["channels"], size, size)
-            temporary = self.folder / LOW_RES_FOLDER / f"{TEMPORARY_PREFIX}{name}.npy"
+            temporary = _temporary(self.folder / LOW_RES_FOLDER / f"{name}.npy")
             kept[name] = np.lib.format.open_memmap(temporary, "w+", np.float32, shape)
         batches = _storing(kept, batches)
-        temporary = self.folder / f"{TEMPORARY_PREFIX}{self.final.name}"
+        temporary = _temporary(self.final)
         labels = None
         if (self.folder / LABELS_NAME).exists():
             labels = np.load(self.folder / LABELS_NAME)
@@ -174,7 +174,7 @@ class SampleStore:
         for name, array in kept.items():
             array.flush()
             file = self.folder / LOW_RES_FOLDER / f"{name}.npy"
-            _reveal(file.with_name(f"{TEMPORARY_PREFIX}{file.name}"), file)
+            _reveal(_temporary(file), file)
         write_json(self.folder / RESULTS_NAME, record)
         replace_folder(temporary, self.final) if temporary.is_dir() else _reveal(temporary, self.final)
 
@@ -215,6 +215,11 @@ def _write_npz(
         if labels is not None:
             with archive.open(zipfile.ZipInfo("arr_1.npy"), "w", force_zip64=True) as stream:
                 np.lib.format.write_array(stream, labels)
+
+
+def _temporary(final: Path) -> Path:
+    """Of this process: another that works in the same folder by mistake never writes to the same file."""
+    return final.with_name(f"{TEMPORARY_PREFIX}{os.getpid()}-{final.name}")
 
 
 def _reveal(temporary: Path, final: Path) -> None:

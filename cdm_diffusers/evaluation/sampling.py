@@ -20,6 +20,7 @@ from typing import Any, Literal
 
 import torch
 from accelerate import PartialState
+from accelerate.utils import parse_flag_from_env
 from tqdm.auto import tqdm
 
 from ..pipelines import CascadedDiffusionPipeline
@@ -118,7 +119,7 @@ def sample(config: SampleConfig, pipeline: CascadedDiffusionPipeline | None = No
     Raises:
         ValueError: settings that the cascade does not take, or other ones than those of the samples already there.
     """
-    state = PartialState(timeout=LONGEST_WAIT)
+    state = open_state()
     job = SamplingJob(config, load_cascade(config, state.device) if pipeline is None else pipeline)
     job.store.check()
     is_finished, pending = job.store.is_finished, job.store.pending()
@@ -135,6 +136,24 @@ def sample(config: SampleConfig, pipeline: CascadedDiffusionPipeline | None = No
         shutil.rmtree(job.store.shards, ignore_errors=True)
     state.wait_for_everyone()
     state.print(f"{config.num_images:,} images are in {job.store.final}")
+
+
+def open_state() -> PartialState:
+    """
+    The processes that `accelerate launch` or `torchrun` started, this one among them.
+
+    Raises:
+        RuntimeError: they do not know of each other.
+    """
+    cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
+    state = PartialState(cpu=cpu, timeout=LONGEST_WAIT)
+    started = int(os.environ.get("WORLD_SIZE", 1))
+    if state.num_processes != started:
+        raise RuntimeError(
+            f"{started} processes were started, but accelerate sees {state.num_processes}: each would make all "
+            "images. Configure it with `accelerate config`, or start them with torchrun."
+        )
+    return state
 
 
 def load_cascade(config: SampleConfig, device: torch.device) -> CascadedDiffusionPipeline:

@@ -31,7 +31,7 @@ from .image_sets import load_image_set
 from .metrics import FeatureStatistics, frechet_distance
 from .references import AreaAverages, dataset_fingerprint, reference_statistics
 from .sample_store import RESULTS_NAME, store_real_images
-from .sampling import DTYPES, LONGEST_WAIT, SampleConfig, call_options, sample
+from .sampling import DTYPES, SampleConfig, call_options, open_state, sample
 from .search_grid import SearchConfig, Setting, settings_of
 from .search_report import summarise, write_best, write_report
 
@@ -51,7 +51,7 @@ def search(config: SearchConfig) -> list[dict[str, Any]]:
         ValueError: a setting that the cascade does not take (before any sampling), data, extractor or classifier that
             do not fit, or results of another search in the folder.
     """
-    state = PartialState(timeout=LONGEST_WAIT)
+    state = open_state()
     run = Search(config, state)
     todo = [(seed, setting) for seed in config.seeds for setting in run.settings]
     todo = [(seed, setting) for seed, setting in todo if run.find(seed, setting) is None]
