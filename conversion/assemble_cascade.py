@@ -9,7 +9,6 @@ from pathlib import Path
 
 from cdm_diffusers import CascadedDiffusionPipeline
 from cdm_diffusers.conversion.cards import add_sources
-from cdm_diffusers.evaluation.recognition import tables
 from cdm_diffusers.model_cards import write_cascade_card
 from cdm_diffusers.training.checkpoints import write_json
 from cdm_diffusers.training.export import publish, staging_folder
@@ -54,7 +53,11 @@ def main():
     names = [stage.name for stage in cascade.stages]
     folders = dict(zip(names, map(Path, [args.base, *args.super_res]), strict=True))
     configs, sources = read_all(folders, "training_config.json"), read_all(folders, "source.json")
-    figures = tables(json.loads(args.recognition.read_text())) if args.recognition else None
+    figures = None
+    if args.recognition:
+        from cdm_diffusers.evaluation.recognition import tables  # only measuring needs the extra "eval"
+
+        figures = tables(json.loads(args.recognition.read_text()))
 
     temporary = staging_folder(args.output)
     cascade.save_pretrained(temporary)
