@@ -214,7 +214,7 @@ def checkpoint(tmp_path):
     config = TrainingConfig(
         preset="imagenet_16_to_64",
         output_dir="unused",
-        train_data_dir="my-images",
+        train_data_dir=str(tmp_path),
         sample_size=16,
         low_res_size=8,
         source_resolution=16,
