@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import runpy
 from pathlib import Path
 
 import numpy as np
@@ -120,6 +121,18 @@ def test_report_is_recomputed(config, capsys):
     assert any("covariance is singular" in warning for warning in report["warnings"])
     printed = capsys.readouterr().out
     assert "| Frechet distance, 'train' |" in printed and "FID" not in printed and "classifier net, 8x8" in printed
+
+
+def test_script(config, monkeypatch):
+    """The command line gives what the function gives, and the report says what the command was."""
+    options = ("samples", "extractor", "train_data_dir", "output", "cache_dir", "batch_size", "device")
+    arguments = [f"--{name}={getattr(config, name)}" for name in options]
+    monkeypatch.setattr("sys.argv", ["evaluation/evaluate.py", *arguments, "--inception_score", "false"])
+    runpy.run_path(str(Path(__file__).parents[1] / "evaluation" / "evaluate.py"), run_name="__main__")
+    report = json.loads(Path(config.output).read_text())
+    assert report["command"].startswith("python evaluation/evaluate.py --samples=")
+    expected = evaluate(dataclasses.replace(config, inception_score=False))
+    assert report["figures"] == expected["figures"] and report["settings"] == expected["settings"]
 
 
 def test_official_network_gives_fid(config, capsys, monkeypatch):
