@@ -84,7 +84,7 @@ def write_report(rows: list[dict[str, Any]], description: dict[str, Any], config
     text = table(rows, description, config)
     (folder / "table.md").write_text(text + "\n")
     print(text)
-    label = f"{description['distance']} ({description['extractor']})"
+    label = description["distance"], f"Extractor: {description['extractor']}; {rows[0]['num_images']:,} samples"
     splits = [config.dataset_split, config.eval_split]
     if len({row["setting"].get("augmentation_level") for row in rows}) > 1:
         plot_levels(rows, splits, label).savefig(folder / "quality-over-s.png", dpi=120)
@@ -156,17 +156,19 @@ def _with_error(figure: dict[str, Any], form: str) -> str:
     return f"{figure['mean']:{form}}" + (f" ± {error:{form}}" if error is not None else "")
 
 
-def _panels(splits: list[str], label: str) -> tuple[Figure, list]:
+def _panels(splits: list[str], label: tuple[str, str]) -> tuple[Figure, list]:
+    """A panel for each split; `label` is that of the vertical axis, and the title."""
     figure = Figure(figsize=(11, 5), layout="constrained")
+    figure.suptitle(label[1], fontsize=10)
     panels = figure.subplots(1, len(splits), sharey=True)
     for panel, split in zip(panels, splits, strict=True):
-        panel.set_title(f"from the images of split {split!r}")
+        panel.set_title(f"from images of split {split!r}")
         panel.grid(alpha=0.3)
-    panels[0].set_ylabel(label)
+    panels[0].set_ylabel(label[0])
     return figure, panels
 
 
-def plot_levels(rows: list[dict[str, Any]], splits: list[str], label: str) -> Figure:
+def plot_levels(rows: list[dict[str, Any]], splits: list[str], label: tuple[str, str]) -> Figure:
     """Distance over s, a line for each combination of the other axes (Table 3), with standard errors."""
     axes = [name for name in varied(rows) if name != "augmentation_level"]
     curves = {}
@@ -187,9 +189,12 @@ def plot_levels(rows: list[dict[str, Any]], splits: list[str], label: str) -> Fi
     return figure
 
 
-def plot_evaluations(rows: list[dict[str, Any]], stage: str, splits: list[str], label: str, select: str) -> Figure:
+def plot_evaluations(
+    rows: list[dict[str, Any]], stage: str, splits: list[str], label: tuple[str, str], select: str
+) -> Figure:
     """Distance over evaluations of the stage's network, a colour for each solver; and the Pareto front."""
     figure, panels = _panels(splits, label)
+    ticks = sorted({row["evaluations"][stage] for row in rows})
     for panel, split in zip(panels, splits, strict=True):
         for solver in dict.fromkeys(row["setting"].get("scheduler", "own") for row in rows):
             points = [row for row in rows if row["setting"].get("scheduler", "own") == solver]
@@ -197,12 +202,15 @@ def plot_evaluations(rows: list[dict[str, Any]], stage: str, splits: list[str], 
             counts = [row["evaluations"][stage] for row in points]
             panel.errorbar(counts, [_distance(row, split) for row in points], errors, fmt="o", capsize=3, label=solver)
         front = sorted((row["evaluations"][stage], _distance(row, split)) for row in rows if row["is_optimal"])
+        front.append((ticks[-1], front[-1][1]))
         panel.step(*zip(*front, strict=True), where="post", color="black", lw=1, label=f"Pareto front on {select!r}")
         for row in rows:
             if row["is_best"]:
                 point = row["evaluations"][stage], _distance(row, split)
                 panel.plot(*point, marker="*", ms=16, mfc="none", mec="black", ls="", label="best")
         panel.set(xscale="log", xlabel=f"network evaluations of stage {stage}")
+        panel.set_xticks(ticks, [f"{tick:g}" for tick in ticks], minor=False)
+        panel.set_xticks([], minor=True)
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", fontsize=8, ncols=4)
     return figure
 
