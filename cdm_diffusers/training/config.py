@@ -102,7 +102,7 @@ class TrainingConfig:
     )
     mixed_precision: Literal["no", "fp16", "bf16"] | None = option("Autocast type. Default: the preset's.")
     gradient_checkpointing: bool = option("Recompute activations in the backward pass: slower, less memory.", False)
-    compile: bool = option("torch.compile the network.", False)
+    compile: bool = option("torch.compile the network; on the CPU not a gain in speed.", False)
     channels_last: bool = option("Keep images in channels_last memory format (faster on GPUs).", False)
 
     # Checkpoints, logging and validation

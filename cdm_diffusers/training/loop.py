@@ -120,7 +120,8 @@ class Trainer:
             accelerator.device, memory_format=torch.channels_last if config.channels_last else torch.preserve_format
         )
         if config.compile:
-            unet.compile()
+            # On the CPU, Inductor of torch 2.13 returns zeros as the gradients of many weights; these are right.
+            unet.compile(backend="aot_eager" if accelerator.device.type == "cpu" else "inductor")
         training = preset.training
         optimizer = torch.optim.AdamW(
             unet.parameters(),
