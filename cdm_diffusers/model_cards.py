@@ -86,7 +86,7 @@ def write_cascade_card(
         f"---\n{card_data.to_yaml()}\n---",
         f"# {name}: a cascade {sizes}",
         "A cascade of diffusion models, as in [Cascaded Diffusion Models for High Fidelity Image Generation]"
-        "(https://arxiv.org/abs/2106.15282), made with `cdm_diffusers`. These are the EMA weights. Diffusers' own "
+        "(https://arxiv.org/abs/2106.15282), made with `cdm_diffusers`. Diffusers' own "
         "`DiffusionPipeline.from_pretrained` does not know this class: load it as shown.",
         "![samples, every stage beside the next](samples.png)" if (output_dir / "samples.png").is_file() else "",
         f"## How to use\n\n```python\n{usage(pipeline, {'id2label': labels})}\n```",

@@ -12,7 +12,6 @@ from typing import Any, Literal
 
 import matplotlib.figure
 import torch
-from accelerate import PartialState
 from PIL import Image
 from torch.utils.data import Dataset, Subset
 
@@ -25,9 +24,11 @@ from ..training.classifier import (
     fit_classifier,
 )
 from ..training.config import option
-from ..training.data import TrainingData, area_resize, load_training_data, to_float, to_uint8
+from ..training.data import TrainingData, load_training_data, to_float
 from ..training.validation import grid_of, to_unit
 from .image_sets import ImageSet, load_image_set
+from .references import AreaAverages
+from .sampling import open_state
 
 
 REPORT_NAME = "classification_accuracy_score.json"
@@ -92,6 +93,7 @@ def classification_accuracy_score(config: ClassificationAccuracyConfig) -> dict[
     Raises:
         ValueError: samples and data do not fit each other, or `output_dir` holds the report of other settings.
     """
+    state = open_state()
     samples = load_image_set(config.samples, config.stage)
     real, test = open_real(config, samples)
     check_labels(samples, real.id2label)
@@ -99,7 +101,7 @@ def classification_accuracy_score(config: ClassificationAccuracyConfig) -> dict[
     report = open_report(output_dir / REPORT_NAME, settings_of(config, samples))
     sources = training_sets(config, samples, real)
     output_dir.mkdir(parents=True, exist_ok=True)
-    PartialState().wait_for_everyone()  # all processes have read the report before one changes it
+    state.wait_for_everyone()  # all processes have read the report before one changes it
     for seed in range(config.num_seeds):
         for name, data in sources.items():
             runs = report["runs"].setdefault(name, {})
@@ -109,9 +111,9 @@ def classification_accuracy_score(config: ClassificationAccuracyConfig) -> dict[
             results = fit_classifier(training, data, test)
             runs[str(seed)] = {key: value for key, value in results.items() if key != "config"}
             report |= summary(report["runs"])
-            if PartialState().is_main_process:
+            if state.is_main_process:
                 write_json(output_dir / REPORT_NAME, report)
-    if PartialState().is_main_process:
+    if state.is_main_process:
         if "gain_over_real" in report:
             draw_report(report, config, samples, real, test)
         print(report_table(report, config.eval_split))
@@ -121,20 +123,6 @@ def classification_accuracy_score(config: ClassificationAccuracyConfig) -> dict[
 # ------------------------------------------------------------------------------------------------------------------
 # Samples, real images, and what was measured before
 # ------------------------------------------------------------------------------------------------------------------
-
-
-class AreaAverages(Dataset):
-    """Items of `dataset`, their images averaged down to `size` and rounded to 8 bits."""
-
-    def __init__(self, dataset: Dataset, size: int):
-        self.dataset, self.size = dataset, size
-
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
-        item = self.dataset[index]
-        return {**item, "image": to_uint8(area_resize(to_float(item["image"][None]), self.size))[0]}
 
 
 def open_real(config: ClassificationAccuracyConfig, samples: ImageSet) -> tuple[TrainingData, Dataset]:

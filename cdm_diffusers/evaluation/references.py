@@ -118,8 +118,8 @@ class AreaAverages(Dataset):
         return len(self.dataset)
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
-        image = self.dataset[index]["image"]
-        return {"image": to_uint8(area_resize(to_float(image[None]), self.size))[0]}
+        item = self.dataset[index]
+        return {**item, "image": to_uint8(area_resize(to_float(item["image"][None]), self.size))[0]}
 
     def fingerprint(self) -> str:
         return hashlib.sha256(f"{dataset_fingerprint(self.dataset)} {self.size}".encode()).hexdigest()

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import PartialState
 
 from ..conditioning_augmentation import gaussian_blur
 from ..pipelines import CascadedDiffusionPipeline, SuperResolutionPipeline
@@ -34,7 +33,7 @@ from .experiments import Arm, Experiment, Row, TrainedStage, get_experiment
 from .quality import EvaluateConfig, evaluate
 from .reports import write_figure, write_table
 from .sample_store import LowResImages, SampleStore, store_real_images
-from .sampling import SampleConfig, sample
+from .sampling import SampleConfig, open_state, sample
 
 
 SPLITS = {"train": "dataset_split", "validation": "eval_split"}
@@ -123,9 +122,9 @@ def reproduce(name: str, config: ReproduceConfig) -> dict[str, Any]:
     }
     for row in experiment.rows:
         report["rows"].append(study.measure(row, experiment))
-        if PartialState().is_main_process:
+        if study.state.is_main_process:
             write_json(Path(config.output_dir) / f"{name}.json", report)
-    if PartialState().is_main_process:
+    if study.state.is_main_process:
         print(write_table(report, experiment, Path(config.output_dir)))
         write_figure(report, experiment, Path(config.output_dir))
     return report
@@ -143,7 +142,7 @@ class Study:
     """
 
     def __init__(self, settings: dict[str, Any], output_dir: Path):
-        self.settings, self.output_dir = settings, output_dir
+        self.settings, self.output_dir, self.state = settings, output_dir, open_state()
         self.cascades: dict[str, CascadedDiffusionPipeline] = {}
 
     def check(self, experiment: Experiment) -> None:
@@ -205,20 +204,20 @@ class Study:
         is_super_resolution = preset.unet.low_res_size is not None
         folder = self.output_dir / "stages" / f"{stage.name}-{digest(self.stage_key(stage, seed))}"
         finished = (folder / "model_index.json").is_file()
-        PartialState().wait_for_everyone()  # all processes have looked before one writes
+        self.state.wait_for_everyone()  # all processes have looked before one writes
         if not finished:
             options = {"checkpoints_total_limit": 1, "validation_steps": 0, "resume_from_checkpoint": "latest"}
             options |= self.training_options(stage)
             config = TrainingConfig(preset=preset.name, output_dir=str(folder), seed=seed, **options)
             train(config, super_resolution=is_super_resolution)
-            PartialState().wait_for_everyone()
+            self.state.wait_for_everyone()
         return (SuperResolutionPipeline if is_super_resolution else CascadedDiffusionPipeline).from_pretrained(folder)
 
     def cascade(self, stages: tuple[TrainedStage, ...], seed: int | None) -> CascadedDiffusionPipeline:
         key = digest([self.stage_key(stage, seed) for stage in stages])
         if key not in self.cascades:
             parts = [self.stage(stage, seed) for stage in stages]
-            self.cascades[key] = CascadedDiffusionPipeline.from_stages(*parts).to(PartialState().device)
+            self.cascades[key] = CascadedDiffusionPipeline.from_stages(*parts).to(self.state.device)
         return self.cascades[key]
 
     # -----------------------------------------------------------------------------------------------------------------
@@ -264,9 +263,9 @@ class Study:
         key = {"data": self.settings["data"], "split": arm.ground_truth, "count": count, "size": size}
         folder = self.output_dir / "low_res" / digest(key)
         dataset = load_training_data(self.data_config(arm.ground_truth)).dataset
-        if PartialState().is_main_process:
+        if self.state.is_main_process:
             store_real_images(folder, dataset, stage, size, count, seed=0)
-        PartialState().wait_for_everyone()
+        self.state.wait_for_everyone()
         return folder
 
     def blurred(self, source: Path, stage: str, sigma: float) -> Path:
@@ -275,14 +274,14 @@ class Study:
         low_res = LowResImages(source, stage)
         store = SampleStore(folder, {**low_res.settings, "blur_sigma": sigma})
         store.check()
-        if PartialState().is_main_process and not store.is_finished:
+        if self.state.is_main_process and not store.is_finished:
             batches = []
             for indices in store.micro_batches():
                 images = gaussian_blur(low_res[indices], torch.full((len(indices),), sigma))
                 batches.append({stage: images.numpy(), "images": to_uint8(2 * images - 1).numpy()})
             store.prepare(low_res.labels)
             store.write(batches, {"evaluations": {}, "seconds": 0.0, "num_images": len(low_res)})
-        PartialState().wait_for_everyone()
+        self.state.wait_for_everyone()
         return folder
 
     def data_config(self, split: str) -> Any:
@@ -309,9 +308,9 @@ class Study:
         """What `evaluation/evaluate.py` says of the samples; measured once."""
         options = self.evaluation_options()
         file = samples / f"figures-{digest(options)}.json"
-        if not file.is_file() and PartialState().is_main_process:
+        if not file.is_file() and self.state.is_main_process:
             evaluate(EvaluateConfig(samples=str(samples), output=str(file), **options))
-        PartialState().wait_for_everyone()
+        self.state.wait_for_everyone()
         report = json.loads(file.read_text())
         return {name: report[name] for name in ("extractor", "distance", "figures", "warnings")}
 
