@@ -451,7 +451,7 @@ FASHION_MNIST_8 = StagePreset(
         random_flip=True,
         label_dropout=0.1,
     ),
-    inference=InferencePreset(num_inference_steps=100),
+    inference=InferencePreset(num_inference_steps=50),
     data=DataPreset(source_resolution=32, padding=2),
 )
 
@@ -491,7 +491,7 @@ FASHION_MNIST_8_TO_16 = StagePreset(
         ema_warmup=True,
         random_flip=True,
     ),
-    inference=InferencePreset(num_inference_steps=50, augmentation_level=1500),
+    inference=InferencePreset(num_inference_steps=25, augmentation_level=150),
     data=DataPreset(source_resolution=32, padding=2),
 )
 
