@@ -109,7 +109,9 @@ def reproduce(name: str, config: ReproduceConfig) -> dict[str, Any]:
         raise ValueError(
             f"`config` {config.config!r} has no experiment {name!r}, only {list(settings['experiments'])}."
         )
-    experiment = get_experiment(name, settings["experiments"][name])
+    section = settings["experiments"][name]
+    settings["evaluation"] |= section.pop("evaluation", {})
+    experiment = get_experiment(name, section)
     study = Study(settings, Path(config.output_dir))
     study.check(experiment)
     report = {
@@ -148,9 +150,13 @@ class Study:
     def check(self, experiment: Experiment) -> None:
         """
         Raises:
-            ValueError: a row names a stage that the configuration does not have, or trains one that is given.
+            ValueError: a row names a stage that the configuration does not have, trains one that is given, or samples
+                with an option that there is not.
         """
+        options = {f.name for f in dataclasses.fields(SampleConfig)}
         for row in experiment.rows:
+            if unknown := sorted(row.arm.sampling.keys() - options):
+                raise ValueError(f"{experiment.title!r} has {unknown}, which are no options of sampling.")
             for stage in row.arm.stages:
                 if stage.name not in self.settings["stages"]:
                     raise ValueError(
@@ -272,7 +278,8 @@ class Study:
         """What `stage` left in `source`, blurred."""
         folder = self.output_dir / "low_res" / digest({"source": source.name, "sigma": sigma})
         low_res = LowResImages(source, stage)
-        store = SampleStore(folder, {**low_res.settings, "blur_sigma": sigma})
+        own = {"stages": {stage: low_res.images.shape[-1]}, "kept_stages": [stage], "blur_sigma": sigma}
+        store = SampleStore(folder, {**low_res.settings, **own})
         store.check()
         if self.state.is_main_process and not store.is_finished:
             batches = []
