@@ -421,6 +421,18 @@ LSUN_64_TO_128 = StagePreset(
 )
 
 # A cascade of the paper's kind, small enough for two CPU cores.
+FASHION_MNIST_TRAINING = TrainingPreset(
+    train_batch_size=64,
+    learning_rate=5e-4,
+    max_train_steps=4000,
+    vlb_weight=0.001,
+    lr_scheduler="cosine",
+    lr_warmup_steps=200,
+    ema_decay=0.999,
+    ema_warmup=True,
+    random_flip=True,
+)
+
 FASHION_MNIST_8 = StagePreset(
     name="fashion_mnist_8",
     source="ours: the small counterpart of the 32x32 base model",
@@ -439,18 +451,7 @@ FASHION_MNIST_8 = StagePreset(
     ),
     scheduler=COSINE_LEARNED,
     augmentation=None,
-    training=TrainingPreset(
-        train_batch_size=128,
-        learning_rate=5e-4,
-        max_train_steps=3000,
-        vlb_weight=0.001,
-        lr_scheduler="cosine",
-        lr_warmup_steps=200,
-        ema_decay=0.999,
-        ema_warmup=True,
-        random_flip=True,
-        label_dropout=0.1,
-    ),
+    training=replace(FASHION_MNIST_TRAINING, train_batch_size=128, max_train_steps=3000, label_dropout=0.1),
     inference=InferencePreset(num_inference_steps=50),
     data=DataPreset(source_resolution=32, padding=2),
 )
@@ -480,17 +481,7 @@ FASHION_MNIST_8_TO_16 = StagePreset(
         prediction_type="v_prediction",
     ),
     augmentation=COSINE_AUGMENTATION,
-    training=TrainingPreset(
-        train_batch_size=64,
-        learning_rate=5e-4,
-        max_train_steps=5000,
-        vlb_weight=0.001,
-        lr_scheduler="cosine",
-        lr_warmup_steps=200,
-        ema_decay=0.999,
-        ema_warmup=True,
-        random_flip=True,
-    ),
+    training=replace(FASHION_MNIST_TRAINING, max_train_steps=5000),
     inference=InferencePreset(num_inference_steps=25, augmentation_level=150),
     data=DataPreset(source_resolution=32, padding=2),
 )
@@ -524,17 +515,7 @@ FASHION_MNIST_16_TO_32 = StagePreset(
         prediction_type="v_prediction",
     ),
     augmentation=BlurAugmentationPreset(),
-    training=TrainingPreset(
-        train_batch_size=64,
-        learning_rate=5e-4,
-        max_train_steps=3000,
-        vlb_weight=None,
-        lr_scheduler="cosine",
-        lr_warmup_steps=200,
-        ema_decay=0.999,
-        ema_warmup=True,
-        random_flip=True,
-    ),
+    training=replace(FASHION_MNIST_TRAINING, max_train_steps=3000, vlb_weight=None),
     inference=InferencePreset(num_inference_steps=25),
     data=DataPreset(source_resolution=32, padding=2),
 )
@@ -557,17 +538,7 @@ FASHION_MNIST_32 = StagePreset(
     ),
     scheduler=FASHION_MNIST_8_TO_16.scheduler,
     augmentation=None,
-    training=TrainingPreset(
-        train_batch_size=64,
-        learning_rate=5e-4,
-        max_train_steps=4000,
-        vlb_weight=0.001,
-        lr_scheduler="cosine",
-        lr_warmup_steps=200,
-        ema_decay=0.999,
-        ema_warmup=True,
-        random_flip=True,
-    ),
+    training=FASHION_MNIST_TRAINING,
     inference=InferencePreset(num_inference_steps=100),
     data=DataPreset(source_resolution=32, padding=2),
 )
