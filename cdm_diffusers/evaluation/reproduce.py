@@ -146,6 +146,7 @@ class Study:
     def __init__(self, settings: dict[str, Any], output_dir: Path):
         self.settings, self.output_dir, self.state = settings, output_dir, open_state()
         self.cascades: dict[str, CascadedDiffusionPipeline] = {}
+        self.real_images: set[Path] = set()  # folders that this run has made or checked
 
     def check(self, experiment: Experiment) -> None:
         """
@@ -268,10 +269,12 @@ class Study:
         size = self.cascade(arm.stages[:-1], seed).stages[-1].unet.config.sample_size
         key = {"data": self.settings["data"], "split": arm.ground_truth, "count": count, "size": size}
         folder = self.output_dir / "low_res" / digest(key)
-        dataset = load_training_data(self.data_config(arm.ground_truth)).dataset
-        if self.state.is_main_process:
-            store_real_images(folder, dataset, stage, size, count, seed=0)
-        self.state.wait_for_everyone()
+        if folder not in self.real_images:
+            dataset = load_training_data(self.data_config(arm.ground_truth)).dataset
+            if self.state.is_main_process:
+                store_real_images(folder, dataset, stage, size, count, seed=0)
+            self.state.wait_for_everyone()
+            self.real_images.add(folder)
         return folder
 
     def blurred(self, source: Path, stage: str, sigma: float) -> Path:
