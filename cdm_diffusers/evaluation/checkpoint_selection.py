@@ -30,7 +30,7 @@ from ..presets import (
     UNetPreset,
 )
 from ..training.checkpoints import checkpoints_in, step_of, write_json
-from ..training.config import option
+from ..training.config import check_at_least, option
 from ..training.data import (
     DataConfig,
     InMemoryImages,
@@ -86,16 +86,15 @@ class SelectionConfig:
     device: str | None = option("Default: cuda where there is one, else cpu.")
 
     def __post_init__(self):
-        for name, lowest in (
-            ("num_images", 2),
-            ("num_final_images", 2),
-            ("num_inference_steps", 1),
-            ("augmentation_level", 0),
-            ("seed", 0),
-            ("batch_size", 1),
-        ):
-            if getattr(self, name) is not None and getattr(self, name) < lowest:
-                raise ValueError(f"`{name}` is {getattr(self, name)}; it must be at least {lowest}.")
+        check_at_least(
+            self,
+            num_images=2,
+            num_final_images=2,
+            num_inference_steps=1,
+            augmentation_level=0,
+            seed=0,
+            batch_size=1,
+        )
         if self.device is None:
             self.device = "cuda" if torch.cuda.is_available() else "cpu"
 

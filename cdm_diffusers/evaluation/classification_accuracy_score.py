@@ -23,7 +23,7 @@ from ..training.classifier import (
     check_same_classes,
     fit_classifier,
 )
-from ..training.config import option
+from ..training.config import check_at_least, option
 from ..training.data import TrainingData, load_training_data, to_float
 from ..training.validation import grid_of, to_unit
 from .image_sets import ImageSet, load_image_set
@@ -70,9 +70,7 @@ class ClassificationAccuracyConfig(LabelledDataOptions, ClassifierRecipe):
 
     def __post_init__(self):
         super().__post_init__()
-        for name in ("num_seeds", "num_shown_classes", "num_shown_images"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"`{name}` is {getattr(self, name)}; it must be at least 1.")
+        check_at_least(self, num_seeds=1, num_shown_classes=1, num_shown_images=1)
 
     def classifier_config(self, samples: ImageSet, output_dir: Path, seed: int) -> ClassifierConfig:
         """One training."""

@@ -31,7 +31,7 @@ from ..pipelines.inputs import check_augmentation_level
 from ..pipelines.pipeline_base import CascadeStage
 from ..training.checkpoints import write_json
 from ..training.classifier import DataOptions, check_same_classes
-from ..training.config import option
+from ..training.config import check_at_least, option
 from ..training.data import area_resize, load_training_data, to_float, to_uint8
 from .drawing import image_generator
 
@@ -66,16 +66,8 @@ class LikelihoodConfig(DataOptions):
     device: str | None = option("Default: cuda where there is one, else cpu.")
 
     def __post_init__(self):
-        for name, lowest in (
-            ("padding", 0),
-            ("num_images", 2),  # a standard error takes two
-            ("num_terms", 1),
-            ("augmentation_level", 0),
-            ("seed", 0),
-            ("batch_size", 1),
-        ):
-            if getattr(self, name) is not None and getattr(self, name) < lowest:
-                raise ValueError(f"`{name}` is {getattr(self, name)}; it must be at least {lowest}.")
+        # A standard error takes two images.
+        check_at_least(self, padding=0, num_images=2, num_terms=1, augmentation_level=0, seed=0, batch_size=1)
         if self.device is None:
             self.device = "cuda" if torch.cuda.is_available() else "cpu"
 

@@ -16,7 +16,7 @@ from torch.utils.data import Subset
 
 from ..training.checkpoints import write_json
 from ..training.classifier import LabelledDataOptions
-from ..training.config import option, switch
+from ..training.config import check_at_least, option, switch
 from ..training.data import load_training_data
 from .features import ClassifierExtractor, FeatureExtractor, extract, load_extractor
 from .image_sets import ImageSet, load_image_set
@@ -82,17 +82,16 @@ class EvaluateConfig(LabelledDataOptions):
     device: str | None = option("Default: cuda where there is one, else cpu.")
 
     def __post_init__(self):
-        for name, lowest in (
-            ("padding", 0),
-            ("source_resolution", 1),
-            ("num_images", 2 * NUM_SPLITS),
-            ("num_reference_images", 2 * NUM_SPLITS),
-            ("num_neighbour_images", 2 * NUM_SPLITS),
-            ("seed", 0),
-            ("batch_size", 1),
-        ):
-            if getattr(self, name) is not None and getattr(self, name) < lowest:
-                raise ValueError(f"`{name}` is {getattr(self, name)}; it must be at least {lowest}.")
+        check_at_least(
+            self,
+            padding=0,
+            source_resolution=1,
+            num_images=2 * NUM_SPLITS,
+            num_reference_images=2 * NUM_SPLITS,
+            num_neighbour_images=2 * NUM_SPLITS,
+            seed=0,
+            batch_size=1,
+        )
         if self.dataset_split == self.eval_split:
             raise ValueError(
                 f"`dataset_split` and `eval_split` are both {self.eval_split!r}; they must differ. Parts of one split "

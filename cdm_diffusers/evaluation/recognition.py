@@ -24,7 +24,7 @@ from tqdm.auto import tqdm
 from ..pipelines import CascadedDiffusionPipeline
 from ..training.checkpoints import write_json
 from ..training.classifier import Classifier, LabelledDataOptions, accuracies, check_same_classes
-from ..training.config import option
+from ..training.config import check_at_least, option
 from ..training.data import DataConfig, TrainingData, area_resize, load_training_data, to_float, to_uint8
 from ..training.validation import MAX_GRID_CLASSES, grid_of, to_unit
 from .drawing import draw, steps_and_levels
@@ -58,18 +58,17 @@ class RecognitionConfig(LabelledDataOptions):
     device: str | None = option("Default: cuda where there is one, else cpu.")
 
     def __post_init__(self):
-        for name, lowest in (
-            ("padding", 0),
-            ("num_images", 1),
-            ("seed", 0),
-            ("batch_size", 1),
-            ("num_inference_steps", 1),
-            ("augmentation_level", 0),
-            ("num_diversity_images", 2),
-            ("num_nearest_images", 1),
-        ):
-            if getattr(self, name) is not None and getattr(self, name) < lowest:
-                raise ValueError(f"`{name}` is {getattr(self, name)}; it must be at least {lowest}.")
+        check_at_least(
+            self,
+            padding=0,
+            num_images=1,
+            seed=0,
+            batch_size=1,
+            num_inference_steps=1,
+            augmentation_level=0,
+            num_diversity_images=2,
+            num_nearest_images=1,
+        )
         if self.device is None:
             self.device = "cuda" if torch.cuda.is_available() else "cpu"
 

@@ -25,7 +25,7 @@ from ..presets import get_preset
 from ..training import TrainingConfig, train
 from ..training.checkpoints import write_json
 from ..training.classifier import DataOptions
-from ..training.config import option
+from ..training.config import check_at_least, option
 from ..training.data import load_training_data, to_uint8
 from .classification_accuracy_score import ClassificationAccuracyConfig, classification_accuracy_score
 from .drawing import with_schedulers
@@ -59,9 +59,7 @@ class ReproduceConfig:
     max_train_steps: int | None = option("Optimizer steps of every training. Default: the configuration's.")
 
     def __post_init__(self):
-        for name in ("num_images", "max_train_steps"):
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise ValueError(f"`{name}` is {getattr(self, name)}; it must be at least 1.")
+        check_at_least(self, num_images=1, max_train_steps=1)
         for name in ("sampling_seeds", "training_seeds"):
             if getattr(self, name) is not None and not getattr(self, name):
                 raise ValueError(f"`{name}` is empty: give at least one seed.")

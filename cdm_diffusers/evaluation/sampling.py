@@ -25,7 +25,7 @@ from tqdm.auto import tqdm
 
 from ..pipelines import CascadedDiffusionPipeline
 from ..pipelines.inputs import per_stage, resolve_class_labels
-from ..training.config import option
+from ..training.config import check_at_least, option
 from ..training.data import to_uint8
 from .drawing import check_call, counted_evaluations, draw, fingerprint, steps_and_levels, with_schedulers
 from .sample_store import FINAL_NAMES, LowResImages, SampleStore
@@ -79,9 +79,7 @@ class SampleConfig:
     dtype: Literal["float32", "bf16", "fp16"] = option("Type of the networks' weights.", "float32")
 
     def __post_init__(self):
-        for name, lowest in (("num_images", 1), ("seed", 0), ("batch_size", 1)):
-            if getattr(self, name) < lowest:
-                raise ValueError(f"`{name}` is {getattr(self, name)}; it must be at least {lowest}.")
+        check_at_least(self, num_images=1, seed=0, batch_size=1)
         for name, known in (("image_format", FINAL_NAMES), ("dtype", DTYPES)):
             if getattr(self, name) not in known:
                 raise ValueError(f"`{name}` is {getattr(self, name)!r}; it must be one of {list(known)}.")

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from ..pipelines import CascadedDiffusionPipeline
 from ..pipelines.denoising import OWN_SCHEDULERS
 from ..training.classifier import LabelledDataOptions
-from ..training.config import option
+from ..training.config import check_at_least, option
 from .drawing import SOLVERS, steps_and_levels
 from .sampling import parse_json
 
@@ -71,9 +71,7 @@ class SearchConfig(LabelledDataOptions):
     cache_dir: str = option("Folder for statistics of real images.", "~/.cache/cdm_diffusers")
 
     def __post_init__(self):
-        for name, lowest in (("num_images", 2), ("batch_size", 1), ("padding", 0), ("max_evaluations", 1)):
-            if getattr(self, name) is not None and getattr(self, name) < lowest:
-                raise ValueError(f"`{name}` is {getattr(self, name)}; it must be at least {lowest}.")
+        check_at_least(self, num_images=2, batch_size=1, padding=0, max_evaluations=1)
         if not self.seeds or min(self.seeds) < 0:
             raise ValueError(f"`seeds` is {self.seeds}; give one or more, at least 0.")
         splits = [self.dataset_split, self.eval_split]

@@ -20,7 +20,7 @@ from tqdm.auto import tqdm
 from transformers import ResNetConfig, ResNetForImageClassification
 
 from .checkpoints import write_json
-from .config import option, switch
+from .config import check_at_least, option, switch
 from .data import DataConfig, TrainingData, load_training_data, random_flip, to_float
 
 
@@ -139,14 +139,8 @@ class ClassifierRecipe:
         for name, value in RECIPES[self.architecture].items():
             if getattr(self, name) is None:
                 setattr(self, name, value)
-        for name, lowest in (
-            ("num_train_epochs", 1),
-            ("train_batch_size", 2),  # batch norm
-            ("eval_batch_size", 1),
-            ("random_shift", 0),
-        ):
-            if getattr(self, name) < lowest:
-                raise ValueError(f"`{name}` is {getattr(self, name)}; it must be at least {lowest}.")
+        # Batch norm takes two images.
+        check_at_least(self, num_train_epochs=1, train_batch_size=2, eval_batch_size=1, random_shift=0)
         if not 0 <= self.label_smoothing < 1:
             raise ValueError(f"`label_smoothing` is {self.label_smoothing}; it must lie in [0, 1).")
 

@@ -16,6 +16,17 @@ def switch(help: str) -> Any:
     return option(help, nargs="?", const=True)
 
 
+def check_at_least(options: Any, **lowest: int) -> None:
+    """
+    Raises:
+        ValueError: one of the named `options` is given and below its lowest value.
+    """
+    for name, bound in lowest.items():
+        value = getattr(options, name)
+        if value is not None and value < bound:
+            raise ValueError(f"`{name}` is {value}; it must be at least {bound}.")
+
+
 @dataclass
 class TrainingConfig:
     """
@@ -127,6 +138,6 @@ class TrainingConfig:
                 f"`dataset_name` is {self.dataset_name!r} and `train_data_dir` is {self.train_data_dir!r}: "
                 "give exactly one of them."
             )
-        for name in ("gradient_accumulation_steps", "checkpointing_steps", "logging_steps", "num_validation_images"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"`{name}` is {getattr(self, name)}; it must be at least 1.")
+        check_at_least(
+            self, gradient_accumulation_steps=1, checkpointing_steps=1, logging_steps=1, num_validation_images=1
+        )
