@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from scipy import stats
 from torch.utils.data import Subset
 
 from ..training.checkpoints import write_json
@@ -40,8 +41,9 @@ from .references import (
 
 LIBRARIES = ("torch", "diffusers", "transformers", "datasets", "numpy")
 NUM_SPLITS = 10
-T_QUANTILE = 2.262  # of Student's distribution with 9 degrees of freedom, for intervals of 95%
-NORMAL_QUANTILE = 1.96
+# For intervals of 95%: half their width, in standard errors.
+T_QUANTILE = float(stats.t.ppf(0.975, NUM_SPLITS - 1))
+NORMAL_QUANTILE = float(stats.norm.ppf(0.975))
 
 
 @dataclass(kw_only=True)

@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from PIL import Image
+from scipy import stats
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
@@ -288,12 +289,10 @@ def recognised(logits: torch.Tensor, labels: torch.Tensor, id2label: dict[int, s
     return {**result, "top_1_interval": wilson_interval(result["top_1"], result["num_images"])}
 
 
-def wilson_interval(share: float, count: int, z: float = 1.96) -> list[float]:
+def wilson_interval(share: float, count: int) -> list[float]:
     """Wilson (1927): where a share of `count` independent draws puts the probability, with confidence 95%."""
-    center = share + z**2 / (2 * count)
-    half_width = z * math.sqrt(share * (1 - share) / count + z**2 / (4 * count**2))
-    scale = 1 + z**2 / count
-    return [(center - half_width) / scale, (center + half_width) / scale]
+    interval = stats.binomtest(round(share * count), count).proportion_ci(0.95, method="wilson")
+    return [float(end) for end in interval]
 
 
 class Moments:
