@@ -201,7 +201,7 @@ def tiny_cascade(**options):
         "num_attention_heads": 1,
         "num_classes": 2,
     }
-    base = CascadedUNet2DModel(sample_size=4, **shared)
+    base = CascadedUNet2DModel(sample_size=4, null_class=True, **shared)
     super_res = CascadedUNet2DModel(sample_size=8, low_res_size=4, augmentation_level_embedding=True, **shared)
     scheduler = CascadedDDPMScheduler(num_train_timesteps=20, variance_type="fixed_small")
     return CascadedDiffusionPipeline(
@@ -215,6 +215,7 @@ def tiny_cascade(**options):
             "source_resolution": 8,
             "default_num_inference_steps": {"base": 3, "super_res_1": 2},
             "default_augmentation_levels": {"super_res_1": 5},
+            "default_guidance_scales": {"base": 1.5},
             **options,
         },
     )
@@ -246,10 +247,12 @@ def test_settings_are_the_pipelines_own_unless_given():
     assert sampling_options(pipeline, config_for()) == {
         "num_inference_steps": {"base": 3, "super_res_1": 2},
         "augmentation_levels": {"super_res_1": 5},
+        "guidance_scale": {"base": 1.5, "super_res_1": 1.0},
     }
     assert sampling_options(pipeline, config_for(num_inference_steps=4, augmentation_level=0)) == {
         "num_inference_steps": {"base": 4, "super_res_1": 4},
         "augmentation_levels": {"super_res_1": 0},
+        "guidance_scale": {"base": 1.5, "super_res_1": 1.0},
     }
     bare = tiny_cascade(default_num_inference_steps=None, default_augmentation_levels=None)
     assert sampling_options(bare, config_for())["num_inference_steps"] == {"base": 20, "super_res_1": 20}
@@ -291,6 +294,7 @@ def test_from_folders_to_figures_and_picture(folders, capsys):
     assert json.loads((folders / "out" / "figures.json").read_text()) == report
     assert report["recognised"]["samples"]["num_images"] == 8 and report["recognised"]["test"]["num_images"] == 6
     assert report["settings"]["augmentation_levels"] == {"super_res_1": 5} and report["settings"]["seed"] == 0
+    assert report["settings"]["guidance_scale"] == {"base": 1.5, "super_res_1": 1.0}
     assert report["versions"]["torch"].startswith("2.") and report["command"].startswith("python ")
     assert capsys.readouterr().out.count("|---") > 3
     pixels = [

@@ -143,21 +143,29 @@ def _with_inference_schedule(name: str, scheduler: SchedulerMixin, schedule: str
     return type(scheduler).from_config(scheduler.config, inference_beta_schedule="linear", **ends)
 
 
-def steps_and_levels(
+def stage_options(
     pipeline: CascadedDiffusionPipeline,
     num_inference_steps: int | dict[str, int] | None = None,
     augmentation_levels: dict[str, int] | None = None,
-) -> dict[str, dict[str, int]]:
-    """`num_inference_steps` and `augmentation_levels` of all stages: the pipeline's own where none are given."""
+    guidance_scale: float | dict[str, float] | None = None,
+) -> dict[str, dict[str, int | float]]:
+    """These arguments of the pipeline's call for all stages: the pipeline's own values where none are given."""
     stages = pipeline.stages
-    steps = per_stage("num_inference_steps", num_inference_steps, [stage.name for stage in stages])
+    names = [stage.name for stage in stages]
+    steps = per_stage("num_inference_steps", num_inference_steps, names)
     recommended = pipeline.config.default_num_inference_steps or {}
     for stage in stages:
         if steps.get(stage.name) is None:
             steps[stage.name] = stage.default_num_inference_steps(recommended.get(stage.name))
     defaults = pipeline.config.default_augmentation_levels or {}
     levels = {stage.name: defaults.get(stage.name, 0) for stage in stages if stage.noising_scheduler is not None}
-    return {"num_inference_steps": steps, "augmentation_levels": levels | (augmentation_levels or {})}
+    scales = dict.fromkeys(names, 1.0) | (pipeline.config.default_guidance_scales or {})
+    given = per_stage("guidance_scale", guidance_scale, names)
+    return {
+        "num_inference_steps": steps,
+        "augmentation_levels": levels | (augmentation_levels or {}),
+        "guidance_scale": scales | {name: scale for name, scale in given.items() if scale is not None},
+    }
 
 
 def check_call(pipeline: CascadedDiffusionPipeline, labels, seed: int, low_res, first_stage: int, **options) -> None:

@@ -28,7 +28,7 @@ from ..training.classifier import Classifier, LabelledDataOptions, accuracies, c
 from ..training.config import check_at_least, option
 from ..training.data import DataConfig, TrainingData, area_resize, load_training_data, to_float, to_uint8
 from ..training.validation import MAX_GRID_CLASSES, grid_of, to_unit
-from .drawing import draw, steps_and_levels
+from .drawing import draw, stage_options
 
 
 LIBRARIES = ("torch", "diffusers", "transformers", "accelerate", "numpy")
@@ -141,8 +141,8 @@ def open_split(data_config: DataConfig, pipeline) -> TrainingData:
     return data
 
 
-def sampling_options(pipeline: CascadedDiffusionPipeline, config: RecognitionConfig) -> dict[str, dict[str, int]]:
-    """`num_inference_steps` and `augmentation_levels` of the stages: the pipeline's own where `config` has none."""
+def sampling_options(pipeline: CascadedDiffusionPipeline, config: RecognitionConfig) -> dict[str, dict[str, float]]:
+    """Steps, s and guidance scales of the stages: the pipeline's own where `config` has none."""
     levels = None
     if config.augmentation_level is not None:
         noised = [stage.name for stage in pipeline.stages if stage.noising_scheduler is not None]
@@ -152,7 +152,7 @@ def sampling_options(pipeline: CascadedDiffusionPipeline, config: RecognitionCon
                 "it out."
             )
         levels = dict.fromkeys(noised, config.augmentation_level)
-    return steps_and_levels(pipeline, config.num_inference_steps, levels)
+    return stage_options(pipeline, config.num_inference_steps, levels)
 
 
 @dataclass

@@ -24,10 +24,10 @@ from accelerate.utils import parse_flag_from_env
 from tqdm.auto import tqdm
 
 from ..pipelines import CascadedDiffusionPipeline
-from ..pipelines.inputs import per_stage, resolve_class_labels
+from ..pipelines.inputs import resolve_class_labels
 from ..training.config import check_at_least, option
 from ..training.data import to_uint8
-from .drawing import check_call, counted_evaluations, draw, fingerprint, steps_and_levels, with_schedulers
+from .drawing import check_call, counted_evaluations, draw, fingerprint, stage_options, with_schedulers
 from .sample_store import FINAL_NAMES, LowResImages, SampleStore
 
 
@@ -261,10 +261,7 @@ class SamplingJob:
 def call_options(pipeline: CascadedDiffusionPipeline, config: SampleConfig, first_stage: int = 0) -> dict[str, Any]:
     """Arguments of the pipeline's call, with a value for each of the stages that run."""
     names = [stage.name for stage in pipeline.stages]
-    options = steps_and_levels(pipeline, config.num_inference_steps, config.augmentation_levels)
-    given = per_stage("guidance_scale", config.guidance_scale, names)
-    scales = dict.fromkeys(names, 1.0) | (pipeline.config.default_guidance_scales or {})
-    options["guidance_scale"] = scales | {name: scale for name, scale in given.items() if scale is not None}
+    options = stage_options(pipeline, config.num_inference_steps, config.augmentation_levels, config.guidance_scale)
     for values in options.values():
         for name in names[:first_stage]:
             values.pop(name, None)

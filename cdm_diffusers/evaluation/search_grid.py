@@ -11,7 +11,7 @@ from ..pipelines import CascadedDiffusionPipeline
 from ..pipelines.denoising import OWN_SCHEDULERS
 from ..training.classifier import LabelledDataOptions
 from ..training.config import check_at_least, option
-from .drawing import SOLVERS, steps_and_levels
+from .drawing import SOLVERS, stage_options
 from .sampling import parse_json
 
 
@@ -195,15 +195,14 @@ def _combinations(grids: list[dict[str, list]]) -> Iterator[dict[str, Any]]:
 
 
 def resolved(setting: Setting, pipeline: CascadedDiffusionPipeline, stage: str) -> Setting:
-    own = steps_and_levels(pipeline)
-    scales = pipeline.config.default_guidance_scales or {}
+    own = stage_options(pipeline)
     scheduler = getattr(pipeline, f"{stage}_scheduler")
     names = [name for name, kind in SOLVERS.items() if type(scheduler) is kind]
     defaults = {
         "num_inference_steps": own["num_inference_steps"][stage],
         "augmentation_level": own["augmentation_levels"].get(stage),
         "scheduler": "ancestral" if isinstance(scheduler, OWN_SCHEDULERS) else next(iter(names), None),
-        "guidance_scale": scales.get(stage, 1.0),
+        "guidance_scale": own["guidance_scale"][stage],
     }
     given = {name: value for name, value in asdict(setting).items() if value is not None}
     return Setting(**(defaults | given))
