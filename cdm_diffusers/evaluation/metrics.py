@@ -94,6 +94,10 @@ def frechet_standard_error(reference: FeatureStatistics, features: torch.Tensor)
 
     The distance's derivative by the covariance C of `features` is I - T, where T = R (R^T C R)^(-1/2) R^T with
     R R^T the reference's covariance is the optimal transport from one normal distribution to the other.
+
+    Where the two distributions agree, these first derivatives vanish: the result is then about sqrt(2) times too
+    large (in simulations with normal features 1.3 to 1.6 times, and 1.7 with fewer images than features). The bias,
+    by which few images make the distance larger, is no part of it.
     """
     statistics = FeatureStatistics.from_features(features)
     root = reference.root
