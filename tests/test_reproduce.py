@@ -126,12 +126,20 @@ def test_table_3a_asks_for_what_the_paper_compared():
 
 def test_a_mean_and_its_interval():
     figures = [{"value": value, "interval": [0, 9]} for value in (1.0, 2.0, 4.5)]
-    assert over_runs(figures[:1]) == {"mean": 1.0, "interval": [0, 9], "runs": 1}
-    result = over_runs(figures)
+    runs = [{"training_seed": 0}] * 3
+    assert over_runs(runs[:1], figures[:1]) == {"mean": 1.0, "interval": [0, 9], "runs": 1}
+    result = over_runs(runs, figures)
     deviation = math.sqrt(((1 - 2.5) ** 2 + (2 - 2.5) ** 2 + (4.5 - 2.5) ** 2) / 2)
     half = 4.302653 * deviation / math.sqrt(3)
     assert result["mean"] == 2.5
     assert result["interval"] == pytest.approx([2.5 - half, 2.5 + half], rel=1e-5)
+
+
+def test_samplings_of_one_training_are_not_further_trainings():
+    figures = [{"value": value, "interval": [0, 9]} for value in (1.0, 2.0, 5.0, 6.0)]
+    result = over_runs([{"training_seed": seed} for seed in (0, 0, 1, 1)], figures)
+    half = 12.706205 * 2  # of the two trainings' means, 1.5 and 5.5: deviation 4 / sqrt(2), over sqrt(2)
+    assert result["interval"] == pytest.approx([3.5 - half, 3.5 + half], rel=1e-5) and result["runs"] == 4
 
 
 # From nothing to a table

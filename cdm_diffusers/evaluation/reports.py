@@ -25,28 +25,47 @@ def figure_of(run: dict[str, Any], column: str, splits: list[str]) -> dict[str, 
     return run["figures"][splits[0 if column == "train" else 1]]["frechet_distance"]
 
 
-def over_runs(figures: list[dict[str, Any]]) -> dict[str, Any]:
+def split_names(run: dict[str, Any]) -> list[str]:
+    """What the run's data calls its training and its validation split."""
+    return [name for name in run["figures"] if name != "inception_score"]
+
+
+def row_name(row: dict[str, Any]) -> str:
+    return f"{row['heading']}: {row['label']}" if row["heading"] else row["label"]
+
+
+def independent_values(runs: list[dict[str, Any]], values: list[float]) -> list[float]:
+    """Means over the samplings of each training where there are several trainings, else the values as they are."""
+    of_training: dict[Any, list[float]] = {}
+    for run, value in zip(runs, values, strict=True):
+        of_training.setdefault(run["training_seed"], []).append(value)
+    return [statistics.fmean(group) for group in of_training.values()] if len(of_training) > 1 else values
+
+
+def student_interval(values: list[float]) -> list[float]:
+    low, high = stats.t.interval(0.95, len(values) - 1, statistics.fmean(values), stats.sem(values))
+    return [float(low), float(high)]
+
+
+def over_runs(runs: list[dict[str, Any]], figures: list[dict[str, Any]]) -> dict[str, Any]:
     """
-    Mean and 95% interval: Student's of the runs where there are several, else the one run's own, which says nothing
-    about other samplings or trainings than that one.
+    Mean and 95% interval of the runs' figures: Student's over trainings, or over samplings of the one training; with
+    one run its own, which says nothing about other samplings or trainings than that one.
     """
-    values = [figure["value"] for figure in figures]
-    mean = statistics.fmean(values)
-    if len(values) == 1:
-        return {"mean": mean, "interval": figures[0]["interval"], "runs": 1}
-    low, high = stats.t.interval(0.95, len(values) - 1, mean, stats.sem(values))
-    return {"mean": mean, "interval": [float(low), float(high)], "runs": len(values)}
+    values = independent_values(runs, [figure["value"] for figure in figures])
+    interval = figures[0]["interval"] if len(values) == 1 else student_interval(values)
+    return {"mean": statistics.fmean(values), "interval": interval, "runs": len(runs)}
 
 
 def summarise(report: dict[str, Any]) -> list[dict[str, Any]]:
     """For each row its columns ("train", "validation", "IS") over all of its runs."""
-    splits = [name for name in report["rows"][0]["runs"][0]["figures"] if name != "inception_score"]
+    splits = split_names(report["rows"][0]["runs"][0])
     rows = []
     for row in report["rows"]:
         figures = {}
         for column in ("train", "validation", "IS"):
             of_runs = [figure_of(run, column, splits) for run in row["runs"]]
-            figures[column] = None if of_runs[0] is None else over_runs(of_runs)
+            figures[column] = None if of_runs[0] is None else over_runs(row["runs"], of_runs)
         rows.append({**row, "columns": figures})
     return rows
 
@@ -65,7 +84,7 @@ def write_table(report: dict[str, Any], experiment: Experiment, output_dir: Path
             lines.append(f"| *{heading}* |" + " |" * (len(header) - 1))
         paper = [*row["paper"], *[""] * (len(experiment.paper_columns) - len(row["paper"]))]
         lines.append(f"| {' | '.join([row['label'], *map(cell, row['columns'].values()), *paper])} |")
-    real = [figure_of(first, column, list(first["figures"])) for column in ("train", "validation", "IS")]
+    real = [figure_of(first, column, split_names(first)) for column in ("train", "validation", "IS")]
     cells = ["" if figure is None else f"{figure['real']['value']:.4g}" for figure in real]
     lines.append(f"| {' | '.join(['real images', *cells, *[''] * len(experiment.paper_columns)])} |")
     lines += ["", caption(report, first)]
@@ -87,11 +106,11 @@ def caption(report: dict[str, Any], run: dict[str, Any]) -> str:
     settings = report["settings"]
     trainings = len({run["training_seed"] for run in report["rows"][0]["runs"]})
     samplings = len(settings["sampling"]["seeds"])
-    interval = (
-        f"95% intervals are Student's over {trainings} training and {samplings} sampling seeds."
-        if trainings * samplings > 1
-        else "95% intervals are of the draw of these samples alone, not of other trainings."
-    )
+    if trainings * samplings == 1:
+        interval = "95% intervals are of the draw of these samples alone, not of other trainings."
+    else:
+        seeds = f"{trainings} trainings" if trainings > 1 else f"{samplings} sampling seeds of one training"
+        interval = f"95% intervals are Student's over {seeds}."
     return (
         f"{settings['sampling']['num_images']:,} samples of each row and seed; extractor: {run['extractor']}; real "
         f"images of the other split, as many where there are, stand at the end. {interval}"
