@@ -68,16 +68,28 @@ def test_outputs_are_the_originals(name):
     assert relative_error(output, torch.from_numpy(golden_outputs()[name])) < 1e-5
 
 
-@pytest.mark.parametrize("name", LOOPS)
+@pytest.mark.parametrize("name", TWINS)
+def test_outputs_with_bfloat16_weights(name):
+    """Weights kept in bf16 but for norms and embeddings, and computing in float32, by Diffusers' own switch."""
+    unet = convert(name)
+    unet.enable_layerwise_casting(storage_dtype=torch.bfloat16, compute_dtype=torch.float32)
+    assert unet.conv_in.weight.dtype == unet.mid_block.resnets[0].conv1.weight.dtype == torch.bfloat16
+    with torch.no_grad():
+        output = unet(**draw_inputs(TWINS[name])).sample
+    assert relative_error(output, torch.from_numpy(golden_outputs()[name])) < 1e-2
+
+
+@pytest.mark.parametrize("name", TWINS)
 def test_outputs_in_bfloat16(name):
-    """As near as eight bits of mantissa allow through these random weights: the root mean square error is 1.5%."""
-    unet = convert(name).to(torch.bfloat16)
-    inputs = draw_inputs(TWINS[name])
+    """Computing in bf16 too rounds every layer's output: the original code by its own half precision errs as much."""
+    unet = convert(name).to(dtype=torch.bfloat16, memory_format=torch.channels_last)  # ten times as fast on CPUs
+    inputs = {key: value[:1] for key, value in draw_inputs(TWINS[name]).items()}
     inputs |= {key: inputs[key].bfloat16() for key in ("sample", "low_res") if key in inputs}
     with torch.no_grad():
         output = unet(**inputs).sample.float()
-    golden = torch.from_numpy(golden_outputs()[name])
+    golden = torch.from_numpy(golden_outputs()[name])[:1]
     assert (output - golden).norm() < 2e-2 * golden.norm()
+    assert relative_error(output, golden) < 3e-2
 
 
 @pytest.mark.parametrize("name", LOOPS)

@@ -134,7 +134,7 @@ KNOWN_FILES = (
             dropout=0.0,
         ),
         f"{IMAGENET}, 64x64 to 256x256, with labels, 500K iterations",
-        f"FID 12.3 at 256x256 behind imagenet64_cond_270M_250K ({IDDPM_PAPER})",
+        f"FID 12.26, precision 0.70, recall 0.62 at 256x256 in a cascade of two networks ({ADM_PAPER}, Table 5)",
     ),
     KnownFile(
         "cifar10_uncond_50M_500K",
@@ -198,7 +198,8 @@ KNOWN_FILES = (
         _GUIDED_256_UNCOND,
         _SETTINGS_256,
         f"{IMAGENET} at 256x256, without labels",
-        "none without classifier guidance",
+        f"FID 26.21, precision 0.61, recall 0.63; 12.00 with classifier guidance, which this package does not do "
+        f"({ADM_PAPER}, Table 4)",
     ),
     KnownFile(
         "512x512_diffusion",
@@ -252,7 +253,7 @@ KNOWN_FILES = (
         _GUIDED_256_UNCOND,
         _SETTINGS_256,
         "LSUN horse at 256x256, without dropout",
-        "none for this file",
+        f"FID 2.95, precision 0.69, recall 0.55 with 1000 steps ({ADM_PAPER})",
         num_inference_steps=1000,
     ),
 )
