@@ -175,9 +175,17 @@ def test_a_refused_file_leaves_no_folder(tmp_path):
     assert not (tmp_path / "stage").exists()
 
 
-def test_weights_are_written_shard_by_shard(converted, tmp_path, monkeypatch):
+@pytest.mark.parametrize("one_buffer", [False, True])
+def test_weights_are_written_shard_by_shard(converted, tmp_path, monkeypatch, one_buffer):
+    """Also those that lie in one buffer and have gradients, as OpenAI's training in half precision saves them."""
     monkeypatch.setattr(stages, "SHARD_SIZE", "300KB")
     path = next(converted.glob("small_cosine*.pt"))
+    if one_buffer:
+        weights = twin_weights(BASE)
+        buffer = torch.nn.Parameter(torch.cat([weight.flatten() for weight in weights.values()]))
+        parts = buffer.split([weight.numel() for weight in weights.values()])
+        path = tmp_path / "one_buffer.pt"
+        torch.save({name: part.view_as(weights[name]) for name, part in zip(weights, parts, strict=True)}, path)
     stages.convert_openai_checkpoint(path, tmp_path / "stage", OpenAISettings(**TWINS[BASE].settings))
     shards = list((tmp_path / "stage" / "base_unet").glob("*.safetensors"))
     assert len(shards) > 2 and max(shard.stat().st_size for shard in shards) < 500_000

@@ -2,6 +2,7 @@
 
 import re
 import zipfile
+import zlib
 from pathlib import Path
 from pickle import UnpicklingError
 
@@ -97,7 +98,7 @@ def _check_zip(path: Path):
     try:
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()
-    except (zipfile.BadZipFile, EOFError, OSError, NotImplementedError) as error:
+    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError) as error:
         raise ValueError(
             f"{path.name} is cut off (a download that did not finish, or one part of a split file): its "
             f"{path.stat().st_size:,} bytes end without a table of contents. Download it again, or join its parts."

@@ -17,7 +17,7 @@ from ..models import CascadedUNet2DModel
 from ..schedulers import CascadedDDPMScheduler
 from .known_files import KNOWN_FILES, KnownFile
 from .openai_structure import OpenAISettings, OpenAIStructure, read_structure
-from .weights import fill_network, split_qkv
+from .weights import check_qkv, fill_network, split_qkv
 
 
 logger = logging.get_logger(__name__)
@@ -277,12 +277,13 @@ def _renamed(
         part, kind = source.removeprefix(layer).removeprefix(".").rpartition(".")[::2]
         ours = layers[layer]
         if part == "qkv":
+            check_qkv(source, tensor, multiple=3 * (settings.num_heads or settings.num_head_channels))
             heads = settings.num_heads or tensor.shape[0] // 3 // settings.num_head_channels
             per_head = not settings.new_attention_order
             for name, weight in split_qkv(f"{ours}.", tensor, heads, per_head).items():
                 yield name, source, weight
         elif ".attentions." in ours:
-            tensor = tensor.flatten(1) if kind == "weight" and part == "proj_out" else tensor
+            tensor = tensor.flatten(1) if part == "proj_out" and tensor.ndim > 2 else tensor
             yield f"{ours}.{ATTENTION.get(part, part)}.{kind}", source, tensor
         elif part:
             yield f"{ours}.{RESIDUAL_BLOCK.get(part, part)}.{kind}", source, tensor

@@ -11,7 +11,7 @@ from diffusers.utils import logging
 
 from ..models import CascadedUNet2DModel
 from ..schedulers import ContinuousDDPMScheduler
-from .weights import check_tensors, fill_network, split_qkv
+from .weights import check_qkv, check_tensors, fill_network, split_qkv
 
 
 logger = logging.get_logger(__name__)
@@ -269,6 +269,8 @@ def _carried_schedule(state_dict: Mapping[str, torch.Tensor]) -> dict[str, int |
     if "betas" not in state_dict:
         return {}
     betas = state_dict["betas"].double()
+    if betas.ndim != 1 or len(betas) < 2:
+        return {}
     start, end = (float(f"{value:.6g}") for value in (betas[0], betas[-1]))  # float32 has seven digits
     if not torch.allclose(betas, torch.linspace(start, end, len(betas), dtype=torch.float64), rtol=1e-4):
         return {}
@@ -307,6 +309,7 @@ def _renamed(
         elif attention_part and attention in layers:
             ours = layers[attention].replace("resnets", "attentions")
             if attention_part == "qkv":
+                check_qkv(source, tensor, multiple=3)
                 for weight_name, weight in split_qkv(f"{ours}.", tensor, heads=1, per_head=False).items():
                     yield weight_name, source, weight
                     # SR3 has no biases here

@@ -9,15 +9,35 @@ from ..models import CascadedUNet2DModel
 
 PROJECTIONS = ("to_q", "to_k", "to_v")
 
+# The weights whose second dimension tells about the network
+READ_BEYOND_ROWS = ("input_blocks.0.0.weight", "time_embed.0.weight", "downs.0.weight")
+
 
 def check_tensors(state_dict: Mapping[str, torch.Tensor]):
     """
     Raises:
-        `ValueError`: something is no tensor of floating point numbers.
+        `ValueError`: something is no plain tensor of floating point numbers, or of too few dimensions.
     """
     for name, tensor in state_dict.items():
-        if not tensor.is_floating_point():
-            raise ValueError(f"`state_dict` has {name!r} of {tensor.dtype}; weights are floating point numbers.")
+        if not tensor.is_floating_point() or tensor.layout != torch.strided:
+            raise ValueError(
+                f"`state_dict` has {name!r} of {tensor.dtype} and {tensor.layout}; weights are dense floating point "
+                "numbers."
+            )
+        if tensor.ndim == 0 or (tensor.ndim == 1 and name.endswith(READ_BEYOND_ROWS)):
+            raise ValueError(f"`state_dict` has {name!r} in the shape {tuple(tensor.shape)}: it is damaged.")
+
+
+def check_qkv(name: str, qkv: torch.Tensor, multiple: int):
+    """
+    Raises:
+        `ValueError`: the weight or bias `name` of a projection is not to be split into three parts of heads.
+    """
+    if qkv.ndim not in (1, 3, 4) or qkv.shape[0] == 0 or qkv.shape[0] % multiple:
+        raise ValueError(
+            f"`state_dict` has {name!r} in the shape {tuple(qkv.shape)}; queries, keys and values of these heads need "
+            f"a convolution over pixels with a multiple of {multiple} rows."
+        )
 
 
 def split_qkv(name: str, qkv: torch.Tensor, heads: int, per_head: bool) -> dict[str, torch.Tensor]:
@@ -61,7 +81,7 @@ def fill_network(config: dict, weights: Iterable[tuple[str, str, torch.Tensor]],
                 f"`state_dict` has {source!r} for {name!r} in the shape {tuple(tensor.shape)}; in {what} it is "
                 f"{expected[name]}."
             )
-        found[name] = tensor.float()
+        found[name] = _own_storage(tensor.detach().float())
     missing = [name for name in expected if name not in found]
     if missing:
         raise ValueError(
@@ -70,3 +90,11 @@ def fill_network(config: dict, weights: Iterable[tuple[str, str, torch.Tensor]],
         )
     unet.load_state_dict(found, strict=True, assign=True)
     return unet.eval()
+
+
+def _own_storage(tensor: torch.Tensor) -> torch.Tensor:
+    """
+    The same memory as a storage of its own. OpenAI's training in half precision saves weights as parts of one buffer,
+    and what shares a storage is written into one file however large.
+    """
+    return tensor if tensor.is_meta else torch.from_numpy(tensor.numpy())
