@@ -30,7 +30,7 @@ from ..presets import (
     UNetPreset,
 )
 from ..training.checkpoints import checkpoints_in, step_of, write_json
-from ..training.config import check_at_least, option
+from ..training.config import check_at_least, device_option, option
 from ..training.data import (
     DataConfig,
     InMemoryImages,
@@ -83,7 +83,7 @@ class SelectionConfig:
     seed: int = option("Image i is drawn from the generator of (seed, i); the final ones from seed + 1.", 0)
     batch_size: int = option("Images per call of the pipeline and of the extractor.", 100)
     cache_dir: str = option("Folder for statistics of real images.", "~/.cache/cdm_diffusers")
-    device: str | None = option("Default: cuda where there is one, else cpu.")
+    device: str = device_option()
 
     def __post_init__(self):
         check_at_least(
@@ -95,8 +95,6 @@ class SelectionConfig:
             seed=0,
             batch_size=1,
         )
-        if self.device is None:
-            self.device = "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def select_checkpoint(config: SelectionConfig) -> dict[str, Any]:

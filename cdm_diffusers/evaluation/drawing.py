@@ -2,10 +2,14 @@
 their schedulers, and how often their networks are called."""
 
 import hashlib
+import importlib.metadata
 import json
+import shlex
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -187,6 +191,14 @@ def check_call(pipeline: CascadedDiffusionPipeline, labels, seed: int, low_res, 
 # ------------------------------------------------------------------------------------------------------------------
 # Records
 # ------------------------------------------------------------------------------------------------------------------
+
+
+def provenance(*libraries: str) -> dict[str, Any]:
+    """The command line, and the versions of `libraries`."""
+    return {
+        "command": shlex.join(["python", *sys.argv]),
+        "versions": {name: importlib.metadata.version(name) for name in libraries},
+    }
 
 
 @contextmanager

@@ -4,9 +4,6 @@ Inception Score, precision and recall, kernel distance; each with an interval, a
 """
 
 import dataclasses
-import importlib.metadata
-import shlex
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,8 +14,9 @@ from torch.utils.data import Subset
 
 from ..training.checkpoints import write_json
 from ..training.classifier import LabelledDataOptions
-from ..training.config import check_at_least, option, switch
+from ..training.config import check_at_least, device_option, option, switch
 from ..training.data import load_training_data
+from .drawing import provenance
 from .features import ClassifierExtractor, FeatureExtractor, extract, load_extractor
 from .image_sets import ImageSet, load_image_set
 from .metrics import (
@@ -39,7 +37,6 @@ from .references import (
 )
 
 
-LIBRARIES = ("torch", "diffusers", "transformers", "datasets", "numpy")
 NUM_SPLITS = 10
 # For intervals of 95%: half their width, in standard errors.
 T_QUANTILE = float(stats.t.ppf(0.975, NUM_SPLITS - 1))
@@ -81,7 +78,7 @@ class EvaluateConfig(LabelledDataOptions):
     cache_dir: str = option("Folder for statistics and features of real images.", "~/.cache/cdm_diffusers")
     seed: int = option("Seed of what is drawn, and of splits.", 0)
     batch_size: int = option("Images per call of the extractor.", 100)
-    device: str | None = option("Default: cuda where there is one, else cpu.")
+    device: str = device_option()
 
     def __post_init__(self):
         check_at_least(
@@ -99,8 +96,6 @@ class EvaluateConfig(LabelledDataOptions):
                 f"`dataset_split` and `eval_split` are both {self.eval_split!r}; they must differ. Parts of one split "
                 "of a Hub data set are named like train[:90%] and train[90%:]."
             )
-        if self.device is None:
-            self.device = "cuda" if torch.cuda.is_available() else "cpu"
 
 
 @dataclass
@@ -162,8 +157,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         "figures": figures,
         "warnings": list_warnings(samples, drawn, references),
         "settings": dataclasses.asdict(config),
-        "command": shlex.join(["python", *sys.argv]),
-        "versions": {name: importlib.metadata.version(name) for name in LIBRARIES},
+        **provenance("torch", "diffusers", "transformers", "datasets", "numpy"),
     }
     Path(config.output).parent.mkdir(parents=True, exist_ok=True)
     write_json(Path(config.output), report)

@@ -7,11 +7,8 @@ images are, that is, copied?
 """
 
 import dataclasses
-import importlib.metadata
 import itertools
 import math
-import shlex
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,13 +22,12 @@ from tqdm.auto import tqdm
 from ..pipelines import CascadedDiffusionPipeline
 from ..training.checkpoints import write_json
 from ..training.classifier import Classifier, LabelledDataOptions, accuracies, check_same_classes
-from ..training.config import check_at_least, option
+from ..training.config import check_at_least, device_option, option
 from ..training.data import DataConfig, TrainingData, area_resize, load_training_data, to_float, to_uint8
 from ..training.validation import MAX_GRID_CLASSES, grid_of, to_unit
-from .drawing import draw, stage_options
+from .drawing import draw, provenance, stage_options
 
 
-LIBRARIES = ("torch", "diffusers", "transformers", "accelerate", "numpy")
 GRID_PAIRS = 6
 
 
@@ -56,7 +52,7 @@ class RecognitionConfig(LabelledDataOptions):
     augmentation_level: int | None = option("s of every stage that takes one. Default: the pipeline's own.")
     num_diversity_images: int = option("Images of each class whose distances from each other are taken.", 100)
     num_nearest_images: int = option("Samples, and test images, whose nearest training image is looked for.", 500)
-    device: str | None = option("Default: cuda where there is one, else cpu.")
+    device: str = device_option()
 
     def __post_init__(self):
         check_at_least(
@@ -70,8 +66,6 @@ class RecognitionConfig(LabelledDataOptions):
             num_diversity_images=2,
             num_nearest_images=1,
         )
-        if self.device is None:
-            self.device = "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def measure_recognition(config: RecognitionConfig) -> dict[str, Any]:
@@ -103,8 +97,7 @@ def measure_recognition(config: RecognitionConfig) -> dict[str, Any]:
     report = {
         **figures,
         "settings": {**dataclasses.asdict(config), **options},
-        "command": shlex.join(["python", *sys.argv]),
-        "versions": {name: importlib.metadata.version(name) for name in LIBRARIES},
+        **provenance("torch", "diffusers", "transformers", "accelerate", "numpy"),
     }
     write_json(Path(config.output), report)
     if config.grid is not None:

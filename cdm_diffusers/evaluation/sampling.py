@@ -6,12 +6,9 @@ when, changes no bit of it (given the same kind of device and number of threads)
 """
 
 import hashlib
-import importlib.metadata
 import json
 import os
-import shlex
 import shutil
-import sys
 import time
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -27,7 +24,15 @@ from ..pipelines import CascadedDiffusionPipeline
 from ..pipelines.inputs import resolve_class_labels
 from ..training.config import check_at_least, option
 from ..training.data import to_uint8
-from .drawing import check_call, counted_evaluations, draw, fingerprint, stage_options, with_schedulers
+from .drawing import (
+    check_call,
+    counted_evaluations,
+    draw,
+    fingerprint,
+    provenance,
+    stage_options,
+    with_schedulers,
+)
 from .sample_store import FINAL_NAMES, LowResImages, SampleStore
 
 
@@ -228,8 +233,7 @@ class SamplingJob:
             "dtype": config.dtype,
             "about": {
                 "pipeline": config.pipeline,
-                "command": shlex.join(["python", *sys.argv]),
-                "versions": {name: importlib.metadata.version(name) for name in ("torch", "diffusers", "numpy")},
+                **provenance("torch", "diffusers", "numpy"),
             },
         }
         return json.loads(json.dumps(settings))

@@ -8,11 +8,8 @@ appended to `results.jsonl`; a search that was stopped goes on where it was.
 
 import dataclasses
 import hashlib
-import importlib.metadata
 import json
-import shlex
 import shutil
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -25,7 +22,7 @@ from ..pipelines import CascadedDiffusionPipeline
 from ..training.checkpoints import TEMPORARY_PREFIX, sync_file, write_json
 from ..training.classifier import Classifier, check_same_classes
 from ..training.data import TrainingData, load_training_data, to_float
-from .drawing import check_call, fingerprint, with_schedulers
+from .drawing import check_call, fingerprint, provenance, with_schedulers
 from .features import ClassifierExtractor, extract, load_extractor
 from .image_sets import load_image_set
 from .metrics import FeatureStatistics, frechet_distance
@@ -134,8 +131,7 @@ class Search:
             "data": {split: dataset_fingerprint(data.dataset) for split, data in self.data.items()},
             "about": {
                 "config": dataclasses.asdict(config),
-                "command": shlex.join(["python", *sys.argv]),
-                "versions": {name: importlib.metadata.version(name) for name in ("torch", "diffusers", "numpy")},
+                **provenance("torch", "diffusers", "numpy"),
             },
         }
 

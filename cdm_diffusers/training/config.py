@@ -3,6 +3,8 @@
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+import torch
+
 from ..presets import get_preset
 
 
@@ -14,6 +16,14 @@ def option(help: str, default: Any = None, **argparse_keywords) -> Any:
 def switch(help: str) -> Any:
     """An option that is on when named, off with `false` behind it, and otherwise the preset's."""
     return option(help, nargs="?", const=True)
+
+
+def device_option() -> Any:
+    """Where networks run."""
+    return field(
+        default_factory=lambda: "cuda" if torch.cuda.is_available() else "cpu",
+        metadata={"help": "Default: cuda where there is one, else cpu."},
+    )
 
 
 def check_at_least(options: Any, **lowest: int) -> None:
