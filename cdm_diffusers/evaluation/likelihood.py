@@ -24,14 +24,14 @@ from diffusers.utils.torch_utils import randn_tensor
 from torch.utils.data import DataLoader, Dataset, Subset
 from tqdm.auto import tqdm
 
-from ..diffusion import DiffusionTable, diffuse, discretized_gaussian_nll, gaussian_kl, limit_x_0
+from ..diffusion import DiffusionTable, diffuse, discretized_gaussian_nll, gaussian_kl
 from ..pipelines import CascadedDiffusionPipeline, SuperResolutionPipeline
 from ..pipelines.denoising import OWN_SCHEDULERS, Denoiser
 from ..pipelines.inputs import check_augmentation_level
 from ..pipelines.pipeline_base import CascadeStage
 from ..training.checkpoints import write_json
 from ..training.classifier import DataOptions, check_same_classes
-from ..training.config import check_at_least, option
+from ..training.config import check_at_least, device_option, option
 from ..training.data import area_resize, load_training_data, to_float, to_uint8
 from .drawing import image_generator
 
@@ -63,13 +63,11 @@ class LikelihoodConfig(DataOptions):
     augmentation_level: int | None = option("s of every stage that takes one. Default: the pipeline's own.")
     seed: int = option("Decides which images are drawn, and all noise: image i by (seed, i).", 0)
     batch_size: int = option("Images per call of a network.", 100)
-    device: str | None = option("Default: cuda where there is one, else cpu.")
+    device: str = device_option()
 
     def __post_init__(self):
         # A standard error takes two images.
         check_at_least(self, padding=0, num_images=2, num_terms=1, augmentation_level=0, seed=0, batch_size=1)
-        if self.device is None:
-            self.device = "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def measure_likelihood(config: LikelihoodConfig) -> dict[str, Any]:
@@ -287,20 +285,12 @@ class StageBound:
         return image_sum(discretized_gaussian_nll(x_0, mean, 0.5 * log_variance))
 
     def reverse(self, x_0: torch.Tensor, denoise: Denoiser, position: torch.Tensor, generators):
-        """x_t ~ q(x_t | x_0), and mean and log variance of p(x_{t-1} | x_t), as [`AncestralScheduler.step`] has it."""
-        table, config = self.table, self.scheduler.config
-        alpha, sigma = table.signal_and_noise(position + 1, x_0.device)
+        """x_t ~ q(x_t | x_0), and mean and log variance of p(x_{t-1} | x_t)."""
         noise = randn_tensor(x_0.shape, generator=generators, device=x_0.device, dtype=x_0.dtype)
-        x_t = diffuse(x_0, noise, alpha, sigma)
-        prediction, raw_variance = denoise(x_t, self.times.to(x_0.device)[position])
-        predicted_x_0 = limit_x_0(self.scheduler.prediction.x_0(prediction.double(), x_t, alpha, sigma), config)
-        if config.variance_type == "learned_range":
-            log_variance = table.learned_range_log_variance(raw_variance.double(), position)
-        elif config.variance_type == "fixed_large":
-            log_variance = table.log_beta(position)
-        else:
-            log_variance = table.posterior_log_variance(position)
-        return x_t, table.posterior_mean(predicted_x_0, x_t, position), log_variance
+        x_t = diffuse(x_0, noise, *self.table.signal_and_noise(position + 1, x_0.device))
+        prediction, raw_variance = (output.double() for output in denoise(x_t, self.times.to(x_0.device)[position]))
+        _, mean, log_variance = self.scheduler.reverse_moments(self.table, position, x_t, prediction, raw_variance)
+        return x_t, mean, log_variance
 
 
 def cut_strata(table: DiffusionTable, first: int, num_terms: int | None) -> list[tuple[int, int]]:

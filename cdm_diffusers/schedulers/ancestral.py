@@ -125,27 +125,45 @@ class AncestralScheduler(SchedulerMixin, ConfigMixin):
                 f"`variance_type={self.config.variance_type!r}` needs {2 * channels if learns_variance else channels}."
             )
 
-        # 1. x_0, limited to the range of images
+        # 1. mean and variance of p(x_{t-1} | x_t)
+        prediction, raw_variance = model_output[:, :channels], model_output[:, channels:]
         table = self.inference_table
-        alpha, sigma = table.signal_and_noise(position + 1, sample.device)
-        x_0 = limit_x_0(self.prediction.x_0(model_output[:, :channels], sample, alpha, sigma), self.config)
+        x_0, mean, log_variance = self.reverse_moments(table, position, sample, prediction, raw_variance)
 
-        # 2. mean and variance of p(x_{t-1} | x_t)
-        mean = table.posterior_mean(x_0, sample, position)
-        if learns_variance:
-            log_variance = table.learned_range_log_variance(model_output[:, channels:], position)
-        elif self.config.variance_type == "fixed_large":
-            log_variance = table.log_beta(position)
-        else:
-            log_variance = table.posterior_log_variance(position)
-
-        # 3. noise, but none at the clean end
+        # 2. noise, but none at the clean end
         noise = randn_tensor(sample.shape, generator=generator, device=sample.device, dtype=dtype)
         prev_sample = mean + table.noise_factor(position) * (0.5 * log_variance).exp() * noise
 
         if not return_dict:
             return prev_sample, x_0
         return DDPMSchedulerOutput(prev_sample=prev_sample, pred_original_sample=x_0)
+
+    def reverse_moments(
+        self,
+        table: DiffusionTable,
+        position: torch.Tensor,
+        x_t: torch.Tensor,
+        prediction: torch.Tensor,
+        raw_variance: torch.Tensor,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """
+        x_0 as predicted, limited to the range of images, and mean and log variance of p_theta(x_{t-1} | x_t).
+
+        Args:
+            table ([`DiffusionTable`]): of the grid.
+            position (`torch.Tensor` of shape `()` or `(B,)`): of t on the grid; the step to its clean end is 0.
+            x_t, prediction (`torch.Tensor` of shape `(B, C, H, W)`): the network's input and what it predicts.
+            raw_variance (`torch.Tensor`): its raw variance, like x_t where that is learned; else not used.
+        """
+        alpha, sigma = table.signal_and_noise(position + 1, x_t.device)
+        x_0 = limit_x_0(self.prediction.x_0(prediction, x_t, alpha, sigma), self.config)
+        if self.config.variance_type == "learned_range":
+            log_variance = table.learned_range_log_variance(raw_variance, position)
+        elif self.config.variance_type == "fixed_large":
+            log_variance = table.log_beta(position)
+        else:
+            log_variance = table.posterior_log_variance(position)
+        return x_0, table.posterior_mean(x_0, x_t, position), log_variance
 
     def _position(self, timestep: int | torch.Tensor) -> torch.Tensor:
         timestep = torch.as_tensor(timestep, device=self._positions.device)
