@@ -113,7 +113,7 @@ def classification_accuracy_score(config: ClassificationAccuracyConfig) -> dict[
                 write_json(output_dir / REPORT_NAME, report)
     if state.is_main_process:
         if "gain_over_real" in report:
-            draw_report(report, config, samples, real, test)
+            draw_report(report, config, samples, real)
         print(report_table(report, config.eval_split))
     return report
 
@@ -305,11 +305,7 @@ def report_table(report: dict[str, Any], eval_split: str) -> str:
 
 
 def draw_report(
-    report: dict[str, Any],
-    config: ClassificationAccuracyConfig,
-    samples: ImageSet,
-    real: TrainingData,
-    test: Dataset,
+    report: dict[str, Any], config: ClassificationAccuracyConfig, samples: ImageSet, real: TrainingData
 ) -> None:
     """per_class.png, best_classes.png and worst_classes.png in `config.output_dir`."""
     folder = Path(config.output_dir)
