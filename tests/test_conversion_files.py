@@ -1,7 +1,9 @@
 """Checkpoint files: what is read, and what is refused, by which words, without running anything in it."""
 
+import gzip
 import os
 import pickle
+import zipfile
 
 import pytest
 import safetensors.torch
@@ -69,6 +71,19 @@ def test_whole_networks_are_refused(tmp_path):
         read_state_dict(saved(tmp_path / "model.pt", torch.nn.Linear(2, 2)))
 
 
+@pytest.mark.filterwarnings("ignore:.*looks like a TorchScript archive")
+def test_archives_of_other_kinds_are_refused(tmp_path):
+    """Compiled networks, which torch would run, and compressed archives; nobody is told to switch safety off."""
+    with zipfile.ZipFile(tmp_path / "compiled.pt", "w") as archive:
+        for name in ("constants.pkl", "data.pkl", "version"):  # by the first of them torch knows TorchScript
+            archive.writestr(f"compiled/{name}", b"3\n")
+    compressed = write(tmp_path / "compressed.pt", gzip.compress(saved(tmp_path / "model.pt").read_bytes()))
+    for path in (tmp_path / "compiled.pt", compressed):
+        with pytest.raises(ValueError, match=f"{path.name} is no .*checkpoint") as error:
+            read_state_dict(path)
+        assert "In PyTorch" not in str(error.value) and "`False`" not in str(error.value)
+
+
 @pytest.mark.parametrize("kept", [0.2, 0.9, 0.999])
 @pytest.mark.parametrize("kind", ["zip", "old", "safetensors"])
 def test_files_cut_off(tmp_path, kind, kept):
@@ -126,6 +141,7 @@ def test_names_that_tell(tmp_path, name, message):
         ([torch.ones(2)], "holds a list"),
         ({}, "holds a dict"),
         ({"state_dict": WEIGHTS, "epoch": 3}, "its entry 'state_dict' is a dict"),
+        ({0: torch.ones(2)}, "is no plain state dict: its entry 0"),
         ({"epoch": 3, "optimizer": {}}, "holds the state of an optimizer: .*_gen.pth"),
     ],
 )

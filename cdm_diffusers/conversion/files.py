@@ -84,12 +84,12 @@ def _read_torch(path: Path, start: bytes) -> dict[str, torch.Tensor]:
                 "version of it."
             ) from error
         raise ValueError(
-            f"{path.name} is no checkpoint of tensors, or is cut off or damaged ({_first_line(error)})."
+            f"{path.name} is no checkpoint of tensors, or is cut off or damaged ({_first_sentence(error)})."
         ) from error
     except (RuntimeError, EOFError, OSError, ValueError, KeyError, IndexError, UnicodeDecodeError) as error:
         raise ValueError(
-            f"{path.name} is no plain PyTorch checkpoint, or is cut off or damaged ({_first_line(error)}): compare "
-            "its size with the publisher's, and download it again."
+            f"{path.name} is no plain PyTorch checkpoint, or is cut off or damaged ({_first_sentence(error)}): "
+            "compare its size with the publisher's, and download it again."
         ) from error
 
 
@@ -116,7 +116,7 @@ def _check_state_dict(path: Path, state_dict) -> dict[str, torch.Tensor]:
             "ends in `_gen.pth`)."
         )
     for name, value in state_dict.items():
-        if not torch.is_tensor(value):
+        if not isinstance(name, str) or not torch.is_tensor(value):
             raise ValueError(
                 f"{path.name} is no plain state dict: its entry {name!r} is a {type(value).__name__}. Save the state "
                 "dict of the network by itself first."
@@ -124,5 +124,6 @@ def _check_state_dict(path: Path, state_dict) -> dict[str, torch.Tensor]:
     return state_dict
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0]
+def _first_sentence(error: Exception) -> str:
+    """Without what torch says next: that the file would open if code in it were allowed to run."""
+    return (str(error) or type(error).__name__).splitlines()[0].partition(". ")[0]

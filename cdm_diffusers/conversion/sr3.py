@@ -199,6 +199,12 @@ def read_structure(state_dict: Mapping[str, torch.Tensor]) -> SR3Structure:
     absent = [name for name in convolutions if name not in shapes]
     if absent:
         raise ValueError(f"`state_dict` lacks {PREFIX + absent[0]!r}: it is incomplete.")
+    first_channels = shapes[convolutions[0]][0]
+    if shapes["downs.0.weight"][0] != first_channels:
+        raise ValueError(
+            f"`state_dict` starts with {shapes['downs.0.weight'][0]} channels and has {first_channels} in its first "
+            "blocks; only networks whose first `channel_multiplier` is 1 can be converted."
+        )
     inputs, outputs = shapes["downs.0.weight"][1], shapes["final_conv.block.3.weight"][0]
     if inputs not in (outputs, 2 * outputs):
         raise ValueError(f"`state_dict` takes {inputs} channels and returns {outputs}; expected as many, or twice.")
