@@ -18,7 +18,7 @@ from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, SchedulerMixin
 from ..pipelines import CascadedDiffusionPipeline
 from ..pipelines.denoising import OWN_SCHEDULERS
 from ..pipelines.inputs import check_stage_names, per_stage
-from ..pipelines.pipeline_base import CascadeStage
+from ..pipelines.pipeline_base import CascadeStage, num_classes_of
 from ..schedulers import CascadedDDPMScheduler, ContinuousDDPMScheduler
 
 
@@ -65,7 +65,7 @@ def draw(
     arguments = {"generator": [image_generator(seed, index, first_stage) for index in indices.tolist()]}
     if low_res is not None:
         arguments["image"] = low_res
-    if any(stage.unet.config.num_classes is not None for stage in pipeline.stages[first_stage:]):
+    if num_classes_of(pipeline.stages[first_stage:]) is not None:
         arguments["class_labels"] = labels[indices]
     elif low_res is None:
         arguments["batch_size"] = len(indices)

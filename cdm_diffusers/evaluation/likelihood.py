@@ -28,7 +28,7 @@ from ..diffusion import DiffusionTable, diffuse, discretized_gaussian_nll, gauss
 from ..pipelines import CascadedDiffusionPipeline, SuperResolutionPipeline
 from ..pipelines.denoising import OWN_SCHEDULERS, Denoiser
 from ..pipelines.inputs import check_augmentation_level
-from ..pipelines.pipeline_base import CascadeStage
+from ..pipelines.pipeline_base import CascadeStage, num_classes_of
 from ..training.checkpoints import write_json
 from ..training.classifier import DataOptions, check_same_classes
 from ..training.config import check_at_least, device_option, option
@@ -193,7 +193,7 @@ def check_own_scheduler(stage: CascadeStage) -> None:
 def open_images(config: LikelihoodConfig, pipeline: Pipeline, stages: list[CascadeStage]) -> tuple[Dataset, list[int]]:
     """The split at its source resolution, and the indices of the images that are measured."""
     last = stages[-1].unet.config
-    num_classes = next((c for c in (stage.unet.config.num_classes for stage in stages) if c is not None), None)
+    num_classes = num_classes_of(stages)
     data = load_training_data(
         config.split_config(
             config.split,

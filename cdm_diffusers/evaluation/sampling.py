@@ -22,6 +22,7 @@ from tqdm.auto import tqdm
 
 from ..pipelines import CascadedDiffusionPipeline
 from ..pipelines.inputs import resolve_class_labels
+from ..pipelines.pipeline_base import num_classes_of
 from ..training.config import check_at_least, option
 from ..training.data import to_uint8
 from .drawing import (
@@ -184,8 +185,7 @@ class SamplingJob:
             if self.labels is not None:
                 self.labels = self.labels[: config.num_images]
         else:
-            num_classes = next(filter(None, (stage.unet.config.num_classes for stage in pipeline.stages)), None)
-            self.labels = all_labels(config, num_classes, pipeline.config.id2label)
+            self.labels = all_labels(config, num_classes_of(pipeline.stages), pipeline.config.id2label)
         self.stages = pipeline.stages[self.first_stage :]
         self.options = call_options(pipeline, config, self.first_stage)
         self.kept = [name for name in names[self.first_stage :] if config.keep_stages and name != last_name]

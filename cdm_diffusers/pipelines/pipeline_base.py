@@ -64,6 +64,11 @@ class CascadeStage:
         )
 
 
+def num_classes_of(stages: list[CascadeStage]) -> int | None:
+    """Classes of the conditional stages, None if there are none."""
+    return next((stage.unet.config.num_classes for stage in stages if stage.unet.config.num_classes is not None), None)
+
+
 class StepEnd:
     """`callback_on_step_end` with the tensors it asked for."""
 

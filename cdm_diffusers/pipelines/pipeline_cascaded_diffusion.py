@@ -24,7 +24,7 @@ from .inputs import (
     resolve_class_labels,
     tensor_to_images,
 )
-from .pipeline_base import CascadeStage, StagePipeline, StepEnd
+from .pipeline_base import CascadeStage, StagePipeline, StepEnd, num_classes_of
 from .pipeline_output import CascadedDiffusionPipelineOutput
 from .pipeline_super_resolution import SuperResolutionPipeline
 
@@ -113,7 +113,7 @@ class CascadedDiffusionPipeline(StagePipeline):
             super_res_3_noising_scheduler=super_res_3_noising_scheduler,
         )
         self.register_to_config(
-            id2label=self._checked_id2label(id2label, _num_classes(self.stages)),
+            id2label=self._checked_id2label(id2label, num_classes_of(self.stages)),
             source_resolution=source_resolution,
             default_num_inference_steps=default_num_inference_steps,
             default_augmentation_levels=default_augmentation_levels,
@@ -272,7 +272,7 @@ class CascadedDiffusionPipeline(StagePipeline):
         device = self._execution_device
         stages, low_res = self._stages_from(image)
         check_output_type(output_type, self.base_unet.config.out_channels)
-        labels = resolve_class_labels(class_labels, _num_classes(stages), self.config.id2label)
+        labels = resolve_class_labels(class_labels, num_classes_of(stages), self.config.id2label)
         labels, low_res, count = batch_inputs(labels, low_res, batch_size, num_images_per_label, device)
         check_generator(generator, count)
         on_step_end = StepEnd(callback_on_step_end, callback_on_step_end_tensor_inputs, self._callback_tensor_inputs)
@@ -408,14 +408,9 @@ class CascadedDiffusionPipeline(StagePipeline):
 # Do stages fit?
 
 
-def _num_classes(stages: list[CascadeStage]) -> int | None:
-    """Classes of the conditional stages, None if there are none."""
-    return next((stage.unet.config.num_classes for stage in stages if stage.unet.config.num_classes is not None), None)
-
-
 def _check_fit(stages: list[CascadeStage]):
     """Channels, sizes and numbers of classes."""
-    base, num_classes = stages[0].unet.config, _num_classes(stages)
+    base, num_classes = stages[0].unet.config, num_classes_of(stages)
     if base.low_res_size is not None:
         raise ValueError("`base_unet` takes a low-resolution image (`low_res_size`); it is no base network.")
     for before, stage in itertools.pairwise(stages):
