@@ -122,9 +122,12 @@ def assert_same_run(output_dir, reference, step=6):
 
 
 def test_a_compiled_network_trains_to_the_same_weights(images, tmp_path):
-    """Super-resolution too, whose gradients flow through everything that a network has."""
+    """
+    Super-resolution too, whose gradients flow through everything that a network has. In one of these two levels (and
+    no attention), Inductor of torch 2.13 made 58 of 109 gradients zero on the CPU; in one of a single level, none.
+    """
     options = SUPER_RES | {"train_data_dir": str(images), "train_batch_size": 4, "max_train_steps": 4}
-    options |= {"attention_resolutions": [4], "learning_rate": 0.01}
+    options |= {"block_out_channels": [16, 32], "attention_resolutions": [4], "learning_rate": 0.01}
     for name in ("eager", "compiled"):
         run(options | {"output_dir": str(tmp_path / name), "compile": name == "compiled"}, super_resolution=True)
     eager, compiled = (
