@@ -8,10 +8,7 @@ what they have in common, and a changed configuration touches nothing that was m
 
 import dataclasses
 import hashlib
-import importlib.metadata
 import json
-import shlex
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,7 +25,7 @@ from ..training.classifier import DataOptions
 from ..training.config import check_at_least, option
 from ..training.data import load_training_data, to_uint8
 from .classification_accuracy_score import ClassificationAccuracyConfig, classification_accuracy_score
-from .drawing import with_schedulers
+from .drawing import provenance, with_schedulers
 from .experiments import Arm, Experiment, Row, TrainedStage, get_experiment
 from .quality import EvaluateConfig, evaluate
 from .reports import write_figure, write_table
@@ -116,8 +113,7 @@ def reproduce(name: str, config: ReproduceConfig) -> dict[str, Any]:
         "name": name,
         "title": experiment.title,
         "settings": settings,
-        "command": shlex.join(["python", *sys.argv]),
-        "versions": {library: importlib.metadata.version(library) for library in ("torch", "diffusers", "numpy")},
+        **provenance("torch", "diffusers", "numpy"),
         "rows": [],
     }
     for row in experiment.rows:
