@@ -24,6 +24,7 @@ class UNetPreset:
     out_channels: int = 3
     learned_variance: bool = False
     block_out_channels: tuple[int, ...] = (128, 256, 384, 512)
+    conv_in_channels: int | None = None
     layers_per_block: int = 2
     attention_resolutions: tuple[int, ...] = (16, 8)
     mid_block_attention: bool = True

@@ -594,6 +594,7 @@ def test_wrong_noise_levels_are_named(level):
         ({"low_res_interpolation": "nearest"}, "`low_res_interpolation` is 'nearest'"),
         ({"sample_size": 17}, "`sample_size` is 17.*multiple of 2"),
         ({"block_out_channels": (8, 18)}, "must be multiples of `norm_num_groups`, which is 4"),
+        ({"conv_in_channels": 6}, r"\(after `conv_in_channels`, 6\) must be multiples of `norm_num_groups`"),
         ({"attention_resolutions": (16, 4)}, r"`attention_resolutions` has \[4\]; .* \[16, 8\]"),
         ({"null_class": True}, "`null_class` needs `num_classes`"),
         ({"augmentation_level_embedding": True}, "`augmentation_level_embedding` needs `low_res_size`"),

@@ -135,6 +135,7 @@ def build_unet(
         "in_channels": structure.image_channels,
         "out_channels": structure.image_channels,
         "block_out_channels": structure.block_out_channels,
+        "conv_in_channels": structure.inner_channel,
         "layers_per_block": structure.layers_per_block,
         "attention_resolutions": tuple(settings.image_size // 2**level for level in structure.attention_levels),
         "num_attention_heads": 1,
@@ -199,12 +200,6 @@ def read_structure(state_dict: Mapping[str, torch.Tensor]) -> SR3Structure:
     absent = [name for name in convolutions if name not in shapes]
     if absent:
         raise ValueError(f"`state_dict` lacks {PREFIX + absent[0]!r}: it is incomplete.")
-    first_channels = shapes[convolutions[0]][0]
-    if shapes["downs.0.weight"][0] != first_channels:
-        raise ValueError(
-            f"`state_dict` starts with {shapes['downs.0.weight'][0]} channels and has {first_channels} in its first "
-            "blocks; only networks whose first `channel_multiplier` is 1 can be converted."
-        )
     inputs, outputs = shapes["downs.0.weight"][1], shapes["final_conv.block.3.weight"][0]
     if inputs not in (outputs, 2 * outputs):
         raise ValueError(f"`state_dict` takes {inputs} channels and returns {outputs}; expected as many, or twice.")

@@ -130,6 +130,7 @@ def unet_to_diffusers(unet: CascadedUNet2DModel) -> UNet2DModel:
     config = unet.config
     channels = list(config.block_out_channels)
     expected = {
+        "conv_in_channels": (None, channels[0]),
         "low_res_size": (None,),
         "time_conditioning": ("timestep",),
         "time_scale": (1.0,),

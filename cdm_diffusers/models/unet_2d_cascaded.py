@@ -38,6 +38,7 @@ class CascadedUNet2DModel(ModelMixin, AttentionMixin, PeftAdapterMixin, ConfigMi
         out_channels (`int`, defaults to 3): Channels of the prediction, the variance not counted.
         learned_variance (`bool`, defaults to `False`): Whether as many channels follow that say the variance.
         block_out_channels (`tuple[int]`): Channels of each level, from the highest resolution to the lowest.
+        conv_in_channels (`int`, *optional*): Channels of the first convolution; the first level's by default.
         layers_per_block (`int`, defaults to 2): Residual blocks a level going down; one more going up.
         attention_resolutions (`tuple[int]`): Resolutions in pixels whose residual blocks are followed by attention.
         mid_block_attention (`bool`, defaults to `True`): Whether the middle has attention.
@@ -80,6 +81,7 @@ class CascadedUNet2DModel(ModelMixin, AttentionMixin, PeftAdapterMixin, ConfigMi
         out_channels: int = 3,
         learned_variance: bool = False,
         block_out_channels: tuple[int, ...] = (128, 256, 384, 512),
+        conv_in_channels: int | None = None,
         layers_per_block: int = 2,
         attention_resolutions: tuple[int, ...] = (16, 8),
         mid_block_attention: bool = True,
@@ -127,7 +129,7 @@ class CascadedUNet2DModel(ModelMixin, AttentionMixin, PeftAdapterMixin, ConfigMi
 
         # 2. input
         input_channels = in_channels if low_res_size is None else in_channels + (low_res_channels or in_channels)
-        self.conv_in = torch.nn.Conv2d(input_channels, block_out_channels[0], kernel_size=3, padding=1)
+        self.conv_in = torch.nn.Conv2d(input_channels, self._channels_before(0), kernel_size=3, padding=1)
 
         # 3. down, middle, up
         common = {
@@ -196,12 +198,12 @@ class CascadedUNet2DModel(ModelMixin, AttentionMixin, PeftAdapterMixin, ConfigMi
                 f"`sample_size` is {config.sample_size}; {len(config.block_out_channels)} levels halve it "
                 f"{len(config.block_out_channels) - 1} times, so it must be a multiple of {factor}."
             )
-        for channels in config.block_out_channels:
-            if channels % config.norm_num_groups:
-                raise ValueError(
-                    f"`block_out_channels` {tuple(config.block_out_channels)} must be multiples of `norm_num_groups`, "
-                    f"which is {config.norm_num_groups}."
-                )
+        widths = (self._channels_before(0), *config.block_out_channels)
+        if any(channels % config.norm_num_groups for channels in widths):
+            raise ValueError(
+                f"`block_out_channels` {widths[1:]} (after `conv_in_channels`, {widths[0]}) must be multiples of "
+                f"`norm_num_groups`, which is {config.norm_num_groups}."
+            )
         resolutions = [self._resolution(level) for level in range(len(config.block_out_channels))]
         unknown = [resolution for resolution in config.attention_resolutions if resolution not in resolutions]
         if unknown:
@@ -243,11 +245,15 @@ class CascadedUNet2DModel(ModelMixin, AttentionMixin, PeftAdapterMixin, ConfigMi
         is_middle = level == len(self.config.block_out_channels) - 1 and self.config.mid_block_attention
         return is_middle or self._resolution(level) in self.config.attention_resolutions
 
+    def _channels_before(self, level: int) -> int:
+        channels = self.config.block_out_channels
+        return channels[level - 1] if level > 0 else self.config.conv_in_channels or channels[0]
+
     def _down_block(self, level: int, head_dim: int, common: dict) -> torch.nn.Module:
         channels = self.config.block_out_channels
         is_last = level == len(channels) - 1
         sizes = {
-            "in_channels": channels[max(level - 1, 0)],
+            "in_channels": self._channels_before(level),
             "out_channels": channels[level],
             "num_layers": self.config.layers_per_block,
         }
@@ -265,7 +271,7 @@ class CascadedUNet2DModel(ModelMixin, AttentionMixin, PeftAdapterMixin, ConfigMi
     def _up_block(self, level: int, head_dim: int, common: dict) -> torch.nn.Module:
         channels = self.config.block_out_channels
         sizes = {
-            "in_channels": channels[max(level - 1, 0)],
+            "in_channels": self._channels_before(level),
             "out_channels": channels[level],
             "prev_output_channel": channels[min(level + 1, len(channels) - 1)],
             "num_layers": self.config.layers_per_block + 1,
