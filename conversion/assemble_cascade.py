@@ -11,7 +11,7 @@ from cdm_diffusers import CascadedDiffusionPipeline
 from cdm_diffusers.conversion.cards import add_sources
 from cdm_diffusers.model_cards import write_cascade_card
 from cdm_diffusers.training.checkpoints import write_json
-from cdm_diffusers.training.export import publish, staging_folder
+from cdm_diffusers.training.export import staged_folder
 
 
 def parse_args() -> argparse.Namespace:
@@ -59,17 +59,16 @@ def main():
 
         figures = tables(json.loads(args.recognition.read_text()))
 
-    temporary = staging_folder(args.output)
-    cascade.save_pretrained(temporary)
-    write_json(temporary / "training_config.json", configs)
-    if args.recognition:
-        (temporary / "recognition.json").write_bytes(args.recognition.read_bytes())
-    if args.sample_grid:
-        (temporary / "samples.png").write_bytes(args.sample_grid.read_bytes())
-    write_cascade_card(args.output.name, cascade, configs, figures, temporary)
-    if sources:
-        add_sources(temporary / "README.md", sources, num_stages=len(folders))
-    publish(temporary, args.output)
+    with staged_folder(args.output) as folder:
+        cascade.save_pretrained(folder)
+        write_json(folder / "training_config.json", configs)
+        if args.recognition:
+            (folder / "recognition.json").write_bytes(args.recognition.read_bytes())
+        if args.sample_grid:
+            (folder / "samples.png").write_bytes(args.sample_grid.read_bytes())
+        write_cascade_card(args.output.name, cascade, configs, figures, folder)
+        if sources:
+            add_sources(folder / "README.md", sources, num_stages=len(folders))
 
 
 if __name__ == "__main__":

@@ -1,8 +1,6 @@
 """Whole checkpoint files in, pipeline folders with a model card out."""
 
 import json
-import shutil
-from collections.abc import Callable
 from importlib.resources import files
 from pathlib import Path
 
@@ -11,7 +9,7 @@ from diffusers import DDPMPipeline, DDPMScheduler, DiffusionPipeline, SchedulerM
 from ..models import CascadedUNet2DModel
 from ..pipelines import CascadedDiffusionPipeline, SuperResolutionPipeline
 from ..training.checkpoints import write_json
-from ..training.export import publish, staging_folder
+from ..training.export import staged_folder
 from . import openai, sr3
 from .cards import Source, write_converted_card
 from .files import read_state_dict
@@ -136,7 +134,8 @@ def export_to_diffusers(stage: str, output_dir: str | Path):
     pipeline = CascadedDiffusionPipeline.from_pretrained(stage)
     unet = unet_to_diffusers(pipeline.base_unet)
     exported = DDPMPipeline(unet, DDPMScheduler.from_config(pipeline.base_scheduler.config))
-    write_folder(Path(output_dir), lambda folder: exported.save_pretrained(folder, max_shard_size=SHARD_SIZE))
+    with staged_folder(Path(output_dir)) as folder:
+        exported.save_pretrained(folder, max_shard_size=SHARD_SIZE)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -157,23 +156,10 @@ def converted_stage(
 
 def save_converted(pipeline: CascadedDiffusionPipeline | SuperResolutionPipeline, source: Source, output_dir: Path):
     """Writes the pipeline, its card and `source.json`; either all of it appears in `output_dir`, or nothing loads."""
-
-    def write(folder: Path):
+    with staged_folder(output_dir) as folder:
         pipeline.save_pretrained(folder, max_shard_size=SHARD_SIZE)
         write_json(folder / "source.json", source.as_dict())
         write_converted_card(output_dir.name, pipeline, source, folder)
-
-    write_folder(output_dir, write)
-
-
-def write_folder(output_dir: Path, write: Callable[[Path], None]):
-    """`write` gets a temporary folder, which is emptied into `output_dir` once it is complete, and never stays."""
-    temporary = staging_folder(output_dir)
-    try:
-        write(temporary)
-        publish(temporary, output_dir)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def imagenet_id2label() -> dict[int, str]:

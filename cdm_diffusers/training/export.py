@@ -2,6 +2,8 @@
 
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -43,20 +45,24 @@ def save_pipeline(
     output_dir: Path,
 ) -> None:
     """Writes a stage's pipeline with its model card into `output_dir`."""
-    temporary = staging_folder(output_dir)
-    pipeline.save_pretrained(temporary)
-    if grid is not None:
-        grid.save(temporary / "samples.png")
-    write_stage_card(pipeline, resolved, figures, temporary)
-    publish(temporary, output_dir)
+    with staged_folder(output_dir) as folder:
+        pipeline.save_pretrained(folder)
+        if grid is not None:
+            grid.save(folder / "samples.png")
+        write_stage_card(pipeline, resolved, figures, folder)
 
 
-def staging_folder(output_dir: Path) -> Path:
-    """A new, empty folder inside `output_dir`, for [`publish`] to empty into it."""
+@contextmanager
+def staged_folder(output_dir: Path) -> Iterator[Path]:
+    """A new, empty folder that is emptied into `output_dir` once the block has filled it, and never stays."""
     temporary = output_dir / f"{TEMPORARY_PREFIX}pipeline"
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
-    return temporary
+    try:
+        yield temporary
+        publish(temporary, output_dir)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def publish(temporary: Path, output_dir: Path) -> None:
@@ -72,5 +78,4 @@ def publish(temporary: Path, output_dir: Path) -> None:
         if final.is_dir():
             shutil.rmtree(final)
         os.rename(part, final)
-    temporary.rmdir()
     sync_folder(output_dir)
