@@ -32,6 +32,18 @@ def test_outputs_are_the_originals(name):
     assert (output - golden).abs().max() < 1e-5 * golden.abs().max()
 
 
+@pytest.mark.parametrize("name", SR3_TWINS)
+def test_outputs_with_bfloat16_weights(name):
+    """Weights kept in bf16 but for norms and embeddings, and computing in float32, by Diffusers' own switch."""
+    unet = convert(name)
+    unet.enable_layerwise_casting(storage_dtype=torch.bfloat16, compute_dtype=torch.float32)
+    assert unet.conv_in.weight.dtype == torch.bfloat16
+    with torch.no_grad():
+        output = unet(**conditions_of(name)).sample
+    golden = torch.from_numpy(golden_outputs()[name])
+    assert 1e-4 * golden.abs().max() < (output - golden).abs().max() < 1e-2 * golden.abs().max()
+
+
 @pytest.mark.parametrize("name", SR3_LOOPS)
 def test_sampling_loops_are_the_originals(name):
     weights = twin_weights(name)
