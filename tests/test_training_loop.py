@@ -137,6 +137,18 @@ def test_a_compiled_network_trains_to_the_same_weights(images, tmp_path):
         torch.testing.assert_close(compiled[name], eager[name], rtol=1e-3, atol=1e-4)
 
 
+def test_bf16_training_computes_in_bf16_and_keeps_float32_weights(images, tmp_path):
+    """Four steps end near those of float32, not at them: activations are rounded, master weights are not."""
+    options = SUPER_RES | {"train_data_dir": str(images), "train_batch_size": 4, "max_train_steps": 4}
+    for precision in ("no", "bf16"):
+        run(options | {"output_dir": str(tmp_path / precision), "mixed_precision": precision}, super_resolution=True)
+    exact, rounded = (load_file(tmp_path / name / "checkpoint-4" / "model.safetensors") for name in ("no", "bf16"))
+    assert all(tensor.dtype == torch.float32 for tensor in rounded.values())
+    difference = torch.cat([(rounded[name] - exact[name]).flatten() for name in exact])
+    size = torch.cat([tensor.flatten() for tensor in exact.values()])
+    assert 1e-6 * size.norm() < difference.norm() < 0.05 * size.norm()
+
+
 def assert_nothing_half_written(output_dir):
     """Whatever has a final name is complete."""
     for checkpoint in output_dir.glob("checkpoint-*"):
