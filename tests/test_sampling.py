@@ -1,7 +1,6 @@
 """Sets of samples: what the pipeline draws, whatever the batches, processes and interruptions; and bad input."""
 
 import json
-import multiprocessing
 import os
 import random
 import signal
@@ -14,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, UniPCMultistepScheduler
+from forkserver import FORKSERVER
 from small_cascade import small_cascade
 
 from cdm_diffusers import CascadedDDPMScheduler, CascadedDiffusionPipeline, ContinuousDDPMScheduler
@@ -138,9 +138,9 @@ def long_config(folder, cascade):
     return config_for(folder, pipeline=str(cascade), num_images=24, batch_size=2, keep_stages=True)
 
 
-def killed_when(condition, config, pipeline):
+def killed_when(condition, config):
     """A process that samples, ended by SIGKILL as soon as `condition` holds; whether it had not finished before."""
-    process = multiprocessing.get_context("fork").Process(target=sample, args=(config, pipeline))
+    process = FORKSERVER.Process(target=sample, args=(config,))
     process.start()
     while process.is_alive() and not condition():
         time.sleep(0.001)
@@ -149,7 +149,7 @@ def killed_when(condition, config, pipeline):
     return process.exitcode == -signal.SIGKILL
 
 
-def test_killed_and_started_again_by_two_processes(tmp_path, uninterrupted, pipeline):
+def test_killed_and_started_again_by_two_processes(tmp_path, uninterrupted):
     """No duplicate and no hole: every byte as if nothing had happened."""
     config = long_config(tmp_path / "set", uninterrupted / "cascade")
     shards, moments = tmp_path / "set" / "shards", random.Random(time.time_ns())
@@ -157,10 +157,10 @@ def test_killed_and_started_again_by_two_processes(tmp_path, uninterrupted, pipe
     def count():
         return len(list(shards.glob("[0-9]*.safetensors")))
 
-    assert killed_when(lambda: (tmp_path / "set" / "settings.json").exists(), config, pipeline)
+    assert killed_when(lambda: (tmp_path / "set" / "settings.json").exists(), config)
     for target in sorted(moments.sample(range(1, 6), 2)):
         pause = moments.uniform(0, 0.05)
-        assert killed_when(lambda t=target, p=pause: count() >= t and time.sleep(p) is None, config, pipeline)
+        assert killed_when(lambda t=target, p=pause: count() >= t and time.sleep(p) is None, config)
     assert 1 <= count() < 12
     with pytest.raises(ValueError, match=f"half-written: {2 * count()} of 24 images"):
         load_image_set(tmp_path / "set")
@@ -177,7 +177,7 @@ def test_killed_and_started_again_by_two_processes(tmp_path, uninterrupted, pipe
 
 def test_killed_while_it_is_put_together(tmp_path, uninterrupted, pipeline):
     config = long_config(tmp_path / "set", uninterrupted / "cascade")
-    killed_when(lambda: list(tmp_path.glob("set/.tmp-*-images")), config, pipeline)
+    killed_when(lambda: list(tmp_path.glob("set/.tmp-*-images")), config)
     sample(config, pipeline)
     assert content(tmp_path / "set") == content(uninterrupted / "set")
     sample(config, pipeline)  # there is nothing left to do

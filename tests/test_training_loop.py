@@ -25,6 +25,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator, PartialState
+from forkserver import FORKSERVER
 from PIL import Image
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -39,9 +40,6 @@ from cdm_diffusers.training.loop import Trainer
 from cdm_diffusers.training.resolve import data_config, resolve_preset
 from cdm_diffusers.training.stage import build_stage
 
-
-FORKSERVER = multiprocessing.get_context("forkserver")
-FORKSERVER.set_forkserver_preload(["cdm_diffusers.training", "test_training_loop"])
 
 CLASSES = ("bag", "boot", "coat")
 IMAGES_PER_CLASS = 7
