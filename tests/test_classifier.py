@@ -1,10 +1,12 @@
 """The classifier and its training: what it learns, what it reports, what it saves, and bad input."""
 
 import json
+from concurrent.futures import ProcessPoolExecutor
 
 import numpy as np
 import pytest
 import torch
+from forkserver import FORKSERVER
 from PIL import Image
 from transformers import ResNetForImageClassification
 
@@ -235,6 +237,14 @@ def test_no_classifier_in_the_folder(tmp_path, trained):
 def test_bad_options(image_folder, tmp_path, overrides, message):
     with pytest.raises(ValueError, match=message):
         train_classifier(config_for(image_folder, tmp_path, **overrides))
+
+
+def test_fp16_on_a_cpu_is_refused(image_folder, tmp_path):
+    config = config_for(image_folder, tmp_path / "out", mixed_precision="fp16")
+    with ProcessPoolExecutor(1, mp_context=FORKSERVER) as pool:  # accelerate has one precision a process
+        error = pool.submit(train_classifier, config).exception()
+    assert isinstance(error, ValueError) and "`mixed_precision` is 'fp16'" in str(error)
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_loss_that_is_not_finite_ends_the_run(image_folder, tmp_path):

@@ -135,16 +135,57 @@ def test_a_compiled_network_trains_to_the_same_weights(images, tmp_path):
         torch.testing.assert_close(compiled[name], eager[name], rtol=1e-3, atol=1e-4)
 
 
-def test_bf16_training_computes_in_bf16_and_keeps_float32_weights(images, tmp_path):
-    """Four steps end near those of float32, not at them: activations are rounded, master weights are not."""
+class Float16OnTheCpu:
+    """What accelerate sets up for fp16 on a GPU. It leaves CPUs out; PyTorch's autocast and scaler do not."""
+
+    def __init__(self, scale):
+        self.scale = scale
+
+    def __call__(self):
+        initialise = Accelerator.__init__
+
+        def initialise_with_scaler(accelerator, *args, **options):
+            initialise(accelerator, *args, **options)
+            accelerator.native_amp = True
+            accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=self.scale)
+
+        Accelerator.__init__ = initialise_with_scaler
+
+
+@pytest.mark.parametrize(("precision", "before"), [("bf16", None), ("fp16", Float16OnTheCpu(2.0**10))])
+def test_mixed_precision_rounds_activations_and_keeps_float32_weights(precision, before, images, tmp_path):
+    """Four steps end near those of float32, not at them."""
     options = SUPER_RES | {"train_data_dir": str(images), "train_batch_size": 4, "max_train_steps": 4}
-    for precision in ("no", "bf16"):
-        run(options | {"output_dir": str(tmp_path / precision), "mixed_precision": precision}, super_resolution=True)
-    exact, rounded = (load_file(tmp_path / name / "checkpoint-4" / "model.safetensors") for name in ("no", "bf16"))
+    run(options | {"output_dir": str(tmp_path / "no"), "mixed_precision": "no"}, super_resolution=True)
+    run(options | {"output_dir": str(tmp_path / precision), "mixed_precision": precision}, before, True)
+    exact, rounded = (load_file(tmp_path / name / "checkpoint-4" / "model.safetensors") for name in ("no", precision))
     assert all(tensor.dtype == torch.float32 for tensor in rounded.values())
     difference = torch.cat([(rounded[name] - exact[name]).flatten() for name in exact])
     size = torch.cat([tensor.flatten() for tensor in exact.values()])
     assert 1e-6 * size.norm() < difference.norm() < 0.05 * size.norm()
+
+
+def test_fp16_skips_overflowing_steps_and_resumes_with_its_scale(images, tmp_path):
+    """Each step that overflows halves the scale, from 2**19 to 2**16: three steps of six, the third after resuming."""
+    options = BASE | EXACT | {"train_data_dir": str(images), "mixed_precision": "fp16", "lr_scheduler": "constant"}
+    overflowing = Float16OnTheCpu(2.0**19)
+    run(options | {"output_dir": str(tmp_path / "unbroken")}, overflowing)
+    checkpoint = tmp_path / "unbroken" / "checkpoint-6"
+    assert torch.load(checkpoint / "scaler.pt", weights_only=True)["scale"] == 2**16
+    states = torch.load(checkpoint / "optimizer.bin", weights_only=True)["state"].values()
+    assert {state["step"].item() for state in states} == {3}
+
+    broken = options | {"output_dir": str(tmp_path / "broken")}
+    run(broken | {"max_train_steps": 2}, overflowing)
+    run(broken | {"resume_from_checkpoint": "latest"}, overflowing)
+    assert_same_run(tmp_path / "broken", tmp_path / "unbroken")
+
+
+def test_fp16_on_a_cpu_is_refused(images, tmp_path):
+    options = BASE | {"train_data_dir": str(images), "output_dir": str(tmp_path / "run"), "mixed_precision": "fp16"}
+    with pytest.raises(ValueError, match=r"`mixed_precision` is 'fp16', .* on CPUs: give 'bf16'"):
+        run(options)
+    assert not (tmp_path / "run").exists()
 
 
 def assert_nothing_half_written(output_dir):
@@ -547,6 +588,14 @@ def parsed(*arguments):
 
 
 DATA = ("--dataset_name", "someone/something", "--output_dir", "somewhere")
+
+
+def test_mixed_precision_is_the_option_else_the_launchers(monkeypatch):
+    """`accelerate launch --mixed_precision bf16`, or its configuration, reaches scripts in the environment."""
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    for options, expected in (((), "bf16"), (("--mixed_precision", "no"), "no")):
+        resolved = resolve_preset(parsed("--preset", "fashion_mnist_8", *DATA, *options), super_resolution=False)
+        assert resolved.training.mixed_precision == expected
 
 
 def test_options_override_the_preset_only_when_given():

@@ -20,7 +20,7 @@ from tqdm.auto import tqdm
 from transformers import ResNetConfig, ResNetForImageClassification
 
 from .checkpoints import write_json
-from .config import check_at_least, option, switch
+from .config import check_at_least, check_mixed_precision, option, switch
 from .data import DataConfig, TrainingData, load_training_data, random_flip, to_float
 
 
@@ -247,6 +247,7 @@ def fit_classifier(config: ClassifierConfig, train: TrainingData, test: Dataset)
         mixed_precision=config.mixed_precision,
         dataloader_config=DataLoaderConfiguration(use_seedable_sampler=True, data_seed=config.seed),
     )
+    check_mixed_precision(accelerator)
     if len(train.dataset) < config.train_batch_size * accelerator.num_processes:
         raise ValueError(
             f"`train_batch_size` is {config.train_batch_size} on each of {accelerator.num_processes} processes, but "

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
+from accelerate import Accelerator
 
 from ..presets import get_preset
 
@@ -35,6 +36,18 @@ def check_at_least(options: Any, **lowest: int) -> None:
         value = getattr(options, name)
         if value is not None and value < bound:
             raise ValueError(f"`{name}` is {value}; it must be at least {bound}.")
+
+
+def check_mixed_precision(accelerator: Accelerator) -> None:
+    """
+    Raises:
+        ValueError: for fp16 on a CPU, where accelerate would compute in float32 without a word.
+    """
+    if accelerator.mixed_precision == "fp16" and accelerator.device.type == "cpu" and not accelerator.native_amp:
+        raise ValueError(
+            "`mixed_precision` is 'fp16', which accelerate does not compute on CPUs: give 'bf16' or 'no', or train on "
+            "a GPU."
+        )
 
 
 @dataclass
@@ -121,7 +134,9 @@ class TrainingConfig:
     label_dropout: float | None = option(
         "Probability of replacing a label by the null class, for classifier-free guidance. Default: the preset's."
     )
-    mixed_precision: Literal["no", "fp16", "bf16"] | None = option("Autocast type. Default: the preset's.")
+    mixed_precision: Literal["no", "fp16", "bf16"] | None = option(
+        "Autocast type. Default: that of `accelerate launch` or its configuration, else the preset's."
+    )
     gradient_checkpointing: bool = option("Recompute activations in the backward pass: slower, less memory.", False)
     compile: bool = option("torch.compile the network; on the CPU not a gain in speed.", False)
     channels_last: bool = option("Keep images in channels_last memory format (faster on GPUs).", False)

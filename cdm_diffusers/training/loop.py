@@ -32,7 +32,7 @@ from .checkpoints import (
     saving,
     write_json,
 )
-from .config import TrainingConfig
+from .config import TrainingConfig, check_mixed_precision
 from .data import TrainingData, area_resize, load_training_data, random_flip, to_float
 from .export import save_pipeline, stage_pipeline
 from .resolve import check_resumable, data_config, describe, flatten, resolve_preset
@@ -72,7 +72,7 @@ def train(config: TrainingConfig, super_resolution: bool) -> None:
 
 
 def make_accelerator(config: TrainingConfig, preset: StagePreset, on_cpu: bool) -> Accelerator:
-    return Accelerator(
+    accelerator = Accelerator(
         cpu=on_cpu,
         mixed_precision=preset.training.mixed_precision,
         # Accumulation runs on over the end of an epoch, so that every optimizer step sees a whole batch.
@@ -88,6 +88,8 @@ def make_accelerator(config: TrainingConfig, preset: StagePreset, on_cpu: bool) 
         log_with=None if config.report_to == "none" else config.report_to,
         project_dir=str(Path(config.output_dir) / config.logging_dir),
     )
+    check_mixed_precision(accelerator)
+    return accelerator
 
 
 class Trainer:

@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,9 @@ def resolve_preset(config: TrainingConfig, super_resolution: bool, num_processes
     preset = get_preset(config.preset)
     check_kind(config, preset, super_resolution)
     training = override(preset.training, config, train_batch_size=global_batch_size(config, preset, num_processes))
+    if config.mixed_precision is None:  # `accelerate launch` passes on what it was told or is configured for
+        launched = os.environ.get("ACCELERATE_MIXED_PRECISION", training.mixed_precision)
+        training = dataclasses.replace(training, mixed_precision=launched)
     if config.unconditional and config.label_dropout is None:
         training = dataclasses.replace(training, label_dropout=0.0)
     augmentation = resolve_augmentation(config, preset)
