@@ -1,7 +1,7 @@
 """Cascaded Diffusion Models (Ho et al., 2021) for Hugging Face Diffusers."""
 
-# Saved pipelines name this module for their components, and Diffusers then looks for these two bases in it.
 from diffusers import ModelMixin, SchedulerMixin
+from diffusers.pipelines.pipeline_loading_utils import LOADABLE_CLASSES
 
 from .conditioning_augmentation import BlurConditioningAugmentation, GaussianConditioningAugmentation
 from .losses import HybridLoss, SimpleLoss
@@ -15,10 +15,11 @@ from .presets import PRESETS, get_preset
 from .schedulers import CascadedDDPMScheduler, ContinuousDDPMScheduler
 
 
-# Checkpoints name the public package, so that files inside it can move.
-for component in (CascadedUNet2DModel, CascadedDDPMScheduler, ContinuousDDPMScheduler):
-    component.__module__ = __name__
-del component
+# Saved pipelines name the package, not the files inside it, for their components. From the Hub, Diffusers loads those
+# of the libraries in this table only, and looks there for the bases that it names.
+LOADABLE_CLASSES[__name__] = {
+    base.__name__: ["save_pretrained", "from_pretrained"] for base in (ModelMixin, SchedulerMixin)
+}
 
 __version__ = "0.1.0"
 

@@ -1,35 +1,18 @@
 """Every script and the README's commands, for a few steps, as a user runs them."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+from scripts import launch, run, run_script
 
 from cdm_diffusers import CascadedDiffusionPipeline
 
 
-ROOT = Path(__file__).parent.parent
 SMALL_RUN = ["--train_batch_size", "4", "--max_train_steps", "2", "--lr_warmup_steps", "1", "--num_validation_images"]
 SMALL_RUN += ["2", "--validation_inference_steps", "2", "--validation_steps", "2"]
-
-
-def run(*command: object) -> str:
-    """Runs a script from the repository's root; its output, or the test's failure with its errors."""
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "ACCELERATE_USE_CPU": "true"}
-    result = subprocess.run(
-        [sys.executable, *map(str, command)], cwd=ROOT, env=environment, capture_output=True, text=True
-    )
-    assert result.returncode == 0, result.stderr[-3000:]
-    return result.stdout
-
-
-def launch(*command: object) -> str:
-    return run("-m", "accelerate.commands.launch", "--num_processes", "1", *command)
 
 
 @pytest.fixture(scope="module")
@@ -99,12 +82,6 @@ def test_sample_grid(cascade, tmp_path):
 def test_assembling_what_does_not_fit_leaves_nothing(cascade, tmp_path):
     base = cascade.parent / "base"
     arguments = ["--base", base, "--super-res", base, "--output", tmp_path / "cascade"]
-    result = subprocess.run(
-        [sys.executable, "conversion/assemble_cascade.py", *map(str, arguments)],
-        cwd=ROOT,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-    )
+    result = run_script("conversion/assemble_cascade.py", *arguments)
     assert result.returncode != 0 and "ValueError" in result.stderr
     assert not (tmp_path / "cascade").exists()

@@ -20,6 +20,8 @@ import datasets
 import numpy as np
 import torch
 from datasets import ClassLabel, load_dataset
+from datasets.exceptions import DatasetNotFoundError
+from huggingface_hub.errors import RepositoryNotFoundError
 from PIL import Image
 
 from .transforms import (
@@ -142,7 +144,14 @@ def load_training_data(config: DataConfig) -> TrainingData:
     """
     load_options = {"split": config.dataset_split, "streaming": config.streaming}
     if config.dataset_name is not None:
-        return _from_rows(load_dataset(config.dataset_name, config.dataset_config_name, **load_options), config)
+        try:
+            rows = load_dataset(config.dataset_name, config.dataset_config_name, **load_options)
+        except (DatasetNotFoundError, RepositoryNotFoundError) as error:
+            raise ValueError(
+                f"dataset_name={config.dataset_name!r} is neither on the Hub nor a local folder; check its spelling, "
+                "log in if it is private or gated (`hf auth login`), or give --train_data_dir a folder"
+            ) from error
+        return _from_rows(rows, config)
     folder = Path(config.train_data_dir)
     if any(folder.glob("*images-idx3-ubyte*")):
         return _from_idx(folder, config)
