@@ -106,6 +106,23 @@ def test_files_with_a_hole(tmp_path):
         read_state_dict(write(path, bytes(content)))
 
 
+def test_encrypted_archives(tmp_path):
+    """Bit 0 of an entry's flags, in both of its headers, says so."""
+    content = bytearray(saved(tmp_path / "model.pt").read_bytes())
+    for signature, flags in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
+        place = content.find(signature)
+        while place >= 0:
+            content[place + flags] |= 1
+            place = content.find(signature, place + 1)
+    with pytest.raises(ValueError, match=r"model.pt is an encrypted archive: unpack it"):
+        read_state_dict(write(tmp_path / "model.pt", bytes(content)))
+
+
+def test_tensors_without_numbers(tmp_path):
+    with pytest.raises(ValueError, match=r"model.pt has names and shapes, but no numbers \('a' is on the meta device"):
+        read_state_dict(saved(tmp_path / "model.pt", {"a": torch.empty(3, device="meta")}))
+
+
 @pytest.mark.parametrize(
     "content, message",
     [

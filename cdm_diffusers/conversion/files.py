@@ -30,7 +30,8 @@ def read_state_dict(path: str | Path) -> dict[str, torch.Tensor]:
 
     Raises:
         `FileNotFoundError`: there is no such file.
-        `ValueError`: the file is cut off or damaged, a shard, a web page, no state dict, or asks for code to be run.
+        `ValueError`: the file is cut off, damaged or encrypted, a shard, a web page, no state dict, or asks for code to
+            be run.
     """
     path = Path(path)
     if not path.exists():
@@ -97,12 +98,15 @@ def _check_zip(path: Path):
     """A file that is cut off has lost its directory, one with holes in it fails the checksums."""
     try:
         with zipfile.ZipFile(path) as archive:
-            damaged = archive.testzip()
+            encrypted = any(entry.flag_bits & 1 for entry in archive.infolist())
+            damaged = None if encrypted else archive.testzip()
     except (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError) as error:
         raise ValueError(
             f"{path.name} is cut off (a download that did not finish, or one part of a split file): its "
             f"{path.stat().st_size:,} bytes end without a table of contents. Download it again, or join its parts."
         ) from error
+    if encrypted:
+        raise ValueError(f"{path.name} is an encrypted archive: unpack it with its password and give what is inside.")
     if damaged is not None:
         raise ValueError(f"{path.name} is damaged: the checksum of its {damaged!r} is wrong. Download it again.")
 
@@ -121,6 +125,8 @@ def _check_state_dict(path: Path, state_dict) -> dict[str, torch.Tensor]:
                 f"{path.name} is no plain state dict: its entry {name!r} is a {type(value).__name__}. Save the state "
                 "dict of the network by itself first."
             )
+        if value.is_meta:
+            raise ValueError(f"{path.name} has names and shapes, but no numbers ({name!r} is on the meta device).")
     return state_dict
 
 
