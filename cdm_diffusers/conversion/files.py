@@ -30,8 +30,8 @@ def read_state_dict(path: str | Path) -> dict[str, torch.Tensor]:
 
     Raises:
         `FileNotFoundError`: there is no such file.
-        `ValueError`: the file is cut off, damaged or encrypted, a shard, a web page, no state dict, or asks for code to
-            be run.
+        `ValueError`: the file is cut off, damaged or encrypted, a shard, a web page, no state dict, or asks for code
+            to be run.
     """
     path = Path(path)
     if not path.exists():
