@@ -15,8 +15,8 @@ from .presets import PRESETS, get_preset
 from .schedulers import CascadedDDPMScheduler, ContinuousDDPMScheduler
 
 
-# Saved pipelines name the package, not the files inside it, for their components. From the Hub, Diffusers loads those
-# of the libraries in this table only, and looks there for the bases that it names.
+# Saved pipelines name this package, not the files inside it, for their components. From the Hub, Diffusers loads
+# components of the libraries in its table only, and finds the bases listed there in the library by their names.
 LOADABLE_CLASSES[__name__] = {
     base.__name__: ["save_pretrained", "from_pretrained"] for base in (ModelMixin, SchedulerMixin)
 }
