@@ -94,12 +94,14 @@ def write_cascade_card(
         "## Stages\n\n"
         + "\n".join(
             [
-                "| stage | size | parameters | predicts | steps | s | guidance | trained on | images seen |",
-                "|---|---|---|---|---|---|---|---|---|",
+                "| stage | size | parameters | predicts | scheduler | steps | s | guidance | trained on | "
+                "images seen |",
+                "|---|---|---|---|---|---|---|---|---|---|",
                 *(stage_row(stage, resolved_configs.get(stage.name), pipeline.config) for stage in pipeline.stages),
             ]
         )
-        + "\n\nSteps, s and guidance are the defaults of a call. `training_config.json` has every hyperparameter.",
+        + "\n\nScheduler, steps, s and guidance are the defaults of a call. `training_config.json` has "
+        "every hyperparameter.",
         f"## Figures\n\n{figures}" if figures else "",
     ]
     ModelCard("\n\n".join(section for section in sections if section) + "\n").save(output_dir / "README.md")
@@ -113,7 +115,7 @@ def stage_row(stage: Any, resolved: dict[str, Any] | None, config: Any) -> str:
         data, training = resolved["data"], resolved["training"]
         trained_on = data["dataset_name"] or f"a local folder, `{Path(data['train_data_dir']).name}`"
         images_seen = f"{training['max_train_steps'] * training['train_batch_size']:,}"
-    cells = [stage.name, f"{size}x{size}", f"{parameters:.2f}M", prediction]
+    cells = [stage.name, f"{size}x{size}", f"{parameters:.2f}M", prediction, type(stage.scheduler).__name__]
     cells += [
         (config.default_num_inference_steps or {}).get(stage.name, "all"),
         (config.default_augmentation_levels or {}).get(stage.name, "-"),

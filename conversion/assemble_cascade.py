@@ -32,6 +32,12 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         "--default-guidance-scales", type=json.loads, help='As JSON: {"base": 1.5}. Default: the stages\' own.'
     )
+    parser.add_argument(
+        "--schedulers",
+        type=json.loads,
+        help='Solvers to sample with, as JSON: {"super_res_1": "unipc"}; ancestral, ddim, dpmsolver++ or unipc. '
+        "Default: the stages' own.",
+    )
     parser.add_argument("--recognition", type=Path, help="JSON of evaluation/recognition.py, for the model card.")
     parser.add_argument("--sample-grid", type=Path, help="PNG of samples, for the model card.")
     return parser.parse_args()
@@ -50,12 +56,16 @@ def main():
     for name in ("default_num_inference_steps", "default_augmentation_levels", "default_guidance_scales"):
         if getattr(args, name) is not None:
             cascade.register_to_config(**{name: {**(cascade.config[name] or {}), **getattr(args, name)}})
+    if args.schedulers:
+        from cdm_diffusers.evaluation.drawing import with_schedulers  # what is measured needs the extra "eval"
+
+        cascade = with_schedulers(cascade, args.schedulers)
     names = [stage.name for stage in cascade.stages]
     folders = dict(zip(names, map(Path, [args.base, *args.super_res]), strict=True))
     configs, sources = read_all(folders, "training_config.json"), read_all(folders, "source.json")
     figures = None
     if args.recognition:
-        from cdm_diffusers.evaluation.recognition import tables  # only measuring needs the extra "eval"
+        from cdm_diffusers.evaluation.recognition import tables
 
         figures = tables(json.loads(args.recognition.read_text()))
 

@@ -18,6 +18,7 @@ from cdm_diffusers import (
     ContinuousDDPMScheduler,
     SuperResolutionPipeline,
 )
+from cdm_diffusers.evaluation.drawing import with_schedulers
 from cdm_diffusers.evaluation.likelihood import (
     LikelihoodConfig,
     StageBound,
@@ -499,6 +500,14 @@ def test_one_stage_and_few_images(folder):
     assert report["num_images"] == 3 and figures["augmentation_level"] == 5 and figures["low_res_size"] == 2
     chosen = measure_likelihood(config_for(folder, stages=["super_res_2"], num_terms=4))
     assert list(chosen["stages"]) == ["super_res_2"] and chosen["stages"]["super_res_2"]["num_terms"] <= 5
+
+
+def test_the_bound_is_the_ancestral_sampler_s_whatever_the_pipeline_samples_with(folder, tmp_path):
+    ancestral = measure_likelihood(config_for(folder, cascade="super_res_1"))
+    pipe = CascadedDiffusionPipeline.from_pretrained(folder / "cascade")
+    with_schedulers(pipe, {"base": "ddim", "super_res_1": "unipc"}).save_pretrained(tmp_path)
+    solved = measure_likelihood(config_for(folder, pipeline=str(tmp_path), cascade="super_res_1"))
+    assert solved["stages"] == ancestral["stages"] and solved["cascade"] == ancestral["cascade"]
 
 
 @pytest.mark.parametrize(

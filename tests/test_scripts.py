@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from diffusers import UniPCMultistepScheduler
 from PIL import Image
 from scripts import launch, run, run_script
 
@@ -77,6 +78,18 @@ def test_sample_grid(cascade, tmp_path):
     assert "base | super_res_1 side by side" in output
     with Image.open(picture) as grid:
         assert grid.size == (110 + 2 * 64 + 8, 2 * (64 + 8))
+
+
+def test_assembling_with_another_solver(cascade, tmp_path):
+    stages = ["--base", cascade.parent / "base", "--super-res", cascade.parent / "sr", "--output", tmp_path / "fast"]
+    options = ["--schedulers", '{"super_res_1": "unipc"}', "--default-num-inference-steps", '{"super_res_1": 3}']
+    run("conversion/assemble_cascade.py", *stages, *options)
+    pipe = CascadedDiffusionPipeline.from_pretrained(tmp_path / "fast")
+    before = CascadedDiffusionPipeline.from_pretrained(cascade)
+    assert type(pipe.super_res_1_scheduler) is UniPCMultistepScheduler
+    assert type(pipe.base_scheduler) is type(before.base_scheduler)
+    assert pipe.config.default_num_inference_steps["super_res_1"] == 3
+    assert "| UniPCMultistepScheduler | 3 |" in (tmp_path / "fast" / "README.md").read_text()
 
 
 def test_assembling_what_does_not_fit_leaves_nothing(cascade, tmp_path):

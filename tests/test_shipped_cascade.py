@@ -5,8 +5,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from diffusers import UniPCMultistepScheduler
 
 from cdm_diffusers import CascadedDDPMScheduler, CascadedDiffusionPipeline, ContinuousDDPMScheduler
+from cdm_diffusers.evaluation.drawing import counted_evaluations
 from cdm_diffusers.training.classifier import Classifier
 
 
@@ -37,8 +39,10 @@ def test_it_is_small():
 def test_its_stages_are_the_papers_kinds(pipe):
     base, first, second = pipe.stages
     assert [stage.unet.config.sample_size for stage in pipe.stages] == [8, 16, 32]
+    assert isinstance(base.scheduler, CascadedDDPMScheduler)
+    assert isinstance(first.scheduler, UniPCMultistepScheduler)  # found by search: docs/results.md
     for stage in (base, first):
-        assert isinstance(stage.scheduler, CascadedDDPMScheduler) and stage.unet.config.learned_variance
+        assert stage.unet.config.learned_variance and stage.scheduler.config.variance_type == "learned_range"
         assert stage.scheduler.config.beta_schedule == "squaredcos_cap_v2"
         assert stage.scheduler.config.num_train_timesteps == 4000
     assert base.scheduler.config.prediction_type == "epsilon"
@@ -46,8 +50,13 @@ def test_its_stages_are_the_papers_kinds(pipe):
     assert isinstance(second.scheduler, ContinuousDDPMScheduler) and second.noising_scheduler is None
     assert second.unet.config.time_conditioning == "noise_level"
     assert second.scheduler.config.num_train_timesteps == 2000
-    assert pipe.config.default_num_inference_steps["super_res_2"] <= 100
     assert pipe.config.id2label[9] == "Ankle boot"
+
+
+def test_a_sample_costs_50_evaluations_of_the_base_and_10_of_a_super_resolution_network_at_most(pipe):
+    with counted_evaluations(pipe) as evaluations:
+        pipe(9, output_type="pt")
+    assert evaluations == {"base": 50, "super_res_1": 10, "super_res_2": 4}
 
 
 def test_samples_are_recognised(samples):

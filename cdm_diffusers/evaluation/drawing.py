@@ -102,7 +102,7 @@ def with_schedulers(
     kept = names if last_stage is None else names[: names.index(last_stage) + 1]
     parts = {}
     for stage in pipeline.stages[: len(kept)]:
-        solver = _converted(stage, schedulers.get(stage.name))
+        solver = scheduler_of(stage, schedulers.get(stage.name))
         if stage.name in levels:
             solver = _with_inference_schedule(stage.name, solver, levels[stage.name])
         parts |= {f"{stage.name}_unet": stage.unet, f"{stage.name}_scheduler": solver}
@@ -117,7 +117,13 @@ def with_schedulers(
     return CascadedDiffusionPipeline(**parts, **config)
 
 
-def _converted(stage: CascadeStage, name: str | None) -> SchedulerMixin:
+def scheduler_of(stage: CascadeStage, name: str | None) -> SchedulerMixin:
+    """
+    The solver called `name` for a stage's forward process; None for the stage's own scheduler.
+
+    Raises:
+        ValueError: there is no such solver.
+    """
     if name is None:
         return stage.scheduler
     if name not in SOLVER_NAMES:

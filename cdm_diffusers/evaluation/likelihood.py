@@ -33,7 +33,7 @@ from ..training.checkpoints import write_json
 from ..training.classifier import DataOptions, check_same_classes
 from ..training.config import check_at_least, device_option, option
 from ..training.data import area_resize, load_training_data, to_float, to_uint8
-from .drawing import image_generator
+from .drawing import image_generator, scheduler_of
 
 
 Pipeline = CascadedDiffusionPipeline | SuperResolutionPipeline
@@ -82,6 +82,7 @@ def measure_likelihood(config: LikelihoodConfig) -> dict[str, Any]:
     """
     pipeline = load_pipeline(config.pipeline).to(config.device)
     stages = pipeline.stages if isinstance(pipeline, CascadedDiffusionPipeline) else [pipeline.stage]
+    stages = [dataclasses.replace(stage, scheduler=scheduler_of(stage, "ancestral")) for stage in stages]
     levels = stage_levels(pipeline, stages, config.augmentation_level)
     alone = select_stages(stages, config.stages)
     chain = [] if config.cascade is None else cascade_up_to(stages, levels, config.cascade)
