@@ -149,6 +149,16 @@ def test_higher_order_samplers_reach_the_data(scheduler_class, stage):
     assert samples.std().item() == pytest.approx(STD, abs=HIGHER_ORDER[scheduler_class])
 
 
+@pytest.mark.parametrize("stage", STAGES)
+def test_the_noisy_dpm_solver_reaches_the_data(stage):
+    scheduler, unet = known_stage(stage)
+    solver = DPMSolverMultistepScheduler.from_config(scheduler.config, algorithm_type="sde-dpmsolver++")
+    samples = sample(unet, solver, 50)
+    assert samples.mean().item() == pytest.approx(MEAN, abs=0.007)
+    assert samples.std().item() == pytest.approx(STD, abs=HIGHER_ORDER[DPMSolverMultistepScheduler])
+    assert not torch.equal(samples, sample(unet, DPMSolverMultistepScheduler.from_config(scheduler.config), 50))
+
+
 @pytest.mark.parametrize("scheduler_class", SOLVERS)
 def test_a_biased_denoiser_moves_the_mean_a_little(scheduler_class):
     """An epsilon off by 0.003 costs the mean 0.015 at most, though at t = T it means an x_0 off by 250."""

@@ -18,7 +18,13 @@ from small_cascade import small_cascade
 
 from cdm_diffusers import CascadedDDPMScheduler, CascadedDiffusionPipeline, ContinuousDDPMScheduler
 from cdm_diffusers.evaluation import SampleConfig, load_image_set, sample
-from cdm_diffusers.evaluation.drawing import counted_evaluations, fingerprint, image_generator, with_schedulers
+from cdm_diffusers.evaluation.drawing import (
+    counted_evaluations,
+    fingerprint,
+    image_generator,
+    solver_name,
+    with_schedulers,
+)
 from cdm_diffusers.evaluation.sampling import SamplingJob
 
 
@@ -224,11 +230,17 @@ def test_a_damaged_shard(tmp_path, uninterrupted, pipeline):
 
 @pytest.mark.parametrize(
     ("name", "kind"),
-    [("ddim", DDIMScheduler), ("dpmsolver++", DPMSolverMultistepScheduler), ("unipc", UniPCMultistepScheduler)],
+    [
+        ("ddim", DDIMScheduler),
+        ("dpmsolver++", DPMSolverMultistepScheduler),
+        ("sde-dpmsolver++", DPMSolverMultistepScheduler),
+        ("unipc", UniPCMultistepScheduler),
+    ],
 )
 def test_solvers_and_back(tmp_path, pipeline, name, kind):
     changed = with_schedulers(pipeline, {"base": name, "super_res_2": name})
     assert [type(stage.scheduler) for stage in changed.stages] == [kind, CascadedDDPMScheduler, kind]
+    assert solver_name(changed.base_scheduler) == name and solver_name(changed.super_res_1_scheduler) == "ancestral"
     assert changed.base_unet is pipeline.base_unet and isinstance(pipeline.base_scheduler, CascadedDDPMScheduler)
     changed.save_pretrained(tmp_path)
     back = with_schedulers(CascadedDiffusionPipeline.from_pretrained(tmp_path), "ancestral")

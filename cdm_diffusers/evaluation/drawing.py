@@ -22,7 +22,13 @@ from ..pipelines.pipeline_base import CascadeStage, num_classes_of
 from ..schedulers import CascadedDDPMScheduler, ContinuousDDPMScheduler
 
 
-SOLVERS = {"ddim": DDIMScheduler, "dpmsolver++": DPMSolverMultistepScheduler, "unipc": UniPCMultistepScheduler}
+# What a name stands for: a scheduler of Diffusers, and what its config says besides the stage's.
+SOLVERS = {
+    "ddim": (DDIMScheduler, {}),
+    "dpmsolver++": (DPMSolverMultistepScheduler, {"algorithm_type": "dpmsolver++"}),
+    "sde-dpmsolver++": (DPMSolverMultistepScheduler, {"algorithm_type": "sde-dpmsolver++"}),
+    "unipc": (UniPCMultistepScheduler, {}),
+}
 SOLVER_NAMES = ("ancestral", *SOLVERS)
 
 
@@ -129,11 +135,22 @@ def scheduler_of(stage: CascadeStage, name: str | None) -> SchedulerMixin:
     if name not in SOLVER_NAMES:
         raise ValueError(f"`scheduler` of stage `{stage.name}` is {name!r}; it must be one of {SOLVER_NAMES}.")
     if name != "ancestral":
-        return SOLVERS[name].from_config(stage.scheduler.config)
+        kind, options = SOLVERS[name]
+        return kind.from_config(stage.scheduler.config, **options)
     if isinstance(stage.scheduler, OWN_SCHEDULERS):
         return stage.scheduler
     is_continuous = stage.unet.config.time_conditioning == "noise_level"
     return (ContinuousDDPMScheduler if is_continuous else CascadedDDPMScheduler).from_config(stage.scheduler.config)
+
+
+def solver_name(scheduler: SchedulerMixin) -> str | None:
+    """The one of `SOLVER_NAMES` that a scheduler is; None for others."""
+    if isinstance(scheduler, OWN_SCHEDULERS):
+        return "ancestral"
+    for name, (kind, options) in SOLVERS.items():
+        if type(scheduler) is kind and options.items() <= scheduler.config.items():
+            return name
+    return None
 
 
 def _with_inference_schedule(name: str, scheduler: SchedulerMixin, schedule: str | list[float]) -> SchedulerMixin:

@@ -66,8 +66,8 @@ class SampleConfig:
     guidance_scale: str | None = option("w of all stages, or JSON: {stage: w}. Default: the pipeline's.")
     restart_timestep: int | None = option("Noise the base's samples to this t and denoise them again (Section 4.2).")
     scheduler: str | None = option(
-        'Solver of all stages, or JSON: {stage: solver}; "ancestral", "ddim", "dpmsolver++" or "unipc". Default: the '
-        "pipeline's."
+        'Solver of all stages, or JSON: {stage: solver}; "ancestral", "ddim", "dpmsolver++", "sde-dpmsolver++" or '
+        '"unipc". Default: the pipeline\'s.'
     )
     inference_schedules: str | None = option(
         "JSON: noise levels of stages with a ContinuousDDPMScheduler, {stage: [beta_start, beta_end]} (linear) or "

@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..pipelines import CascadedDiffusionPipeline
-from ..pipelines.denoising import OWN_SCHEDULERS
 from ..training.classifier import LabelledDataOptions
 from ..training.config import check_at_least, option
-from .drawing import SOLVERS, stage_options
+from .drawing import solver_name, stage_options
 from .sampling import parse_json
 
 
@@ -47,7 +46,7 @@ class SearchConfig(LabelledDataOptions):
     conditionings: list[str] | None = option(
         '"generated", or real images of the "train" or "eval" split, averaged down.'
     )
-    schedulers: list[str] | None = option("ancestral, ddim, dpmsolver++, unipc.")
+    schedulers: list[str] | None = option("ancestral, ddim, dpmsolver++, sde-dpmsolver++, unipc.")
     guidance_scales: list[float] | None = option("w of the stage.")
     restart_timesteps: list[int] | None = option("t to which the base's samples are noised and denoised again.")
     seeds: list[int] = field(default_factory=lambda: [0], metadata={"help": "Each setting is sampled with each seed."})
@@ -196,12 +195,10 @@ def _combinations(grids: list[dict[str, list]]) -> Iterator[dict[str, Any]]:
 
 def resolved(setting: Setting, pipeline: CascadedDiffusionPipeline, stage: str) -> Setting:
     own = stage_options(pipeline)
-    scheduler = getattr(pipeline, f"{stage}_scheduler")
-    names = [name for name, kind in SOLVERS.items() if type(scheduler) is kind]
     defaults = {
         "num_inference_steps": own["num_inference_steps"][stage],
         "augmentation_level": own["augmentation_levels"].get(stage),
-        "scheduler": "ancestral" if isinstance(scheduler, OWN_SCHEDULERS) else next(iter(names), None),
+        "scheduler": solver_name(getattr(pipeline, f"{stage}_scheduler")),
         "guidance_scale": own["guidance_scale"][stage],
     }
     given = {name: value for name, value in asdict(setting).items() if value is not None}
