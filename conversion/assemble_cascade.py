@@ -36,7 +36,7 @@ def parse_args() -> argparse.Namespace:
         "--schedulers",
         type=json.loads,
         help='Solvers to sample with, as JSON: {"super_res_1": "unipc"}; ancestral, ddim, dpmsolver++, '
-        "sde-dpmsolver++ or unipc. Default: the stages' own.",
+        'sde-dpmsolver++ or unipc (takes the extra "eval"). Default: the stages\' own.',
     )
     parser.add_argument("--recognition", type=Path, help="JSON of evaluation/recognition.py, for the model card.")
     parser.add_argument("--sample-grid", type=Path, help="PNG of samples, for the model card.")
