@@ -12,8 +12,8 @@ from PIL import Image
 from cdm_diffusers import CascadedDiffusionPipeline, get_preset
 from cdm_diffusers.conditioning_augmentation import gaussian_blur
 from cdm_diffusers.evaluation import reproduce as module
-from cdm_diffusers.evaluation.experiments import EXPERIMENTS, get_experiment
-from cdm_diffusers.evaluation.reports import over_runs
+from cdm_diffusers.evaluation.experiments import EXPERIMENTS, Experiment, get_experiment
+from cdm_diffusers.evaluation.reports import classification_lines, over_runs, write_table
 from cdm_diffusers.evaluation.reproduce import ReproduceConfig, Study, read_settings, reproduce
 from cdm_diffusers.evaluation.sample_store import LowResImages
 from cdm_diffusers.training.classifier import ClassifierConfig, build_classifier
@@ -140,6 +140,40 @@ def test_samplings_of_one_training_are_not_further_trainings():
     result = over_runs([{"training_seed": seed} for seed in (0, 0, 1, 1)], figures)
     half = 12.706205 * 2  # of the two trainings' means, 1.5 and 5.5: deviation 4 / sqrt(2), over sqrt(2)
     assert result["interval"] == pytest.approx([3.5 - half, 3.5 + half], rel=1e-5) and result["runs"] == 4
+
+
+def test_real_images_stand_below_rows_of_their_size(tmp_path):
+    """Stages differ in their images' size: what real images reach at 8x8 says nothing about samples at 32x32."""
+
+    def row(label, value, real):
+        figure = {"value": value, "interval": [value - 1, value + 1], "real": {"value": real}}
+        splits = {split: {"frechet_distance": figure} for split in ("train", "test")}
+        one = {"training_seed": 0, "distance": "Frechet distance", "extractor": "x", "figures": splits}
+        return {"heading": "", "label": label, "x": None, "paper": ("1",), "runs": [one]}
+
+    rows = [row("8x8", 4.0, 2.0), row("8x8 again", 5.0, 2.0), row("32x32", 70.0, 20.0)]
+    report = {"name": "sizes", "settings": {"sampling": {"seeds": [0], "num_images": 9}}, "rows": rows}
+    write_table(report, Experiment("Sizes", ()), tmp_path)
+    table = (tmp_path / "sizes.md").read_text().splitlines()[4:9]
+    assert [[cell.strip() for cell in line.split("|")[1:3]] for line in table] == [
+        ["8x8", "4 (3 to 5)"],
+        ["8x8 again", "5 (4 to 6)"],
+        ["real images", "2"],
+        ["32x32", "70 (69 to 71)"],
+        ["real images", "20"],
+    ]
+
+
+def test_accuracies_of_several_samplings_are_averaged():
+    runs = [
+        {
+            "classification": {
+                "accuracies": {"samples": {"num_train_images": 9, "top_1": {"mean": a}, "top_5": {"mean": b}}}
+            }
+        }
+        for a, b in ((0.2, 0.6), (0.3, 0.8))
+    ]
+    assert classification_lines(runs).splitlines()[2:] == ["| samples | 9 | 25.00% | 70.00% |"]
 
 
 # From nothing to a table

@@ -71,28 +71,37 @@ def summarise(report: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def write_table(report: dict[str, Any], experiment: Experiment, output_dir: Path) -> str:
-    """Writes `NAME.md` and returns what is in it."""
+    """Writes `NAME.md` and returns what is in it. Rows of one image size end with real images of that size."""
     rows, first = summarise(report), report["rows"][0]["runs"][0]
+    real_rows = [real_images_cells(row["runs"][0]) for row in rows]
     distance = first["distance"]
     header = ["", f"{distance} vs train", f"{distance} vs validation", "IS"]
     header += [f"paper: {name}" for name in experiment.paper_columns]
-    lines = [f"**{experiment.title}**", "", f"| {' | '.join(header)} |", "|" + "---|" * len(header)]
+    lines = [f"**{experiment.title}**", "", table_row(header, len(header)), "|" + "---|" * len(header)]
     heading = ""
-    for row in rows:
+    for row, real, next_real in zip(rows, real_rows, [*real_rows[1:], None], strict=True):
         if row["heading"] != heading:
             heading = row["heading"]
-            lines.append(f"| *{heading}* |" + " |" * (len(header) - 1))
-        paper = [*row["paper"], *[""] * (len(experiment.paper_columns) - len(row["paper"]))]
-        lines.append(f"| {' | '.join([row['label'], *map(cell, row['columns'].values()), *paper])} |")
-    real = [figure_of(first, column, split_names(first)) for column in ("train", "validation", "IS")]
-    cells = ["" if figure is None else f"{figure['real']['value']:.4g}" for figure in real]
-    lines.append(f"| {' | '.join(['real images', *cells, *[''] * len(experiment.paper_columns)])} |")
+            lines.append(table_row([f"*{heading}*"], len(header)))
+        lines.append(table_row([row["label"], *map(cell, row["columns"].values()), *row["paper"]], len(header)))
+        if real != next_real:
+            lines.append(table_row(["real images", *real], len(header)))
     lines += ["", caption(report, first)]
     if "classification" in report["rows"][-1]["runs"][0]:
         lines += ["", classification_lines(report["rows"][-1]["runs"])]
     text = "\n".join(lines) + "\n"
     (output_dir / f"{report['name']}.md").write_text(text)
     return text
+
+
+def table_row(cells: list[str], width: int) -> str:
+    return f"| {' | '.join([*cells, *[''] * (width - len(cells))])} |"
+
+
+def real_images_cells(run: dict[str, Any]) -> list[str]:
+    """What real images of the size of the run's samples reach."""
+    figures = [figure_of(run, column, split_names(run)) for column in ("train", "validation", "IS")]
+    return ["" if figure is None else f"{figure['real']['value']:.4g}" for figure in figures]
 
 
 def cell(figure: dict[str, Any] | None) -> str:
@@ -112,19 +121,18 @@ def caption(report: dict[str, Any], run: dict[str, Any]) -> str:
         seeds = f"{trainings} trainings" if trainings > 1 else f"{samplings} sampling seeds of one training"
         interval = f"95% intervals are Student's over {seeds}."
     return (
-        f"{settings['sampling']['num_images']:,} samples of each row and seed; extractor: {run['extractor']}; real "
-        f"images of the other split, as many where there are, stand at the end. {interval}"
+        f"{settings['sampling']['num_images']:,} samples of each row and seed; extractor: {run['extractor']}; rows "
+        f"above a row of real images compare with it: images of the other split, as many where there are. {interval}"
     )
 
 
 def classification_lines(runs: list[dict[str, Any]]) -> str:
-    """Table 1b of each run."""
+    """Table 1b: means over the runs."""
+    accuracies = [run["classification"]["accuracies"] for run in runs]
     lines = ["| trained on | images | top-1 | top-5 |", "|---|---|---|---|"]
-    for run in runs:
-        accuracies = run["classification"]["accuracies"]
-        for name, row in accuracies.items():
-            top = [f"{row[key]['mean']:.2%}" for key in ("top_1", "top_5")]
-            lines.append(f"| {name} | {row['num_train_images']:,} | {' | '.join(top)} |")
+    for name, row in accuracies[0].items():
+        top = [f"{statistics.fmean(one[name][key]['mean'] for one in accuracies):.2%}" for key in ("top_1", "top_5")]
+        lines.append(f"| {name} | {row['num_train_images']:,} | {' | '.join(top)} |")
     return "\n".join(lines)
 
 
