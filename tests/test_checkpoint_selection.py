@@ -2,13 +2,14 @@
 
 import dataclasses
 import json
+import shutil
 
 import numpy as np
 import pytest
 import scipy.linalg
 import torch
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from cdm_diffusers import CascadedDiffusionPipeline, SuperResolutionPipeline
 from cdm_diffusers.evaluation import checkpoint_selection as module
@@ -150,6 +151,33 @@ def test_only_what_is_new_is_measured(root, tmp_path, monkeypatch):
     assert third["selected"] == "checkpoint-40" and third["final"]["distance"] == 2.0 and len(calls) == 6
     with pytest.raises(ValueError, match=r"figures of other settings: num_images \(8 there, 9 now\)"):
         select_checkpoint(config_for(root, run, num_images=9))
+
+
+def test_what_has_other_content_under_the_same_name_is_not_the_same(root, tmp_path):
+    """A run begun anew in its folder, another classifier in its folder, other pictures in theirs."""
+    run = make_run(root, tmp_path / "run", "base", (10, 20))
+    for part in ("classifier", "data"):
+        shutil.copytree(root / part, tmp_path / part)
+    options = {"extractor": str(tmp_path / "classifier"), "train_data_dir": str(tmp_path / "data")}
+    first = select_checkpoint(config_for(root, run, **options))
+    best, other = first["selected"], min(first["checkpoints"].keys() - {first["selected"]})
+    shutil.copy(run / other / "ema.safetensors", run / best / "ema.safetensors")
+    second = select_checkpoint(config_for(root, run, **options))
+    assert second["checkpoints"][other] == first["checkpoints"][other]
+    assert second["checkpoints"][best]["distance"] == first["checkpoints"][other]["distance"]
+    assert second["final"]["distance"] != first["final"]["distance"]
+
+    weights = load_file(tmp_path / "classifier" / "model.safetensors")
+    shifted = {name: tensor + 0.1 if tensor.is_floating_point() else tensor for name, tensor in weights.items()}
+    save_file(shifted, tmp_path / "classifier" / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match="figures of other settings: extractor_fingerprint"):
+        select_checkpoint(config_for(root, run, **options))
+    shutil.rmtree(tmp_path / "classifier")
+    shutil.copytree(root / "classifier", tmp_path / "classifier")
+    picture = next((tmp_path / "data" / "test").rglob("*.png"))
+    Image.new("L", Image.open(picture).size).save(picture)
+    with pytest.raises(ValueError, match="figures of other settings: data"):
+        select_checkpoint(config_for(root, run, **options))
 
 
 def test_a_super_resolution_stage_starts_from_real_images(root, tmp_path):

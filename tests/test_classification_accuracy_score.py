@@ -1,6 +1,7 @@
 """Classification Accuracy Score: what is trained on what, the figures, resuming, pictures, and bad input."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -151,6 +152,35 @@ def test_finished_trainings_are_not_repeated(folder, tmp_path, monkeypatch):
     assert report["accuracies"]["samples"]["num_seeds"] == 3
     with pytest.raises(ValueError, match=r"report of other settings: learning_rate \(0.002 there, 0.1 now\)"):
         classification_accuracy_score(config_for(folder, tmp_path / "stopped", learning_rate=0.1))
+
+
+def test_other_data_in_the_same_place_are_other_settings(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "fit_classifier", FakeTraining())
+    shutil.copytree(folder / "data", tmp_path / "data")
+    options = {"train_data_dir": str(tmp_path / "data"), "num_seeds": 1}
+    classification_accuracy_score(config_for(folder, tmp_path / "out", **options))
+    Image.fromarray(pixels_of("dark", 5000)).save(tmp_path / "data" / "train" / "dark" / "00.png")
+    with pytest.raises(ValueError, match=r"report of other settings: data \(.* Give another `output_dir`"):
+        classification_accuracy_score(config_for(folder, tmp_path / "out", **options))
+
+
+def test_classes_go_by_their_names(folder, tmp_path, monkeypatch):
+    """Sub-folders are numbered in alphabetical order; where the data numbers its classes otherwise, names decide."""
+    for kind in CLASSES:
+        (tmp_path / "samples" / kind).mkdir(parents=True)
+        for i in range(4):
+            Image.fromarray(pixels_of(kind, i)).save(tmp_path / "samples" / kind / f"{i}.png")
+    training = FakeTraining()
+    monkeypatch.setattr(module, "fit_classifier", training)
+    options = {"samples": str(tmp_path / "samples"), "label_names": "dark,checked,bright", "num_seeds": 1}
+    classification_accuracy_score(config_for(folder, tmp_path / "out", **options))
+    train = training.calls[0][1]
+    assert train.id2label == {0: "dark", 1: "checked", 2: "bright"}
+    shown = {train.id2label[int(item["label"])]: item["image"].float().mean() for item in train.dataset}
+    assert abs(shown["bright"] - 190) < 30 and abs(shown["dark"] - 60) < 30
+    (tmp_path / "samples" / "dark").rename(tmp_path / "samples" / "gloomy")
+    with pytest.raises(ValueError, match=r"has the classes \['gloomy'\], which are not among .* rename"):
+        classification_accuracy_score(config_for(folder, tmp_path / "other", **options))
 
 
 # ------------------------------------------------------------------------------------------------------------------

@@ -7,11 +7,13 @@ Works on finished and on running trainings: distances are kept, and a later call
 """
 
 import dataclasses
+import hashlib
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -29,7 +31,7 @@ from ..presets import (
     TrainingPreset,
     UNetPreset,
 )
-from ..training.checkpoints import checkpoints_in, step_of, write_json
+from ..training.checkpoints import EMA_NAME, checkpoints_in, step_of, write_json
 from ..training.config import check_at_least, device_option, option
 from ..training.data import (
     DataConfig,
@@ -47,7 +49,8 @@ from .drawing import draw, image_generator
 from .features import FeatureExtractor, extract, load_extractor
 from .image_sets import load_image_set
 from .metrics import FeatureStatistics, frechet_distance, frechet_standard_error
-from .references import AreaAverages, reference_statistics
+from .records import check_same_settings
+from .references import AreaAverages, dataset_fingerprint, reference_statistics
 
 
 Pipeline = CascadedDiffusionPipeline | SuperResolutionPipeline
@@ -121,21 +124,24 @@ def select_checkpoint(config: SelectionConfig) -> dict[str, Any]:
             "be the one that reports."
         )
     output = Path(config.output) if config.output else run / "checkpoint_selection.json"
-    report = open_report(output, settings_of(config, selecting.split, extractor))
+    report = open_report(output, settings_of(config, selecting, reporting))
     output.parent.mkdir(parents=True, exist_ok=True)
 
     for checkpoint in checkpoints:
-        if checkpoint.name not in report["checkpoints"]:
+        weights = weights_hash(checkpoint)
+        if report["checkpoints"].get(checkpoint.name, {}).get("weights") != weights:
             pipeline = checkpoint_pipeline(checkpoint, resolved).to(config.device)
             figures = selecting.distance(pipeline, config.num_images, config.seed)
-            report["checkpoints"][checkpoint.name] = {"step": step_of(checkpoint), **figures}
+            figures = {"step": step_of(checkpoint), "weights": weights, **figures}
+            report["checkpoints"][checkpoint.name] = figures
             write_json(output, report)
     measured = {checkpoint: report["checkpoints"][checkpoint.name]["distance"] for checkpoint in checkpoints}
     best = min(measured, key=measured.get)
-    if report["selected"] != best.name:
+    weights = report["checkpoints"][best.name]["weights"]
+    if report["selected"] != best.name or report["final"]["weights"] != weights:
         pipeline = checkpoint_pipeline(best, resolved).to(config.device)
         final = reporting.distance(pipeline, config.num_final_images, config.seed + 1)
-        report |= {"selected": best.name, "final": {"split": reporting.split, **final}}
+        report |= {"selected": best.name, "final": {"split": reporting.split, "weights": weights, **final}}
         write_json(output, report)
     if config.export is not None:
         figures = {
@@ -152,16 +158,28 @@ def select_checkpoint(config: SelectionConfig) -> dict[str, Any]:
 # ------------------------------------------------------------------------------------------------------------------
 
 
+def weights_hash(checkpoint: Path) -> str:
+    """Of the EMA weights: a run begun anew has checkpoints of the same names."""
+    try:
+        return hashlib.sha256(np.memmap(checkpoint / EMA_NAME, mode="r")).hexdigest()
+    except (OSError, ValueError) as error:
+        raise _incomplete(checkpoint, error) from error
+
+
 def checkpoint_pipeline(checkpoint: Path, resolved: dict[str, Any]) -> Pipeline:
     """The stage with the EMA weights of `checkpoint`."""
     preset = preset_of(resolved)
     stage = build_stage(preset)
     try:
-        stage.unet.load_state_dict(load_file(checkpoint / "ema.safetensors"))
+        stage.unet.load_state_dict(load_file(checkpoint / EMA_NAME))
     except (OSError, RuntimeError, SafetensorError) as error:
-        raise ValueError(f"{str(checkpoint)!r} is incomplete, damaged or has been rotated away ({error}).") from error
+        raise _incomplete(checkpoint, error) from error
     id2label = resolved["data"]["id2label"]
     return stage_pipeline(stage.unet.eval(), stage, preset, id2label)
+
+
+def _incomplete(checkpoint: Path, error: Exception) -> ValueError:
+    return ValueError(f"{str(checkpoint)!r} is incomplete, damaged or has been rotated away ({error}).")
 
 
 def preset_of(resolved: dict[str, Any]) -> StagePreset:
@@ -291,11 +309,18 @@ def open_low_res(config: SelectionConfig, unet: dict[str, Any]) -> Dataset:
 # ------------------------------------------------------------------------------------------------------------------
 
 
-def settings_of(config: SelectionConfig, selecting_split: str, extractor: FeatureExtractor) -> dict[str, Any]:
-    """What distances depend on."""
-    dropped = ("run", "output", "export", "train_data_dir", "cache_dir", "device")
+def settings_of(config: SelectionConfig, selecting: Comparison, reporting: Comparison) -> dict[str, Any]:
+    """What distances depend on; what is at a place counts by its content."""
+    dropped = ("run", "output", "export", "train_data_dir", "low_res", "cache_dir", "device")
     settings = {name: value for name, value in dataclasses.asdict(config).items() if name not in dropped}
-    return settings | {"selecting_split": selecting_split, "extractor": extractor.name}
+    extractor = selecting.extractor
+    return settings | {
+        "selecting_split": selecting.split,
+        "extractor": extractor.name,
+        "extractor_fingerprint": extractor.fingerprint(),
+        "data": {part.split: dataset_fingerprint(part.data.dataset) for part in (selecting, reporting)},
+        "low_res": None if config.low_res is None else dataset_fingerprint(selecting.source),
+    }
 
 
 def open_report(output: Path, settings: dict[str, Any]) -> dict[str, Any]:
@@ -308,15 +333,8 @@ def open_report(output: Path, settings: dict[str, Any]) -> dict[str, Any]:
     if not output.is_file():
         return {"settings": settings, "checkpoints": {}, "selected": None, "final": None}
     report = json.loads(output.read_text())
-    differences = [
-        f"{name} ({report['settings'].get(name)!r} there, {value!r} now)"
-        for name, value in settings.items()
-        if report["settings"].get(name) != value
-    ]
-    if differences:
-        raise ValueError(
-            f"{str(output)!r} holds figures of other settings: {'; '.join(differences)}. Give another `output`."
-        )
+    holder = f"{str(output)!r} holds figures of other settings"
+    check_same_settings(report["settings"], settings, holder, "Give another `output`.")
     return report
 
 

@@ -27,14 +27,18 @@ from ..training.config import check_at_least, option
 from ..training.data import TrainingData, load_training_data, to_float
 from ..training.validation import grid_of, to_unit
 from .image_sets import ImageSet, load_image_set
-from .references import AreaAverages
+from .records import check_same_settings, digest
+from .references import AreaAverages, dataset_fingerprint
 from .sampling import open_state
 
 
 REPORT_NAME = "classification_accuracy_score.json"
 
-# Options with no influence on an accuracy.
+# Options with no influence on an accuracy; what is at these places counts by its content.
 MAY_CHANGE = (
+    "samples",
+    "output_dir",
+    "train_data_dir",
     "num_seeds",
     "real",
     "num_shown_classes",
@@ -94,9 +98,10 @@ def classification_accuracy_score(config: ClassificationAccuracyConfig) -> dict[
     state = open_state()
     samples = load_image_set(config.samples, config.stage)
     real, test = open_real(config, samples)
+    samples.use_labels_of(real.id2label)
     check_labels(samples, real.id2label)
     output_dir = Path(config.output_dir)
-    report = open_report(output_dir / REPORT_NAME, settings_of(config, samples))
+    report = open_report(output_dir / REPORT_NAME, settings_of(config, samples, real.dataset, test))
     sources = training_sets(config, samples, real)
     output_dir.mkdir(parents=True, exist_ok=True)
     state.wait_for_everyone()  # all processes have read the report before one changes it
@@ -163,9 +168,15 @@ def check_labels(samples: ImageSet, id2label: dict[int, str]) -> None:
         )
 
 
-def settings_of(config: ClassificationAccuracyConfig, samples: ImageSet) -> dict[str, Any]:
+def settings_of(
+    config: ClassificationAccuracyConfig, samples: ImageSet, train: Dataset, test: Dataset
+) -> dict[str, Any]:
     """What decides the accuracies, and what does not, as JSON has it."""
     settings = dataclasses.asdict(config) | {"samples_fingerprint": samples.fingerprint()}
+    settings["data"] = {
+        split: digest([dataset_fingerprint(dataset), labels_of(dataset).tolist()])
+        for split, dataset in ((config.dataset_split, train), (config.eval_split, test))
+    }
     settings |= {"num_samples": len(samples), "image_size": samples.size, "num_channels": samples.channels}
     return json.loads(json.dumps(settings))
 
@@ -180,16 +191,8 @@ def open_report(file: Path, settings: dict[str, Any]) -> dict[str, Any]:
     if not file.is_file():
         return {"settings": settings, "runs": {}}
     report = json.loads(file.read_text())
-    places = ("samples", "output_dir", "train_data_dir")
-    differences = [
-        f"{name} ({report['settings'].get(name)!r} there, {value!r} now)"
-        for name, value in settings.items()
-        if report["settings"].get(name) != value and name not in (*MAY_CHANGE, *places)
-    ]
-    if differences:
-        raise ValueError(
-            f"`output_dir` holds the report of other settings: {'; '.join(differences)}. Give another `output_dir`."
-        )
+    holder = "`output_dir` holds the report of other settings"
+    check_same_settings(report["settings"], settings, holder, "Give another `output_dir`.", MAY_CHANGE)
     return {**report, "settings": settings}
 
 

@@ -1,15 +1,9 @@
 """How images are drawn from a cascade when sets of them are made: a generator for each image, the stages that run,
 their schedulers, and how often their networks are called."""
 
-import hashlib
-import importlib.metadata
-import json
-import shlex
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
 
 import numpy as np
 import torch
@@ -212,16 +206,8 @@ def check_call(pipeline: CascadedDiffusionPipeline, labels, seed: int, low_res, 
 
 
 # ------------------------------------------------------------------------------------------------------------------
-# Records
+# Cost
 # ------------------------------------------------------------------------------------------------------------------
-
-
-def provenance(*libraries: str) -> dict[str, Any]:
-    """The command line, and the versions of `libraries`."""
-    return {
-        "command": shlex.join(["python", *sys.argv]),
-        "versions": {name: importlib.metadata.version(name) for name in libraries},
-    }
 
 
 @contextmanager
@@ -238,16 +224,3 @@ def counted_evaluations(pipeline: CascadedDiffusionPipeline) -> Iterator[dict[st
     finally:
         for hook in hooks:
             hook.remove()
-
-
-def fingerprint(pipeline: CascadedDiffusionPipeline) -> str:
-    """A hash of all weights and configs that decide what the cascade samples."""
-    digest = hashlib.sha256()
-    for stage in pipeline.stages:
-        for part in (stage.unet, stage.scheduler, stage.noising_scheduler):
-            config = {} if part is None else {k: v for k, v in part.config.items() if not k.startswith("_")}
-            digest.update(json.dumps([stage.name, type(part).__name__, config], sort_keys=True).encode())
-        for name, tensor in stage.unet.state_dict().items():
-            digest.update(name.encode())
-            digest.update(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy())
-    return digest.hexdigest()

@@ -46,6 +46,7 @@ class ImageSet(Dataset):
         shape: (N, C, H, W).
         read: image number i as a uint8 array (C, H, W).
         labels: int64 (N,), or None.
+        id2label: the names of the labels, where the set has them.
     """
 
     def __init__(
@@ -54,8 +55,9 @@ class ImageSet(Dataset):
         shape: tuple[int, int, int, int],
         read: Callable[[int], np.ndarray],
         labels: torch.Tensor | None,
+        id2label: dict[int, str] | None = None,
     ):
-        self.source, self.labels = source, labels
+        self.source, self.labels, self.id2label = source, labels, id2label
         self.count, self.channels, self.size, _ = shape
         self._read = read
 
@@ -68,6 +70,26 @@ class ImageSet(Dataset):
             item["label"] = self.labels[index]
         return item
 
+    def use_labels_of(self, id2label: dict[int, str]) -> None:
+        """
+        Numbers the labels as `id2label` does, going by names where both have some ("0", "1", ... are none).
+
+        Raises:
+            ValueError: the set has classes that are not in `id2label`.
+        """
+        if self.labels is None or self.id2label is None or _are_numbers(self.id2label) or _are_numbers(id2label):
+            return
+        number_of = {name: number for number, name in id2label.items()}
+        unknown = [name for name in self.id2label.values() if name not in number_of]
+        if unknown:
+            raise ValueError(
+                f"{self.source!r} has the classes {unknown[:10]}, which are not among {list(number_of)[:10]}: "
+                "rename its sub-folders, or call them by their numbers."
+            )
+        numbers = {label: number_of[name] for label, name in self.id2label.items()}
+        self.labels = torch.tensor([numbers[label] for label in self.labels.tolist()])
+        self.id2label = id2label
+
     def fingerprint(self) -> str:
         """A hash of all pixels and labels: the same for the same images in another format."""
         digest = hashlib.sha256(repr((self.count, self.channels, self.size)).encode())
@@ -76,6 +98,10 @@ class ImageSet(Dataset):
         if self.labels is not None:
             digest.update(self.labels.numpy())
         return digest.hexdigest()
+
+
+def _are_numbers(id2label: dict[int, str]) -> bool:
+    return all(name == str(number) for number, name in id2label.items())
 
 
 def load_image_set(path: str | Path, stage: str | None = None) -> ImageSet:
@@ -171,7 +197,7 @@ class PngReader:
 def _from_png_folder(folder: Path) -> ImageSet:
     classes = sorted(child for child in folder.iterdir() if child.is_dir() and not child.name.startswith("."))
     files = sorted(folder.glob("*.png"))
-    labels = None
+    labels = id2label = None
     if classes:
         if files:
             raise ValueError(f"{str(folder)!r} has PNGs both in it and in sub-folders: {files[0].name!r}, for one.")
@@ -182,9 +208,10 @@ def _from_png_folder(folder: Path) -> ImageSet:
             files += of_class
             labels += [int(child.name) if numbered else place] * len(of_class)
         labels = torch.tensor(labels)
+        id2label = None if numbered else {place: child.name for place, child in enumerate(classes)}
     if not files:
         raise ValueError(f"{str(folder)!r} holds no PNGs, nor does a sub-folder of it.")
-    return ImageSet(str(folder), (len(files), *_png_shape(files)), PngReader(files), labels)
+    return ImageSet(str(folder), (len(files), *_png_shape(files)), PngReader(files), labels, id2label)
 
 
 def _png_shape(files: list[Path]) -> tuple[int, int, int]:
@@ -268,4 +295,6 @@ def _from_sample_dir(folder: Path, stage: str | None) -> ImageSet:
             f"{str(folder)!r} has {len(images)} of {settings['num_images']} images of stage {stage!r}: some were "
             "removed since."
         )
+    if settings.get("id2label") is not None:
+        images.id2label = {int(label): name for label, name in settings["id2label"].items()}
     return images

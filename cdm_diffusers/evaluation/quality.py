@@ -16,7 +16,6 @@ from ..training.checkpoints import write_json
 from ..training.classifier import LabelledDataOptions
 from ..training.config import check_at_least, device_option, option, switch
 from ..training.data import load_training_data
-from .drawing import provenance
 from .features import ClassifierExtractor, FeatureExtractor, extract, load_extractor
 from .image_sets import ImageSet, load_image_set
 from .metrics import (
@@ -28,6 +27,7 @@ from .metrics import (
     precision_recall,
 )
 from .recognition import wilson_interval
+from .records import provenance
 from .references import (
     AreaAverages,
     dataset_fingerprint,

@@ -25,7 +25,8 @@ from ..training.classifier import Classifier, LabelledDataOptions, accuracies, c
 from ..training.config import check_at_least, device_option, option
 from ..training.data import DataConfig, TrainingData, area_resize, load_training_data, to_float, to_uint8
 from ..training.validation import MAX_GRID_CLASSES, grid_of, to_unit
-from .drawing import draw, provenance, stage_options
+from .drawing import draw, stage_options
+from .records import provenance
 
 
 GRID_PAIRS = 6

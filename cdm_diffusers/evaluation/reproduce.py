@@ -7,7 +7,6 @@ what they have in common, and a changed configuration touches nothing that was m
 """
 
 import dataclasses
-import hashlib
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,9 +24,10 @@ from ..training.classifier import DataOptions
 from ..training.config import check_at_least, option
 from ..training.data import load_training_data, to_uint8
 from .classification_accuracy_score import ClassificationAccuracyConfig, classification_accuracy_score
-from .drawing import provenance, with_schedulers
+from .drawing import with_schedulers
 from .experiments import Arm, Experiment, Row, TrainedStage, get_experiment
 from .quality import EvaluateConfig, evaluate
+from .records import digest, provenance
 from .reports import write_figure, write_table
 from .sample_store import LowResImages, SampleStore, store_real_images
 from .sampling import SampleConfig, open_state, sample
@@ -359,7 +359,3 @@ def restricted(sampling: dict[str, Any], names: list[str]) -> dict[str, Any]:
         key: {name: value[name] for name in names if name in value} if isinstance(value, dict) else value
         for key, value in sampling.items()
     }
-
-
-def digest(content: Any) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]

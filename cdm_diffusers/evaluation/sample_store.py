@@ -31,6 +31,7 @@ from .image_sets import (
     SHARDS_FOLDER,
     read_settings,
 )
+from .records import check_same_settings
 from .references import dataset_fingerprint
 
 
@@ -67,17 +68,9 @@ class SampleStore:
             if self.folder.exists() and any(not path.name.startswith(".") for path in self.folder.iterdir()):
                 raise ValueError(f"`output_dir` {str(self.folder)!r} holds other files: choose another folder.")
             return
-        earlier = json.loads(file.read_text())
-        differing = [
-            f"{name} ({earlier.get(name)} there, {self.settings.get(name)} now)"
-            for name in sorted({*earlier, *self.settings} - {"about"})
-            if earlier.get(name) != self.settings.get(name)
-        ]
-        if differing:
-            raise ValueError(
-                f"`output_dir` {str(self.folder)!r} holds samples of other settings: {'; '.join(differing)}. Choose "
-                "another folder, or give the same settings."
-            )
+        holder = f"`output_dir` {str(self.folder)!r} holds samples of other settings"
+        remedy = "Choose another folder, or give the same settings."
+        check_same_settings(json.loads(file.read_text()), self.settings, holder, remedy)
 
     def prepare(self, labels: torch.Tensor | None) -> None:
         """Writes settings and labels first, and removes what a killed run left half-written."""

@@ -29,11 +29,10 @@ from .drawing import (
     check_call,
     counted_evaluations,
     draw,
-    fingerprint,
-    provenance,
     stage_options,
     with_schedulers,
 )
+from .records import fingerprint, provenance
 from .sample_store import FINAL_NAMES, LowResImages, SampleStore
 
 
@@ -227,7 +226,7 @@ class SamplingJob:
             "kept_stages": self.kept,
             "options": self.options,
             "schedulers": {stage.name: type(stage.scheduler).__name__ for stage in self.stages},
-            "weights_and_schedulers": fingerprint(pipeline),
+            "weights_and_schedulers": fingerprint(pipeline.stages),
             "low_res": None if self.low_res is None else {"stage": self.low_res.stage, "of": self.low_res.settings},
             "image_format": config.image_format,
             "dtype": config.dtype,

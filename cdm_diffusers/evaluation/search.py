@@ -7,7 +7,6 @@ appended to `results.jsonl`; a search that was stopped goes on where it was.
 """
 
 import dataclasses
-import hashlib
 import json
 import shutil
 from collections.abc import Iterator
@@ -22,10 +21,11 @@ from ..pipelines import CascadedDiffusionPipeline
 from ..training.checkpoints import TEMPORARY_PREFIX, sync_file, write_json
 from ..training.classifier import Classifier, check_same_classes
 from ..training.data import TrainingData, load_training_data, to_float
-from .drawing import check_call, fingerprint, provenance, with_schedulers
+from .drawing import check_call, with_schedulers
 from .features import ClassifierExtractor, extract, load_extractor
 from .image_sets import load_image_set
 from .metrics import FeatureStatistics, frechet_distance
+from .records import check_same_settings, digest, fingerprint, provenance
 from .references import AreaAverages, dataset_fingerprint, reference_statistics
 from .sample_store import RESULTS_NAME, store_real_images
 from .sampling import DTYPES, SampleConfig, call_options, open_state, sample
@@ -100,17 +100,9 @@ class Search:
         self.data = {split: self.open_split(split) for split in (config.dataset_split, config.eval_split)}
         self.description = json.loads(json.dumps(self.describe()))
         file = self.folder / SEARCH_NAME
-        earlier = json.loads(file.read_text()) if file.exists() else self.description
-        differing = [
-            f"{name} ({earlier.get(name)} there, {value} now)"
-            for name, value in self.description.items()
-            if name != "about" and earlier.get(name) != value
-        ]
-        if differing:
-            raise ValueError(
-                f"`output_dir` {config.output_dir!r} holds another search: {'; '.join(differing)}. Choose "
-                "another folder."
-            )
+        if file.exists():
+            holder = f"`output_dir` {config.output_dir!r} holds another search"
+            check_same_settings(json.loads(file.read_text()), self.description, holder, "Choose another folder.")
 
     def describe(self) -> dict[str, Any]:
         """What all results of a folder share."""
@@ -126,7 +118,7 @@ class Search:
             "distance": self.extractor.distance_name,
             "extractor_fingerprint": self.extractor.fingerprint(),
             "classifier": config.classifier,
-            "weights_and_schedulers": fingerprint(self.pipeline),
+            "weights_and_schedulers": fingerprint(self.pipeline.stages),
             "defaults": {k: v for k, v in self.pipeline.config.items() if k.startswith("default_")},
             "data": {split: dataset_fingerprint(data.dataset) for split, data in self.data.items()},
             "about": {
@@ -227,8 +219,7 @@ class Search:
         return SampleConfig(seed=seed, **shared | setting.sampling_options(self.stage) | options)
 
     def sample_and_measure(self, seed: int, setting: Setting) -> None:
-        name = hashlib.sha256(json.dumps([seed, setting.as_dict()]).encode()).hexdigest()[:12]
-        samples = self.folder / "samples" / name
+        samples = self.folder / "samples" / digest([seed, setting.as_dict()])
         first_stage = self.first_stage(setting)
         options = {"output_dir": str(samples)}
         if first_stage == 0:

@@ -14,6 +14,7 @@ from typing import Any
 from safetensors import SafetensorError
 
 
+EMA_NAME = "ema.safetensors"
 CHECKPOINT_NAME = re.compile(r"checkpoint-(\d+)")
 TEMPORARY_PREFIX = ".tmp-"
 

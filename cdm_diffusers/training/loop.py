@@ -22,6 +22,7 @@ from ..models import CascadedUNet2DModel
 from ..pipelines import CascadedDiffusionPipeline, SuperResolutionPipeline
 from ..presets import StagePreset
 from .checkpoints import (
+    EMA_NAME,
     TEMPORARY_PREFIX,
     checkpoint_to_resume,
     last_good,
@@ -357,7 +358,7 @@ class Trainer:
             if self.accelerator.is_main_process:
                 names = [name for name, _ in self.stage.unet.named_parameters()]
                 averages = {n: p.contiguous() for n, p in zip(names, self.ema.shadow_params, strict=True)}
-                save_file(averages, temporary / "ema.safetensors")
+                save_file(averages, temporary / EMA_NAME)
                 write_json(temporary / "training_config.json", self.resolved)
                 write_json(temporary / "progress.json", self.progress())
                 replace_folder(temporary, final)
@@ -389,7 +390,7 @@ class Trainer:
         ]
         with loading(checkpoint):
             self.accelerator.load_state(str(checkpoint))
-            averages = load_file(checkpoint / "ema.safetensors")
+            averages = load_file(checkpoint / EMA_NAME)
             for (name, _), average in zip(self.stage.unet.named_parameters(), self.ema.shadow_params, strict=True):
                 average.copy_(averages[name])
         for group, values in zip(self.optimizer.param_groups, hyperparameters, strict=True):

@@ -1,0 +1,61 @@
+"""What results come from: commands, versions and hashes; and whether a folder's results come from the same."""
+
+import hashlib
+import importlib.metadata
+import json
+import shlex
+import sys
+from collections.abc import Collection, Iterable
+from typing import Any
+
+import torch
+
+from ..pipelines.pipeline_base import CascadeStage
+
+
+def provenance(*libraries: str) -> dict[str, Any]:
+    """The command line, and the versions of `libraries`."""
+    return {
+        "command": shlex.join(["python", *sys.argv]),
+        "versions": {name: importlib.metadata.version(name) for name in libraries},
+    }
+
+
+def fingerprint(stages: Iterable[CascadeStage]) -> str:
+    """A hash of all weights and configs that decide what the stages sample."""
+    hashed = hashlib.sha256()
+    for stage in stages:
+        for part in (stage.unet, stage.scheduler, stage.noising_scheduler):
+            config = {} if part is None else {k: v for k, v in part.config.items() if not k.startswith("_")}
+            hashed.update(json.dumps([stage.name, type(part).__name__, config], sort_keys=True).encode())
+        for name, tensor in stage.unet.state_dict().items():
+            hashed.update(name.encode())
+            hashed.update(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return hashed.hexdigest()
+
+
+def digest(content: Any) -> str:
+    """A short hash of JSON content, for names of files and folders."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def check_same_settings(
+    earlier: dict[str, Any], settings: dict[str, Any], holder: str, remedy: str, ignored: Collection[str] = ("about",)
+) -> None:
+    """
+    Args:
+        earlier, settings: those of the results that are there, and those of what is to be added, as JSON has them.
+        holder: what holds the earlier ones, to be followed by the differences.
+        remedy: a sentence.
+        ignored: names of settings that have no influence on results.
+
+    Raises:
+        ValueError: they differ.
+    """
+    differences = [
+        f"{name} ({earlier.get(name)!r} there, {settings.get(name)!r} now)"
+        for name in sorted({*earlier, *settings} - {*ignored})
+        if earlier.get(name) != settings.get(name)
+    ]
+    if differences:
+        raise ValueError(f"{holder}: {'; '.join(differences)}. {remedy}")
