@@ -9,28 +9,33 @@ what they have in common, and a changed configuration touches nothing that was m
 import dataclasses
 import json
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.state import AcceleratorState
 
 from ..conditioning_augmentation import gaussian_blur
 from ..pipelines import CascadedDiffusionPipeline, SuperResolutionPipeline
 from ..pipelines.pipeline_base import CascadeStage
-from ..presets import get_preset
+from ..presets import GaussianAugmentationPreset, StagePreset, get_preset
 from ..training import TrainingConfig, train
 from ..training.checkpoints import write_json
 from ..training.classifier import DataOptions
 from ..training.config import check_at_least, option
 from ..training.data import load_training_data, to_uint8
+from ..training.resolve import resolve_preset
 from .classification_accuracy_score import ClassificationAccuracyConfig, classification_accuracy_score
 from .drawing import with_schedulers
 from .experiments import Arm, Experiment, Row, TrainedStage, get_experiment
+from .features import load_extractor
 from .quality import EvaluateConfig, evaluate
-from .records import digest, provenance
+from .records import digest, fingerprint, provenance
+from .references import dataset_fingerprint
 from .reports import write_figure, write_table
 from .sample_store import LowResImages, SampleStore, store_real_images
-from .sampling import SampleConfig, open_state, sample
+from .sampling import DTYPES, SampleConfig, open_state, sample
 
 
 SPLITS = {"train": "dataset_split", "validation": "eval_split"}
@@ -140,6 +145,7 @@ class Study:
     def __init__(self, settings: dict[str, Any], output_dir: Path):
         self.settings, self.output_dir, self.state = settings, output_dir, open_state()
         self.cascades: dict[str, CascadedDiffusionPipeline] = {}
+        self.given: dict[str, tuple[CascadedDiffusionPipeline | SuperResolutionPipeline, Any]] = {}
         self.real_images: set[Path] = set()  # folders that this run has made or checked
 
     def check(self, experiment: Experiment) -> None:
@@ -163,6 +169,30 @@ class Study:
                         f"{experiment.title!r} trains the stage {stage.name!r} with {stage.options}, but the "
                         "configuration gives a trained one (`pipeline`): give a `preset`."
                     )
+            self.check_levels(row.arm)
+
+    def check_levels(self, arm: Arm) -> None:
+        """
+        Raises:
+            ValueError: a stage is to sample with an s that its conditioning augmentation does not have.
+        """
+        levels = arm.sampling.get("augmentation_levels", {})
+        for place, stage in enumerate(arm.stages[1:], 1):
+            level, num_timesteps = levels.get(f"super_res_{place}"), self.num_noising_timesteps(stage)
+            if None not in (level, num_timesteps) and not 0 <= level <= num_timesteps:
+                raise ValueError(
+                    f"`augmentation_levels` has s = {level} for the stage {stage.name!r}, whose conditioning "
+                    f"augmentation has {num_timesteps} steps: it must lie in 0..{num_timesteps}."
+                )
+
+    def num_noising_timesteps(self, stage: TrainedStage) -> int | None:
+        """T of the stage's Gaussian conditioning augmentation; None if it has none."""
+        if "pipeline" in self.settings["stages"][stage.name]:
+            noising = self.given_stage(stage)[0].stage.noising_scheduler
+            return None if noising is None else noising.config.num_train_timesteps
+        augmentation = self.training(stage, self.settings["training"]["seeds"][0])[1].augmentation
+        is_gaussian = isinstance(augmentation, GaussianAugmentationPreset)
+        return augmentation.num_train_timesteps if is_gaussian else None
 
     def measure(self, row: Row, experiment: Experiment) -> dict[str, Any]:
         """All runs of a row: one for each training seed and sampling seed."""
@@ -176,7 +206,7 @@ class Study:
                 figures = self.figures(samples)
                 run = {"training_seed": training_seed, "sampling_seed": seed, "samples": samples.name, **figures}
                 if experiment.classification and row is experiment.rows[-1]:
-                    run["classification"] = self.classification(samples)
+                    run["classification"] = self.classification(samples, with_real_images=not runs)
                 runs.append(run)
         return {"heading": row.heading, "label": row.label, "x": row.x, "paper": list(row.paper), "runs": runs}
 
@@ -184,41 +214,72 @@ class Study:
     # Stages
 
     def training_options(self, stage: TrainedStage) -> dict[str, Any]:
-        """What the stage is trained with, besides preset and seed."""
+        """What the stage is trained with, besides preset and seed; `train_batch_size` over all processes."""
         training = {name: value for name, value in self.settings["training"].items() if name != "seeds"}
         data = {name: value for name, value in self.settings["data"].items() if value is not None}
         return {**data, **training, **self.settings["stages"][stage.name].get("options", {}), **stage.options}
 
+    def training(self, stage: TrainedStage, seed: int) -> tuple[TrainingConfig, StagePreset]:
+        """
+        The stage's training, but for its folder.
+
+        Raises:
+            ValueError: options that training does not have, or a batch that does not divide over the processes.
+        """
+        options = {"checkpoints_total_limit": 1, "validation_steps": 0, "resume_from_checkpoint": "latest"}
+        options |= self.training_options(stage)
+        if options.get("train_batch_size") is not None:
+            split = self.state.num_processes * options.get("gradient_accumulation_steps", 1)
+            if options["train_batch_size"] % split:
+                raise ValueError(
+                    f"`train_batch_size` of the stage {stage.name!r} is {options['train_batch_size']}, which does not "
+                    f"divide over {split} processes and accumulation steps: start another number of processes."
+                )
+            options["train_batch_size"] //= split
+        preset = get_preset(self.settings["stages"][stage.name]["preset"])
+        try:
+            config = TrainingConfig(preset=preset.name, output_dir="", seed=seed, **options)
+        except TypeError as error:
+            raise ValueError(f"The stage {stage.name!r} cannot be trained with {sorted(options)}: {error}.") from error
+        return config, resolve_preset(config, preset.unet.low_res_size is not None, self.state.num_processes)
+
     def stage_key(self, stage: TrainedStage, seed: int | None) -> dict[str, Any]:
         """What decides the stage's weights."""
-        spec = self.settings["stages"][stage.name]
-        if "pipeline" in spec:
-            return {"pipeline": spec["pipeline"], "stage": spec["stage"]}
-        return {"preset": spec["preset"], "options": self.training_options(stage), "seed": seed}
+        if "pipeline" in self.settings["stages"][stage.name]:
+            return self.given_stage(stage)[1]
+        preset = dataclasses.asdict(self.training(stage, seed)[1])
+        return {"preset": preset, "options": self.training_options(stage), "seed": seed}
 
     def stage(self, stage: TrainedStage, seed: int | None) -> CascadedDiffusionPipeline | SuperResolutionPipeline:
         """The trained stage; trains it, or goes on with that, where it is not there yet."""
-        spec = self.settings["stages"][stage.name]
-        if "pipeline" in spec:
-            return given_stage(spec["pipeline"], spec["stage"])
-        preset = get_preset(spec["preset"])
+        if "pipeline" in self.settings["stages"][stage.name]:
+            return self.given_stage(stage)[0]
+        config, preset = self.training(stage, seed)
         is_super_resolution = preset.unet.low_res_size is not None
         folder = self.output_dir / "stages" / f"{stage.name}-{digest(self.stage_key(stage, seed))}"
         finished = (folder / "model_index.json").is_file()
         self.state.wait_for_everyone()  # all processes have looked before one writes
         if not finished:
-            options = {"checkpoints_total_limit": 1, "validation_steps": 0, "resume_from_checkpoint": "latest"}
-            options |= self.training_options(stage)
-            config = TrainingConfig(preset=preset.name, output_dir=str(folder), seed=seed, **options)
-            train(config, super_resolution=is_super_resolution)
+            forget_precision()
+            train(dataclasses.replace(config, output_dir=str(folder)), super_resolution=is_super_resolution)
             self.state.wait_for_everyone()
         return (SuperResolutionPipeline if is_super_resolution else CascadedDiffusionPipeline).from_pretrained(folder)
+
+    def given_stage(self, stage: TrainedStage) -> tuple[CascadedDiffusionPipeline | SuperResolutionPipeline, Any]:
+        """A stage of a cascade that is there already, and its key."""
+        if stage.name not in self.given:
+            part = stage_of_cascade(**self.settings["stages"][stage.name])
+            parts = part.stages if isinstance(part, CascadedDiffusionPipeline) else [part.stage]
+            defaults = {name: value for name, value in part.config.items() if name.startswith("default_")}
+            self.given[stage.name] = part, {"weights_and_schedulers": fingerprint(parts), "defaults": defaults}
+        return self.given[stage.name]
 
     def cascade(self, stages: tuple[TrainedStage, ...], seed: int | None) -> CascadedDiffusionPipeline:
         key = digest([self.stage_key(stage, seed) for stage in stages])
         if key not in self.cascades:
             parts = [self.stage(stage, seed) for stage in stages]
-            self.cascades[key] = CascadedDiffusionPipeline.from_stages(*parts).to(self.state.device)
+            dtype = DTYPES[self.settings["sampling"].get("dtype", "float32")]
+            self.cascades[key] = CascadedDiffusionPipeline.from_stages(*parts).to(self.state.device, dtype)
         return self.cascades[key]
 
     # -----------------------------------------------------------------------------------------------------------------
@@ -308,49 +369,67 @@ class Study:
         evaluation = {name: value for name, value in self.settings["evaluation"].items() if name != "num_channels"}
         return {**data, "padding": self.settings["data"].get("padding", 0), **evaluation}
 
+    @cached_property
+    def measured_with(self) -> dict[str, Any]:
+        """Hashes of what the samples are measured with and compared with."""
+        extractor = load_extractor(self.settings["evaluation"]["extractor"], self.state.device)
+        data = {split: load_training_data(self.data_config(split)).dataset for split in SPLITS}
+        hashes = {split: dataset_fingerprint(dataset) for split, dataset in data.items()}
+        return {"extractor": extractor.fingerprint(), "data": hashes}
+
     def figures(self, samples: Path) -> dict[str, Any]:
         """What `evaluation/evaluate.py` says of the samples; measured once."""
         options = self.evaluation_options()
-        file = samples / f"figures-{digest(options)}.json"
+        file = samples / f"figures-{digest([options, self.measured_with])}.json"
         if not file.is_file() and self.state.is_main_process:
             evaluate(EvaluateConfig(samples=str(samples), output=str(file), **options))
         self.state.wait_for_everyone()
         report = json.loads(file.read_text())
         return {name: report[name] for name in ("extractor", "distance", "figures", "warnings")}
 
-    def classification(self, samples: Path) -> dict[str, Any]:
-        """Classification accuracy score of the samples, beside that of as many real images."""
+    def classification(self, samples: Path, with_real_images: bool) -> dict[str, Any]:
+        """Classification accuracy score of the samples, and that of real images, which is the same for all samples."""
         known = {f.name for f in dataclasses.fields(ClassificationAccuracyConfig)}
         options = {name: value for name, value in self.evaluation_options().items() if name in known}
         options |= self.settings.get("classification", {})
-        folder = samples / f"classification-{digest(options)}"
+        if not with_real_images:
+            options["real"] = "none"
+        folder = samples / f"classification-{digest([options, self.measured_with['data']])}"
+        forget_precision()
         return classification_accuracy_score(
             ClassificationAccuracyConfig(samples=str(samples), output_dir=str(folder), **options)
         )
 
 
-def given_stage(pipeline: str, name: str) -> CascadedDiffusionPipeline | SuperResolutionPipeline:
+def stage_of_cascade(pipeline: str, stage: str) -> CascadedDiffusionPipeline | SuperResolutionPipeline:
     """
-    One stage of a trained cascade, as its training would have left it.
+    One stage of a trained cascade, as its training would have left it, with the cascade's defaults for it.
 
     Raises:
         ValueError: the cascade has no stage of this name.
     """
     cascade = CascadedDiffusionPipeline.from_pretrained(pipeline)
-    stages: dict[str, CascadeStage] = {stage.name: stage for stage in cascade.stages}
-    if name not in stages:
-        raise ValueError(f"`stage` is {name!r}; {pipeline!r} has {list(stages)}.")
-    if name == "base":
+    stages: dict[str, CascadeStage] = {part.name: part for part in cascade.stages}
+    if stage not in stages:
+        raise ValueError(f"`stage` is {stage!r}; {pipeline!r} has {list(stages)}.")
+    if stage == "base":
         return with_schedulers(cascade, last_stage="base")
-    stage = stages[name]
-    id2label = None if stage.unet.config.num_classes is None else cascade.config.id2label
+    part, config = stages[stage], cascade.config
     return SuperResolutionPipeline(
-        stage.unet,
-        stage.scheduler,
-        stage.noising_scheduler,
-        id2label=id2label,
-        source_resolution=cascade.config.source_resolution,
+        part.unet,
+        part.scheduler,
+        part.noising_scheduler,
+        id2label=None if part.unet.config.num_classes is None else config.id2label,
+        source_resolution=config.source_resolution,
+        default_num_inference_steps=(config.default_num_inference_steps or {}).get(stage),
+        default_augmentation_level=(config.default_augmentation_levels or {}).get(stage),
+        default_guidance_scale=(config.default_guidance_scales or {}).get(stage),
     )
+
+
+def forget_precision() -> None:
+    """Of the networks trained before in this process, which accelerate would keep for all that follow."""
+    AcceleratorState._reset_state()
 
 
 def restricted(sampling: dict[str, Any], names: list[str]) -> dict[str, Any]:
