@@ -3,20 +3,29 @@
 import copy
 import json
 import math
+import shutil
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from PIL import Image
+from safetensors.torch import load_file, save_file
+from small_cascade import small_cascade
 
 from cdm_diffusers import CascadedDiffusionPipeline, get_preset
 from cdm_diffusers.conditioning_augmentation import gaussian_blur
 from cdm_diffusers.evaluation import reproduce as module
-from cdm_diffusers.evaluation.experiments import EXPERIMENTS, Experiment, get_experiment
+from cdm_diffusers.evaluation.experiments import EXPERIMENTS, Experiment, TrainedStage, get_experiment
+from cdm_diffusers.evaluation.quality import evaluate
 from cdm_diffusers.evaluation.reports import classification_lines, over_runs, write_table
-from cdm_diffusers.evaluation.reproduce import ReproduceConfig, Study, read_settings, reproduce
+from cdm_diffusers.evaluation.reproduce import ReproduceConfig, Study, read_settings, reproduce, stage_of_cascade
 from cdm_diffusers.evaluation.sample_store import LowResImages
-from cdm_diffusers.training.classifier import ClassifierConfig, build_classifier
+from cdm_diffusers.training.classifier import ClassifierConfig, build_classifier, fit_classifier
 
 
 CONFIGS = ("fashion_mnist", "imagenet")
@@ -99,9 +108,8 @@ def test_configurations_have_every_experiment(name):
     assert set(settings["experiments"]) == expected
     study = Study(settings, None)
     for experiment_name in expected:
-        section = {
-            key: value for key, value in settings["experiments"][experiment_name].items() if key != "evaluation"
-        }
+        section = dict(settings["experiments"][experiment_name])
+        evaluation = {**settings["evaluation"], **section.pop("evaluation", {})}
         experiment = get_experiment(experiment_name, section)
         study.check(experiment)
         for row in experiment.rows:
@@ -109,7 +117,9 @@ def test_configurations_have_every_experiment(name):
             for place, stage in enumerate(row.arm.stages):
                 spec = settings["stages"][stage.name]
                 if "preset" in spec:
-                    assert (get_preset(spec["preset"]).unet.low_res_size is None) == (place == 0)
+                    preset = get_preset(spec["preset"])
+                    assert (preset.unet.low_res_size is None) == (place == 0)
+                    assert preset.data.source_resolution == evaluation["source_resolution"]
                 else:
                     assert (spec["stage"] == "base") == (place == 0)
 
@@ -165,15 +175,27 @@ def test_real_images_stand_below_rows_of_their_size(tmp_path):
 
 
 def test_accuracies_of_several_samplings_are_averaged():
-    runs = [
-        {
-            "classification": {
-                "accuracies": {"samples": {"num_train_images": 9, "top_1": {"mean": a}, "top_5": {"mean": b}}}
-            }
+    def report(samples, real=None):
+        figure = {"num_train_images": 9, "top_5": {"mean": 1.0, "standard_error": 0.0}}
+        accuracies = {"samples": {**figure, "top_1": {"mean": samples, "standard_error": 0.01}}}
+        if real is None:
+            return {"accuracies": accuracies}
+        accuracies["real"] = {**figure, "top_1": {"mean": real, "standard_error": 0.02}}
+        return {
+            "accuracies": accuracies,
+            "compared_with": "real",
+            "classes_where_samples_beat_real": 1,
+            "num_classes": 3,
         }
-        for a, b in ((0.2, 0.6), (0.3, 0.8))
+
+    lines = classification_lines([report(0.2, 0.5), report(0.3)], {"real": ("73.09%", "91.47%")}).splitlines()
+    assert lines[2:] == [
+        "| samples | 9 | 25.00% ± 5.00% | 100.00% ± 0.00% |  |  |",
+        "| real | 9 | 50.00% ± 2.00% | 100.00% ± 0.00% | 73.09% | 91.47% |",
+        "",
+        "50.0% of the top-1 accuracy of 'real'; better than it on 1 of 3 classes.",
     ]
-    assert classification_lines(runs).splitlines()[2:] == ["| samples | 9 | 25.00% | 70.00% |"]
+    assert "| 20.00% ± 1.00% |" in classification_lines([report(0.2)], {})
 
 
 # From nothing to a table
@@ -265,24 +287,131 @@ def test_variants_of_the_last_stage(study_folder):
     assert sum(config["unet"]["num_classes"] is None for config in configs) == 1
 
 
-def test_classification_of_a_given_cascade(study_folder, tmp_path):
-    """Stages may be given; the classification accuracy score is that of the last stage's samples."""
+@contextmanager
+def configured(folder, **changes):
+    """The configuration with changes, for as long as the context lasts."""
+    original = (folder / "config.json").read_text()
+    try:
+        write_config(folder, **changes)
+        yield json.loads((folder / "config.json").read_text())
+    finally:
+        (folder / "config.json").write_text(original)
+
+
+@pytest.fixture(scope="module")
+def given(study_folder, tmp_path_factory):
+    """A configuration's `stages` and `experiments` with a base that is there already."""
     run(study_folder, "table2a", sampling_seeds=[0])
     plain = next((study_folder / "study" / "stages").glob("plain-*"))
-    pipe = CascadedDiffusionPipeline.from_pretrained(plain)
-    pipe.save_pretrained(tmp_path / "cascade")
-    stages = {"given": {"pipeline": str(tmp_path / "cascade"), "stage": "base"}}
+    folder = tmp_path_factory.mktemp("given") / "cascade"
+    CascadedDiffusionPipeline.from_pretrained(plain).save_pretrained(folder)
     table = {"stages": ["given"], "num_inference_steps": {"base": 2}, "evaluation": {"num_neighbour_images": 20}}
-    experiments = {"table1": table}
-    original = (study_folder / "config.json").read_text()
-    try:
-        write_config(study_folder, stages=stages, experiments=experiments)
-        report = run(study_folder, "table1", sampling_seeds=[0], num_images=24)
-    finally:
-        (study_folder / "config.json").write_text(original)
-    accuracies = report["rows"][0]["runs"][0]["classification"]["accuracies"]
-    assert set(accuracies) == {"samples", "real"}
-    assert "| samples | 24 |" in (study_folder / "study" / "table1.md").read_text()
+    stages = {"given": {"pipeline": str(folder), "stage": "base"}}
+    return {"stages": stages, "experiments": {"table1": table, "figure7": table}}
+
+
+def test_classification_of_a_given_cascade(study_folder, given, monkeypatch):
+    """Of the last stage's samples of each seed, and of real images once; at its own precision."""
+    AcceleratorState._reset_state()
+    Accelerator(mixed_precision="bf16")  # as after a training
+    trained = []
+
+    def fit(config, train, test):
+        trained.append(Path(config.output_dir).name)
+        return fit_classifier(config, train, test)
+
+    monkeypatch.setattr("cdm_diffusers.evaluation.classification_accuracy_score.fit_classifier", fit)
+    with configured(study_folder, **given):
+        report = run(study_folder, "figure7", num_images=24)
+    runs = [run["classification"]["accuracies"] for run in report["rows"][0]["runs"]]
+    assert [set(accuracies) for accuracies in runs] == [{"samples", "real"}, {"samples"}]
+    assert trained == ["samples-0", "real-0", "samples-0"]
+    text = (study_folder / "study" / "figure7.md").read_text()
+    assert "| samples | 24 |" in text and "63.02%" in text and " classes." in text
+    for name in ("per_class", "best_classes", "worst_classes"):
+        Image.open(study_folder / "study" / f"figure7_{name}.png").verify()
+
+
+def test_what_has_other_content_under_the_same_name_is_made_anew(study_folder, given, tmp_path, monkeypatch):
+    """Another extractor in its folder, other weights in the given cascade's."""
+    for source in (study_folder / "classifier", Path(given["stages"]["given"]["pipeline"])):
+        shutil.copytree(source, tmp_path / source.name)
+    stages = {"given": {"pipeline": str(tmp_path / "cascade"), "stage": "base"}}
+    measured = []
+
+    def measure(config):
+        measured.append(Path(config.samples).name)
+        return evaluate(config)
+
+    monkeypatch.setattr(module, "evaluate", measure)
+
+    def figures():
+        with configured(study_folder, **{**given, "stages": stages}) as content:
+            content["experiments"]["table2a"] = {"base": "given", "num_inference_steps": {"base": 2}}
+            content["evaluation"]["extractor"] = str(tmp_path / "classifier")
+            (study_folder / "config.json").write_text(json.dumps(content))
+            return run(study_folder, "table2a", sampling_seeds=[0])["rows"][0]["runs"][0]
+
+    first = figures()
+    assert figures() == first and len(measured) == 2  # one pass, and restarted
+    change_weights(tmp_path / "classifier" / "model.safetensors")
+    second = figures()
+    assert second["samples"] == first["samples"] and second["figures"] != first["figures"]
+    change_weights(tmp_path / "cascade" / "base_unet" / "diffusion_pytorch_model.safetensors")
+    assert figures()["samples"] != first["samples"] and len(measured) == 6
+
+
+def change_weights(file):
+    weights = {name: t * 1.5 if t.is_floating_point() else t for name, t in load_file(file).items()}
+    save_file(weights, file, metadata={"format": "pt"})
+
+
+def test_every_training_seed_is_another_training(study_folder):
+    report = run(study_folder, "table2a", sampling_seeds=[0], training_seeds=[0, 1])
+    for row in report["rows"]:
+        assert [run["training_seed"] for run in row["runs"]] == [0, 1]
+        first, second = (run["figures"]["train"]["frechet_distance"]["value"] for run in row["runs"])
+        assert first != second
+    folders = (study_folder / "study" / "stages").glob("plain-*/training_config.json")
+    assert {json.loads(file.read_text())["training"]["seed"] for file in folders} == {0, 1}
+
+
+def test_networks_sample_in_the_type_of_the_configuration(study_folder, tmp_path):
+    settings = read_settings(ReproduceConfig(config=str(study_folder / "config.json"), output_dir=""))
+    settings["sampling"]["dtype"] = "bf16"
+    study = Study(settings, study_folder / "study")
+    cascade = study.cascade((TrainedStage("base"), TrainedStage("up")), 0)
+    assert {stage.unet.dtype for stage in cascade.stages} == {torch.bfloat16}
+
+
+def test_batches_are_those_of_all_processes(study_folder):
+    settings = read_settings(ReproduceConfig(config=str(study_folder / "config.json"), output_dir=""))
+    study = Study(settings, study_folder / "study")
+    stage = TrainedStage("base", {"gradient_accumulation_steps": 2})
+    alone = study.training(stage, 0), study.stage_key(stage, 0)
+    study.state = SimpleNamespace(num_processes=2)
+    shared = study.training(stage, 0), study.stage_key(stage, 0)
+    assert [config.train_batch_size for (config, _), _ in (alone, shared)] == [2, 1]
+    assert alone[0][1].training.train_batch_size == shared[0][1].training.train_batch_size == 4
+    assert alone[1] == shared[1]
+    study.state.num_processes = 3
+    with pytest.raises(ValueError, match="`train_batch_size` of the stage 'base' is 4, which does not divide over 6"):
+        study.training(stage, 0)
+
+
+def test_a_given_stage_keeps_what_the_cascade_recommends(tmp_path):
+    cascade = small_cascade()
+    cascade.register_to_config(
+        default_num_inference_steps={"super_res_1": 7},
+        default_augmentation_levels={"super_res_1": 3},
+        default_guidance_scales={"super_res_1": 1.5},
+    )
+    cascade.save_pretrained(tmp_path)
+    config = stage_of_cascade(str(tmp_path), "super_res_1").config
+    assert config.default_num_inference_steps == 7
+    assert (config.default_augmentation_level, config.default_guidance_scale) == (3, 1.5)
+    with pytest.raises(ValueError, match=r"`stage` is 'super_res_9'; .* has \['base', "):
+        stage_of_cascade(str(tmp_path), "super_res_9")
 
 
 # Bad input
@@ -303,6 +432,10 @@ def test_bad_configurations(study_folder, tmp_path):
     refuses(r"has \['steps'\], which are no options of sampling", experiments={"table3a": wrong})
     given = {**good["stages"], "up": {"pipeline": "x", "stage": "super_res_1"}}
     refuses("trains the stage 'up' with .*augmentation_level", name="table2b", stages=given)
+    too_high = {**good["experiments"]["table3a"], "levels": [251, 4001]}
+    refuses(r"s = 4001 for the stage 'up', .* must lie in 0\.\.4000", experiments={"table3a": too_high})
+    training = {**good["training"], "learning_rat": 0.1}
+    refuses(r"The stage 'base' has \['learning_rat'\], which are no options of training", training=training)
     with pytest.raises(ValueError, match="cannot be read as JSON"):
         read_settings(ReproduceConfig(config=str(tmp_path), output_dir="x"))
     (tmp_path / "config.json").write_text("{}")

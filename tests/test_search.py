@@ -273,7 +273,8 @@ LINES = [
 
 def selection(**options):
     return SimpleNamespace(
-        **{"select_split": "train", "max_evaluations": None, "write_best": False, "dataset_split": "train"} | options,
+        **{"select_split": "train", "max_evaluations": None, "write_best": False, "seeds": [0]} | options,
+        dataset_split="train",
         eval_split="test",
     )
 
@@ -290,6 +291,7 @@ def test_means_errors_and_the_best():
 
     assert best() == 5 and best(write_best=True) == 3 and best(max_evaluations=8) == 1
     assert best(select_split="test", max_evaluations=8) == 2
+    assert best(seeds=[0, 1]) == 0  # the one setting that both have
     description = {"stage": "super_res_1", "measured_stage": "super_res_1", "extractor": "E", "distance": "D"}
     text = table(rows, description, selection(max_evaluations=8))
     assert "| - | yes | generated |" in text or "| yes | generated | - |" in text

@@ -62,7 +62,8 @@ class ClassificationAccuracyConfig(LabelledDataOptions, ClassifierRecipe):
     stage: str | None = option("Of an output_dir of sample.py: a stage that was kept. Default: the last one.")
     padding: int = option("Black pixels added on each side before cropping (Fashion-MNIST, 28 to 32 pixels: 2).", 0)
     source_resolution: int | None = option(
-        "Resolution of the centre crop that real images are averaged down from. Default: that of the samples."
+        "Resolution of the centre crop that real images are averaged down from. Default: what a folder of sample.py "
+        "says; that of the samples where it says nothing."
     )
     num_seeds: int = option("Trainings of each kind, with the seeds 0, 1, ...; means have a standard error from 2.", 3)
     real: Literal["same", "all", "both", "none"] = option(
@@ -130,7 +131,7 @@ def classification_accuracy_score(config: ClassificationAccuracyConfig) -> dict[
 
 def open_real(config: ClassificationAccuracyConfig, samples: ImageSet) -> tuple[TrainingData, Dataset]:
     """Training split and test images, at the size of the samples."""
-    resolution = config.source_resolution or samples.size
+    resolution = config.source_resolution or samples.source_resolution or samples.size
     if resolution % samples.size:
         raise ValueError(
             f"`source_resolution` is {resolution}, but the samples ({samples.source}) are {samples.size}x"

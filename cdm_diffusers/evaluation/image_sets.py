@@ -47,6 +47,7 @@ class ImageSet(Dataset):
         read: image number i as a uint8 array (C, H, W).
         labels: int64 (N,), or None.
         id2label: the names of the labels, where the set has them.
+        source_resolution: size of the real images that a cascade's stages were trained on averages of, if known.
     """
 
     def __init__(
@@ -56,8 +57,10 @@ class ImageSet(Dataset):
         read: Callable[[int], np.ndarray],
         labels: torch.Tensor | None,
         id2label: dict[int, str] | None = None,
+        source_resolution: int | None = None,
     ):
         self.source, self.labels, self.id2label = source, labels, id2label
+        self.source_resolution = source_resolution
         self.count, self.channels, self.size, _ = shape
         self._read = read
 
@@ -297,4 +300,5 @@ def _from_sample_dir(folder: Path, stage: str | None) -> ImageSet:
         )
     if settings.get("id2label") is not None:
         images.id2label = {int(label): name for label, name in settings["id2label"].items()}
+    images.source_resolution = settings.get("source_resolution")
     return images

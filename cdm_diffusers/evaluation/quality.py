@@ -65,7 +65,8 @@ class EvaluateConfig(LabelledDataOptions):
     stage: str | None = option("A stage kept by sample.py, instead of its last one.")
     padding: int = option("Black pixels added on each side of real images (Fashion-MNIST, 28 to 32 pixels: 2).", 0)
     source_resolution: int | None = option(
-        "Crop real images to this size and average them down to the samples'. Default: crop to the samples' size."
+        "Crop real images to this size and average them down to the samples'. Default: what a folder of sample.py "
+        "says; crop to the samples' size where it says nothing."
     )
     num_images: int | None = option("Use so many samples, balanced over their labels. Default: all.")
     num_reference_images: int | None = option("Use so many real images of each split, drawn at random. Default: all.")
@@ -127,6 +128,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     """
     extractor = load_extractor(config.extractor, config.device)
     samples = load_image_set(config.samples, config.stage)
+    config = dataclasses.replace(config, source_resolution=config.source_resolution or samples.source_resolution)
     drawn = draw_samples(samples, config)
     check_labels(samples, extractor)
     features, logits = extract(extractor, drawn, config.batch_size, config.device)

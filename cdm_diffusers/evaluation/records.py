@@ -28,10 +28,20 @@ def fingerprint(stages: Iterable[CascadeStage]) -> str:
         for part in (stage.unet, stage.scheduler, stage.noising_scheduler):
             config = {} if part is None else {k: v for k, v in part.config.items() if not k.startswith("_")}
             hashed.update(json.dumps([stage.name, type(part).__name__, config], sort_keys=True).encode())
-        for name, tensor in stage.unet.state_dict().items():
-            hashed.update(name.encode())
-            hashed.update(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy())
+        _add_weights(hashed, stage.unet)
     return hashed.hexdigest()
+
+
+def weights_fingerprint(module: torch.nn.Module) -> str:
+    hashed = hashlib.sha256()
+    _add_weights(hashed, module)
+    return hashed.hexdigest()
+
+
+def _add_weights(hashed: Any, module: torch.nn.Module) -> None:
+    for name, tensor in module.state_dict().items():
+        hashed.update(name.encode())
+        hashed.update(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy())
 
 
 def digest(content: Any) -> str:

@@ -1,5 +1,6 @@
 """An experiment's results as a table of the paper's shape, and as a figure."""
 
+import shutil
 import statistics
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,8 @@ def independent_values(runs: list[dict[str, Any]], values: list[float]) -> list[
 
 
 def student_interval(values: list[float]) -> list[float]:
+    if len(set(values)) == 1:
+        return [values[0], values[0]]  # where SciPy has nan
     low, high = stats.t.interval(0.95, len(values) - 1, statistics.fmean(values), stats.sem(values))
     return [float(low), float(high)]
 
@@ -88,7 +91,8 @@ def write_table(report: dict[str, Any], experiment: Experiment, output_dir: Path
             lines.append(table_row(["real images", *real], len(header)))
     lines += ["", caption(report, first)]
     if "classification" in report["rows"][-1]["runs"][0]:
-        lines += ["", classification_lines(report["rows"][-1]["runs"])]
+        reports = [run["classification"] for run in report["rows"][-1]["runs"]]
+        lines += ["", classification_lines(reports, experiment.paper_accuracies)]
     text = "\n".join(lines) + "\n"
     (output_dir / f"{report['name']}.md").write_text(text)
     return text
@@ -126,21 +130,53 @@ def caption(report: dict[str, Any], run: dict[str, Any]) -> str:
     )
 
 
-def classification_lines(runs: list[dict[str, Any]]) -> str:
-    """Table 1b: means over the runs."""
-    accuracies = [run["classification"]["accuracies"] for run in runs]
-    lines = ["| trained on | images | top-1 | top-5 |", "|---|---|---|---|"]
-    for name, row in accuracies[0].items():
-        top = [f"{statistics.fmean(one[name][key]['mean'] for one in accuracies):.2%}" for key in ("top_1", "top_5")]
-        lines.append(f"| {name} | {row['num_train_images']:,} | {' | '.join(top)} |")
+def classification_lines(reports: list[dict[str, Any]], paper: dict[str, tuple[str, str]]) -> str:
+    """
+    Table 1b: means over classification accuracy scores with standard errors, over samplings where there are several,
+    else over the trainings of the classifier.
+
+    Args:
+        reports: of `classification_accuracy_score`; real images are in the first.
+        paper: top-1 and top-5 by what was trained on.
+    """
+    lines = ["| trained on | images | top-1 | top-5 | paper: top-1 | paper: top-5 |", "|---|---|---|---|---|---|"]
+    means = {}
+    for name, row in reports[0]["accuracies"].items():
+        rows = [report["accuracies"][name] for report in reports if name in report["accuracies"]]
+        top_1, top_5 = ([one[key] for one in rows] for key in ("top_1", "top_5"))
+        means[name] = statistics.fmean(figure["mean"] for figure in top_1)
+        cells = [name, f"{row['num_train_images']:,}", accuracy_cell(top_1), accuracy_cell(top_5)]
+        lines.append(table_row([*cells, *paper.get(name, ())], 6))
+    first = reports[0]
+    if "compared_with" in first:
+        compared = first["compared_with"]
+        lines += [
+            "",
+            f"{means['samples'] / means[compared]:.1%} of the top-1 accuracy of {compared!r}; better than it on "
+            f"{first['classes_where_samples_beat_real']} of {first['num_classes']} classes.",
+        ]
     return "\n".join(lines)
 
 
+def accuracy_cell(figures: list[dict[str, float | None]]) -> str:
+    values = [figure["mean"] for figure in figures]
+    error = stats.sem(values) if len(values) > 1 else figures[0]["standard_error"]
+    return f"{statistics.fmean(values):.2%}" + ("" if error is None else f" ± {error:.2%}")
+
+
 def write_figure(report: dict[str, Any], experiment: Experiment, output_dir: Path) -> None:
-    """Writes `NAME.png`: curves over x, a picture of samples, or nothing for an experiment that is only a table."""
+    """
+    Writes `NAME.png`: curves over x, or a picture of samples; `NAME_per_class.png`, `NAME_best_classes.png` and
+    `NAME_worst_classes.png` of classification accuracy scores; or nothing for an experiment that is only a table.
+    """
     file = output_dir / f"{report['name']}.png"
     if experiment.images:
         samples_picture(report, output_dir).save(file)
+    elif experiment.classification:
+        classification = report["rows"][-1]["runs"][0]["classification"]
+        folder = Path(classification["settings"]["output_dir"])
+        for name in ("per_class", "best_classes", "worst_classes") if "compared_with" in classification else ():
+            shutil.copy(folder / f"{name}.png", file.with_name(f"{report['name']}_{name}.png"))
     elif experiment.x_label is not None:
         curves(summarise(report), experiment, report["rows"][0]["runs"][0]["distance"]).savefig(file)
 

@@ -146,6 +146,7 @@ class Study:
         self.settings, self.output_dir, self.state = settings, output_dir, open_state()
         self.cascades: dict[str, CascadedDiffusionPipeline] = {}
         self.given: dict[str, tuple[CascadedDiffusionPipeline | SuperResolutionPipeline, Any]] = {}
+        self.dtype = DTYPES[settings["sampling"].get("dtype", "float32")]
         self.real_images: set[Path] = set()  # folders that this run has made or checked
 
     def check(self, experiment: Experiment) -> None:
@@ -155,6 +156,7 @@ class Study:
                 with an option that there is not.
         """
         options = {f.name for f in dataclasses.fields(SampleConfig)}
+        first_seed = self.settings["training"]["seeds"][0]
         for row in experiment.rows:
             if unknown := sorted(row.arm.sampling.keys() - options):
                 raise ValueError(f"{experiment.title!r} has {unknown}, which are no options of sampling.")
@@ -164,7 +166,9 @@ class Study:
                         f"{experiment.title!r} names the stage {stage.name!r}; the configuration has the stages "
                         f"{list(self.settings['stages'])}."
                     )
-                if "pipeline" in self.settings["stages"][stage.name] and stage.options:
+                if "preset" in self.settings["stages"][stage.name]:
+                    self.training(stage, first_seed)
+                elif stage.options:
                     raise ValueError(
                         f"{experiment.title!r} trains the stage {stage.name!r} with {stage.options}, but the "
                         "configuration gives a trained one (`pipeline`): give a `preset`."
@@ -237,10 +241,9 @@ class Study:
                 )
             options["train_batch_size"] //= split
         preset = get_preset(self.settings["stages"][stage.name]["preset"])
-        try:
-            config = TrainingConfig(preset=preset.name, output_dir="", seed=seed, **options)
-        except TypeError as error:
-            raise ValueError(f"The stage {stage.name!r} cannot be trained with {sorted(options)}: {error}.") from error
+        if unknown := sorted(options.keys() - {f.name for f in dataclasses.fields(TrainingConfig)}):
+            raise ValueError(f"The stage {stage.name!r} has {unknown}, which are no options of training.")
+        config = TrainingConfig(preset=preset.name, output_dir="", seed=seed, **options)
         return config, resolve_preset(config, preset.unet.low_res_size is not None, self.state.num_processes)
 
     def stage_key(self, stage: TrainedStage, seed: int | None) -> dict[str, Any]:
@@ -263,12 +266,14 @@ class Study:
             forget_precision()
             train(dataclasses.replace(config, output_dir=str(folder)), super_resolution=is_super_resolution)
             self.state.wait_for_everyone()
-        return (SuperResolutionPipeline if is_super_resolution else CascadedDiffusionPipeline).from_pretrained(folder)
+        return (SuperResolutionPipeline if is_super_resolution else CascadedDiffusionPipeline).from_pretrained(
+            folder, dtype=self.dtype
+        )
 
     def given_stage(self, stage: TrainedStage) -> tuple[CascadedDiffusionPipeline | SuperResolutionPipeline, Any]:
         """A stage of a cascade that is there already, and its key."""
         if stage.name not in self.given:
-            part = stage_of_cascade(**self.settings["stages"][stage.name])
+            part = stage_of_cascade(**self.settings["stages"][stage.name], dtype=self.dtype)
             parts = part.stages if isinstance(part, CascadedDiffusionPipeline) else [part.stage]
             defaults = {name: value for name, value in part.config.items() if name.startswith("default_")}
             self.given[stage.name] = part, {"weights_and_schedulers": fingerprint(parts), "defaults": defaults}
@@ -278,8 +283,7 @@ class Study:
         key = digest([self.stage_key(stage, seed) for stage in stages])
         if key not in self.cascades:
             parts = [self.stage(stage, seed) for stage in stages]
-            dtype = DTYPES[self.settings["sampling"].get("dtype", "float32")]
-            self.cascades[key] = CascadedDiffusionPipeline.from_stages(*parts).to(self.state.device, dtype)
+            self.cascades[key] = CascadedDiffusionPipeline.from_stages(*parts).to(self.state.device)
         return self.cascades[key]
 
     # -----------------------------------------------------------------------------------------------------------------
@@ -401,14 +405,16 @@ class Study:
         )
 
 
-def stage_of_cascade(pipeline: str, stage: str) -> CascadedDiffusionPipeline | SuperResolutionPipeline:
+def stage_of_cascade(
+    pipeline: str, stage: str, dtype: torch.dtype = torch.float32
+) -> CascadedDiffusionPipeline | SuperResolutionPipeline:
     """
     One stage of a trained cascade, as its training would have left it, with the cascade's defaults for it.
 
     Raises:
         ValueError: the cascade has no stage of this name.
     """
-    cascade = CascadedDiffusionPipeline.from_pretrained(pipeline)
+    cascade = CascadedDiffusionPipeline.from_pretrained(pipeline, dtype=dtype)
     stages: dict[str, CascadeStage] = {part.name: part for part in cascade.stages}
     if stage not in stages:
         raise ValueError(f"`stage` is {stage!r}; {pipeline!r} has {list(stages)}.")

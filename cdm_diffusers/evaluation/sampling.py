@@ -183,6 +183,11 @@ class SamplingJob:
             self.labels = self.low_res.labels
             if self.labels is not None:
                 self.labels = self.labels[: config.num_images]
+            elif num_classes_of(pipeline.stages[self.first_stage :]) is not None:
+                raise ValueError(
+                    f"`low_res_dir` {config.low_res_dir!r} has no labels, which stages after "
+                    f"`{self.low_res.stage}` take: sample all stages in one run, with --labels."
+                )
         else:
             self.labels = all_labels(config, num_classes_of(pipeline.stages), pipeline.config.id2label)
         self.stages = pipeline.stages[self.first_stage :]
@@ -223,6 +228,7 @@ class SamplingJob:
             "id2label": pipeline.config.id2label,
             "stages": {stage.name: stage.unet.config.sample_size for stage in self.stages},
             "channels": pipeline.base_unet.config.out_channels,
+            "source_resolution": pipeline.config.source_resolution,
             "kept_stages": self.kept,
             "options": self.options,
             "schedulers": {stage.name: type(stage.scheduler).__name__ for stage in self.stages},

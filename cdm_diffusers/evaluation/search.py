@@ -18,6 +18,7 @@ from accelerate import PartialState
 from torch.utils.data import DataLoader, Dataset
 
 from ..pipelines import CascadedDiffusionPipeline
+from ..pipelines.pipeline_base import num_classes_of
 from ..training.checkpoints import TEMPORARY_PREFIX, sync_file, write_json
 from ..training.classifier import Classifier, check_same_classes
 from ..training.data import TrainingData, load_training_data, to_float
@@ -25,10 +26,10 @@ from .drawing import check_call, with_schedulers
 from .features import ClassifierExtractor, extract, load_extractor
 from .image_sets import load_image_set
 from .metrics import FeatureStatistics, frechet_distance
-from .records import check_same_settings, digest, fingerprint, provenance
+from .records import check_same_settings, digest, fingerprint, provenance, weights_fingerprint
 from .references import AreaAverages, dataset_fingerprint, reference_statistics
 from .sample_store import RESULTS_NAME, store_real_images
-from .sampling import DTYPES, SampleConfig, call_options, open_state, sample
+from .sampling import DTYPES, SampleConfig, all_labels, call_options, open_state, sample
 from .search_grid import SearchConfig, Setting, settings_of
 from .search_report import summarise, write_best, write_report
 
@@ -106,20 +107,22 @@ class Search:
 
     def describe(self) -> dict[str, Any]:
         """What all results of a folder share."""
-        config = self.config
+        config, cascade = self.config, self.pipeline
+        sampled = self.sample_config(0, Setting(), labels=config.labels)
+        labels = all_labels(sampled, num_classes_of(cascade.stages), cascade.config.id2label)
         return {
             "stage": self.stage,
             "measured_stage": self.measured,
             "num_images": config.num_images,
             "batch_size": config.batch_size,
-            "labels": config.labels,
+            "labels": None if labels is None else digest(labels.tolist()),
             "dtype": config.dtype,
             "extractor": self.extractor.name,
             "distance": self.extractor.distance_name,
             "extractor_fingerprint": self.extractor.fingerprint(),
-            "classifier": config.classifier,
-            "weights_and_schedulers": fingerprint(self.pipeline.stages),
-            "defaults": {k: v for k, v in self.pipeline.config.items() if k.startswith("default_")},
+            "classifier": None if self.classifier is None else weights_fingerprint(self.classifier),
+            "weights_and_schedulers": fingerprint(cascade.stages),
+            "defaults": {k: v for k, v in cascade.config.items() if k.startswith("default_")},
             "data": {split: dataset_fingerprint(data.dataset) for split, data in self.data.items()},
             "about": {
                 "config": dataclasses.asdict(config),

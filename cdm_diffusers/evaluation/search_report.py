@@ -23,13 +23,14 @@ def summarise(lines: list[dict[str, Any]], stage: str, config) -> list[dict[str,
     Args:
         lines: of `results.jsonl`.
         stage: the searched one.
-        config: `select_split`, `max_evaluations` and `write_best` of [`SearchConfig`].
+        config: `seeds`, `select_split`, `max_evaluations` and `write_best` of [`SearchConfig`].
 
     Returns:
         `list[dict]`: "setting"; "seeds"; "figures" by name, each {"mean", "standard_error" (None for one seed),
         "values"}; "evaluations" of each stage's network for an image; "seconds" for all images of one seed; "is_best"
         for the setting with the lowest mean distance on the selecting split, of those that sample from generated
-        images within `max_evaluations` (and that a pipeline's config can hold, with `write_best`); and "is_optimal"
+        images, with all `seeds`, within `max_evaluations` (and that a pipeline's config can hold, with `write_best`);
+        and "is_optimal"
         where no other setting of the same conditioning is better on that split with as few evaluations of the stage.
     """
     by_setting = {}
@@ -40,6 +41,7 @@ def summarise(lines: list[dict[str, Any]], stage: str, config) -> list[dict[str,
         row
         for row in rows
         if row["setting"]["conditioning"] == "generated"
+        and set(config.seeds) <= set(row["seeds"])
         and not (config.write_best and any(row["setting"].get(name) for name in CALL_ONLY))
         and (config.max_evaluations is None or row["evaluations"][stage] <= config.max_evaluations)
     ]
