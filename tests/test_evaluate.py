@@ -14,7 +14,13 @@ from safetensors import safe_open
 from cdm_diffusers.evaluation import references as references_module
 from cdm_diffusers.evaluation.features import ClassifierExtractor, FeatureExtractor, extract, load_extractor
 from cdm_diffusers.evaluation.image_sets import load_image_set
-from cdm_diffusers.evaluation.metrics import FeatureStatistics, kernel_distance, precision_recall
+from cdm_diffusers.evaluation.metrics import (
+    FeatureStatistics,
+    frechet_standard_error,
+    inception_score,
+    kernel_distance,
+    precision_recall,
+)
 from cdm_diffusers.evaluation.quality import EvaluateConfig, draw_samples, evaluate
 from cdm_diffusers.evaluation.references import (
     AreaAverages,
@@ -39,9 +45,9 @@ def write_idx(folder, prefix, images):
     (folder / f"{prefix}-images-idx3-ubyte").write_bytes(header + images.tobytes())
 
 
-def save_classifier(folder, seed=0):
+def save_classifier(folder, seed=0, size=8):
     torch.manual_seed(seed)
-    config = ClassifierConfig(train_data_dir=".", output_dir="", image_size=8, num_channels=1)
+    config = ClassifierConfig(train_data_dir=".", output_dir="", image_size=size, num_channels=1)
     build_classifier(config, {0: "a", 1: "b", 2: "c"}).model.save_pretrained(folder)
 
 
@@ -123,6 +129,36 @@ def test_report_is_recomputed(config, capsys):
     assert "| Frechet distance, 'train' |" in printed and "FID" not in printed and "classifier net, 8x8" in printed
 
 
+def test_floors_and_intervals_are_recomputed(config):
+    """Real images of the other split in the samples' place; normal intervals, Student's over the ten splits."""
+    report = evaluate(config)
+    extractor = load_extractor(config.extractor)
+    samples = features_of(config, pixels(NUM_SAMPLES, 2))
+    whole, drawn = {}, {}
+    for split, count, seed in (("train", NUM_TRAIN, 0), ("test", NUM_TEST, 1)):
+        images = torch.from_numpy(pixels(count, seed))[:, None]
+        whole[split], logits = extract(extractor, InMemoryImages(images, None))
+        order = torch.randperm(count, generator=torch.Generator().manual_seed(0))[:NUM_SAMPLES]
+        drawn[split], drawn_logits = whole[split][order], logits[order]  # in the end those of the test images
+    for split, other in (("train", "test"), ("test", "train")):
+        figures = report["figures"][split]
+        floor = distance_of_few(drawn[other], whole[split])
+        assert figures["frechet_distance"]["real"]["value"] == pytest.approx(floor, rel=1e-4)
+        error = frechet_standard_error(FeatureStatistics.from_features(whole[split]), samples)
+        low, high = figures["frechet_distance"]["interval"]
+        assert (high - low) / 2 == pytest.approx(1.959964 * error, rel=1e-4)
+        shares = precision_recall(drawn[split], drawn[other])
+        assert [figures[name]["real"]["value"] for name in ("precision", "recall")] == pytest.approx(shares)
+        generator = torch.Generator().manual_seed(0)
+        mean, deviation = kernel_distance(drawn[split], drawn[other], 10, generator=generator)
+        kernel = figures["kernel_distance"]["real"]
+        assert (kernel["value"], kernel["deviation"]) == pytest.approx((mean, deviation), rel=1e-3, abs=1e-7)
+        low, high = kernel["interval"]
+        assert (high - low) / 2 == pytest.approx(2.262157 * deviation / 10**0.5, rel=1e-3)
+    mean, _ = inception_score(drawn_logits, 10, generator=torch.Generator().manual_seed(0))
+    assert report["figures"]["inception_score"]["real"]["value"] == pytest.approx(mean, rel=1e-5)
+
+
 def test_script(config, monkeypatch):
     """The command line gives what the function gives, and the report says what the command was."""
     options = ("samples", "extractor", "train_data_dir", "output", "cache_dir", "batch_size", "device")
@@ -133,6 +169,24 @@ def test_script(config, monkeypatch):
     assert "evaluation/evaluate.py --samples=" in report["command"]
     expected = evaluate(dataclasses.replace(config, inception_score=False))
     assert report["figures"] == expected["figures"] and report["settings"] == expected["settings"]
+
+
+def test_a_stages_samples_are_compared_with_what_it_was_trained_on(config, tmp_path):
+    """A folder of sample.py says from which size a stage's images were averaged down."""
+    save_classifier(tmp_path / "small", size=4)
+    (tmp_path / "samples").mkdir()
+    np.savez(tmp_path / "samples" / "samples.npz", arr_0=pixels(NUM_SAMPLES, 2, size=4)[..., None])
+    settings = {"num_images": NUM_SAMPLES, "stages": {"base": 4}, "source_resolution": 8, "id2label": {"0": "a"}}
+    (tmp_path / "samples" / "settings.json").write_text(json.dumps(settings))
+    options = {"samples": str(tmp_path / "samples"), "extractor": str(tmp_path / "small"), "inception_score": False}
+    config = dataclasses.replace(config, **options)
+    report = evaluate(config)
+    assert report["settings"]["source_resolution"] == 8
+    averages = torch.from_numpy(pixels(NUM_TEST, 1)).float().reshape(-1, 4, 2, 4, 2).mean((2, 4))
+    test = features_of(config, averages.round().to(torch.uint8).numpy())
+    expected = distance_of_few(features_of(config, pixels(NUM_SAMPLES, 2, size=4)), test)
+    assert report["figures"]["test"]["frechet_distance"]["value"] == pytest.approx(expected, rel=1e-2)
+    assert load_image_set(tmp_path / "samples").id2label == {0: "a"}
 
 
 def test_official_network_gives_fid(config, capsys, monkeypatch):
