@@ -127,7 +127,15 @@ def test_a_base_against_distances_by_hand(root, tmp_path, capsys):
     by_hand = distance_by_hand(root, base_samples(pipeline, 10, SEED + 1), "test")
     assert report["final"]["distance"] == pytest.approx(by_hand, rel=1e-3)
     assert (report["final"]["split"], report["final"]["num_real_images"]) == ("test", 27)
-    assert f"{report['selected']}: {report['final']['distance']:.3f} ± " in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert f"{report['selected']}: {report['final']['distance']:.3f} ± " in printed
+
+    chosen = torch.randperm(27, generator=torch.Generator().manual_seed(0))[:8]
+    files = sorted((root / "data" / "test").rglob("*.png"))
+    real = np.stack([np.array(Image.open(files[index])) for index in chosen])[:, None] / 255
+    by_hand = distance_by_hand(root, torch.from_numpy(real), "train")
+    assert report["real_images"]["train"] == pytest.approx(by_hand, rel=1e-3)
+    assert f"of the other split: {report['real_images']['train']:.3f} and " in printed
 
 
 def test_only_what_is_new_is_measured(root, tmp_path, monkeypatch):

@@ -293,9 +293,9 @@ def test_means_errors_and_the_best():
     assert best(select_split="test", max_evaluations=8) == 2
     assert best(seeds=[0, 1]) == 0  # the one setting that both have
     description = {"stage": "super_res_1", "measured_stage": "super_res_1", "extractor": "E", "distance": "D"}
-    text = table(rows, description, selection(max_evaluations=8))
+    text = table(rows, {"train": 0.25, "test": 0.5}, description, selection(max_evaluations=8))
     assert "| - | yes | generated |" in text or "| yes | generated | - |" in text
-    assert "no more images than the 4 features" in text
+    assert "no more images than the 4 features" in text and "0.25 from 'train', 0.5 from 'test'" in text
     assert "6 ± 1" in text and "within 8 network evaluations" in text and "distance from 'test'" in text
 
 

@@ -50,7 +50,7 @@ from .features import FeatureExtractor, extract, load_extractor
 from .image_sets import load_image_set
 from .metrics import FeatureStatistics, frechet_distance, frechet_standard_error
 from .records import check_same_settings
-from .references import AreaAverages, dataset_fingerprint, reference_statistics
+from .references import AreaAverages, dataset_fingerprint, real_distance, reference_statistics
 
 
 Pipeline = CascadedDiffusionPipeline | SuperResolutionPipeline
@@ -142,6 +142,10 @@ def select_checkpoint(config: SelectionConfig) -> dict[str, Any]:
         pipeline = checkpoint_pipeline(best, resolved).to(config.device)
         final = reporting.distance(pipeline, config.num_final_images, config.seed + 1)
         report |= {"selected": best.name, "final": {"split": reporting.split, "weights": weights, **final}}
+        report["real_images"] = {
+            selecting.split: selecting.distance_of_real_images(reporting, config.num_images),
+            reporting.split: reporting.distance_of_real_images(selecting, config.num_final_images),
+        }
         write_json(output, report)
     if config.export is not None:
         figures = {
@@ -222,18 +226,15 @@ class Comparison:
         self.unet = resolved["unet"]
         self.data = open_split(config, resolved, split)
         self.source = self.data.dataset if config.low_res is None else open_low_res(config, self.unet)
+        self.real_images = AreaAverages(self.data.dataset, self.unet["sample_size"])
+        self.options = {"batch_size": config.batch_size, "device": config.device}
         self.statistics: FeatureStatistics | None = None
 
     def distance(self, pipeline: Pipeline, count: int, seed: int) -> dict[str, float | int]:
         """Of `count` samples, with its standard error over the draw of them."""
         if self.statistics is None:
-            self.statistics = reference_statistics(
-                AreaAverages(self.data.dataset, self.unet["sample_size"]),
-                self.extractor,
-                self.config.cache_dir,
-                batch_size=self.config.batch_size,
-                device=self.config.device,
-            )
+            cache_dir = self.config.cache_dir
+            self.statistics = reference_statistics(self.real_images, self.extractor, cache_dir, **self.options)
         pipeline.set_progress_bar_config(disable=True)
         is_base = self.unet["low_res_size"] is None
         images = self.base_samples(pipeline, count, seed) if is_base else self.super_resolved(pipeline, count, seed)
@@ -244,6 +245,11 @@ class Comparison:
             "num_samples": count,
             "num_real_images": self.statistics.count,
         }
+
+    def distance_of_real_images(self, other: "Comparison", count: int) -> float:
+        """Of `count` real images of the other split."""
+        cache_dir = self.config.cache_dir
+        return real_distance(self.real_images, other.real_images, count, self.extractor, cache_dir, **self.options)
 
     def base_samples(self, pipeline: CascadedDiffusionPipeline, count: int, seed: int) -> torch.Tensor:
         """uint8 (N, C, H, W), balanced over the classes."""
@@ -340,7 +346,7 @@ def open_report(output: Path, settings: dict[str, Any]) -> dict[str, Any]:
 
 def selection_table(report: dict[str, Any]) -> str:
     """The report in markdown."""
-    settings, final = report["settings"], report["final"]
+    settings, final, real = report["settings"], report["final"], report["real_images"]
     lines = [
         f"Extractor: {settings['extractor']}.",
         "",
@@ -354,5 +360,7 @@ def selection_table(report: dict[str, Any]) -> str:
         "",
         f"{report['selected']}: {final['distance']:.3f} ± {final['standard_error']:.3f} to {final['split']!r}, "
         f"{final['num_samples']:,} new samples.",
+        "As many real images of the other split: "
+        f"{real[settings['selecting_split']]:.3f} and {real[final['split']]:.3f}.",
     ]
     return "\n".join(lines)

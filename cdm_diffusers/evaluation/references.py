@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 from ..training.checkpoints import TEMPORARY_PREFIX, sync_file
 from ..training.data import DecodedRows, InMemoryImages, area_resize, to_float, to_uint8
 from .features import FeatureExtractor, extract
-from .metrics import FeatureStatistics
+from .metrics import FeatureStatistics, frechet_distance
 
 
 def reference_statistics(
@@ -68,6 +68,26 @@ def reference_features(
 
     tensors = _cached(cache_dir, "features", provenance(dataset, extractor), compute)
     return tensors["features"], tensors.get("logits")
+
+
+def real_distance(
+    dataset: Dataset,
+    other: Dataset,
+    count: int,
+    extractor: FeatureExtractor,
+    cache_dir: str | os.PathLike,
+    **options,
+) -> float:
+    """
+    What real images reach: the Frechet distance of `count` images drawn from `other` (or all, if fewer) to `dataset`.
+
+    Args:
+        options: `batch_size` and `device`.
+    """
+    order = torch.randperm(len(other), generator=torch.Generator().manual_seed(0))
+    features, _ = reference_features(Subset(other, order[:count].tolist()), extractor, cache_dir, **options)
+    statistics = reference_statistics(dataset, extractor, cache_dir, **options)
+    return frechet_distance(FeatureStatistics.from_features(features), statistics)
 
 
 def read_statistics(file: str | os.PathLike, dataset: Dataset, extractor: FeatureExtractor) -> FeatureStatistics:

@@ -7,6 +7,7 @@ appended to `results.jsonl`; a search that was stopped goes on where it was.
 """
 
 import dataclasses
+import itertools
 import json
 import shutil
 from collections.abc import Iterator
@@ -27,7 +28,7 @@ from .features import ClassifierExtractor, extract, load_extractor
 from .image_sets import load_image_set
 from .metrics import FeatureStatistics, frechet_distance
 from .records import check_same_settings, digest, fingerprint, provenance, weights_fingerprint
-from .references import AreaAverages, dataset_fingerprint, reference_statistics
+from .references import AreaAverages, dataset_fingerprint, real_distance, reference_statistics
 from .sample_store import RESULTS_NAME, store_real_images
 from .sampling import DTYPES, SampleConfig, all_labels, call_options, open_state, sample
 from .search_grid import SearchConfig, Setting, settings_of
@@ -62,7 +63,7 @@ def search(config: SearchConfig) -> list[dict[str, Any]]:
     state.wait_for_everyone()
     rows = summarise(run.results(), run.stage, config)
     if state.is_main_process:
-        write_report(rows, run.description, config)
+        write_report(rows, run.real_distances(), run.description, config)
         if config.write_best:
             write_best(rows, run.pipeline, run.stage, config)
     state.wait_for_everyone()
@@ -279,10 +280,7 @@ class Search:
         features, logits = extract(self.extractor, images, config.batch_size, device)
         of_samples = FeatureStatistics.from_features(features)
         figures = {}
-        for split, data in self.data.items():
-            dataset = data.dataset
-            if dataset[0]["image"].shape[-1] != self.size:
-                dataset = AreaAverages(dataset, self.size)
+        for split, dataset in self.real_images().items():
             options = {"batch_size": config.batch_size, "device": device}
             reference = reference_statistics(dataset, self.extractor, config.cache_dir, **options)
             figures[split] = frechet_distance(of_samples, reference)
@@ -291,6 +289,25 @@ class Search:
                 logits = torch.cat(list(self.classified(images)))
             figures["recognised"] = (logits.argmax(1) == images.labels).float().mean().item()
         return figures, features.shape[1]
+
+    def real_images(self) -> dict[str, Dataset]:
+        """Of both splits, as the measured stage is trained on them."""
+        datasets = {split: data.dataset for split, data in self.data.items()}
+        return {
+            split: dataset if dataset[0]["image"].shape[-1] == self.size else AreaAverages(dataset, self.size)
+            for split, dataset in datasets.items()
+        }
+
+    def real_distances(self) -> dict[str, float]:
+        """From each split, of as many real images of the other one as there are samples."""
+        config, images = self.config, self.real_images()
+        options = {"batch_size": config.batch_size, "device": self.state.device}
+        return {
+            split: real_distance(
+                images[split], images[other], config.num_images, self.extractor, config.cache_dir, **options
+            )
+            for split, other in itertools.permutations(images)
+        }
 
     @torch.no_grad()
     def classified(self, images: Dataset) -> Iterator[torch.Tensor]:

@@ -80,10 +80,10 @@ def _dominates(other: dict[str, Any], row: dict[str, Any], stage: str, split: st
     return same and a != b and a[0] <= b[0] and a[1] <= b[1]
 
 
-def write_report(rows: list[dict[str, Any]], description: dict[str, Any], config) -> None:
+def write_report(rows: list[dict[str, Any]], real: dict[str, float], description: dict[str, Any], config) -> None:
     """`table.md`, `quality-over-s.png` (if s varies), `quality-over-evaluations.png` (of generated conditioning)."""
     folder, stage = Path(config.output_dir), description["stage"]
-    text = table(rows, description, config)
+    text = table(rows, real, description, config)
     (folder / "table.md").write_text(text + "\n")
     print(text)
     label = description["distance"], f"Extractor: {description['extractor']}; {rows[0]['num_images']:,} samples"
@@ -107,8 +107,13 @@ def varied(rows: list[dict[str, Any]]) -> list[str]:
     return [name for name in names if len({json.dumps(row["setting"].get(name)) for row in rows}) > 1]
 
 
-def table(rows: list[dict[str, Any]], description: dict[str, Any], config) -> str:
-    """Rows in markdown, the nearest on the selecting split first."""
+def table(rows: list[dict[str, Any]], real: dict[str, float], description: dict[str, Any], config) -> str:
+    """
+    Rows in markdown, the nearest on the selecting split first.
+
+    Args:
+        real: distances from each split of as many real images of the other one.
+    """
     axes, splits = varied(rows), [config.dataset_split, config.eval_split]
     shared = [f"{_words(name)} {_shown(value)}" for name, value in rows[0]["setting"].items() if name not in axes]
     other_split = splits[1] if config.select_split == splits[0] else splits[0]
@@ -128,6 +133,7 @@ def table(rows: list[dict[str, Any]], description: dict[str, Any], config) -> st
         "",
         f"Means over seeds ± standard error. **best**{within}: selected by the distance from {config.select_split!r}, "
         f"so that its distance from {other_split!r} is the one to report.",
+        f"As many real images of the other split: {', '.join(f'{real[name]:.4g} from {name!r}' for name in splits)}.",
         *([few] if rows[0]["num_images"] <= rows[0]["num_features"] else []),
         "",
         f"| {' | '.join(heads)} |",
