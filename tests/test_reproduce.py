@@ -145,6 +145,11 @@ def test_a_mean_and_its_interval():
     assert result["interval"] == pytest.approx([2.5 - half, 2.5 + half], rel=1e-5)
 
 
+def test_the_interval_of_equal_values_is_a_point():
+    figures = [{"value": 2.0, "interval": [0, 9]}] * 3
+    assert over_runs([{"training_seed": 0}] * 3, figures)["interval"] == [2.0, 2.0]
+
+
 def test_samplings_of_one_training_are_not_further_trainings():
     figures = [{"value": value, "interval": [0, 9]} for value in (1.0, 2.0, 5.0, 6.0)]
     result = over_runs([{"training_seed": seed} for seed in (0, 0, 1, 1)], figures)

@@ -326,12 +326,15 @@ def test_bad_options(tmp_path, pipeline, options, message):
 def test_low_resolution_images_that_do_not_fit(tmp_path, uninterrupted, pipeline):
     kept = str(uninterrupted / "set")
     sample(config_for(tmp_path / "bare", num_images=2, last_stage="base"), pipeline)
+    unlabelled = small_cascade(num_classes=None)
+    sample(config_for(tmp_path / "unlabelled", last_stage="base", keep_stages=True), unlabelled)
     for options, message in (
         ({"low_res_dir": kept, "num_images": 25}, "`num_images` is 25, but .* has 24"),
         ({"low_res_dir": kept, "truncated": True}, "`truncated` with `low_res_dir`"),
         ({"low_res_dir": kept, "last_stage": "super_res_1"}, "has images of stage `super_res_1`, which no stage of"),
         ({"low_res_dir": kept, "low_res_stage": "super_res_2"}, r"has kept the stages \['base', 'super_res_1'\]"),
         ({"low_res_dir": str(tmp_path / "bare"), "num_images": 2}, r"has kept the stages \[\], not any"),
+        ({"low_res_dir": str(tmp_path / "unlabelled")}, "has no labels, which stages after `base` take: sample all"),
         ({"low_res_dir": str(tmp_path)}, r"was not written by evaluation/sample.py"),
     ):
         with pytest.raises(ValueError, match=message):
