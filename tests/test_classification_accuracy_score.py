@@ -179,7 +179,7 @@ def test_classes_go_by_their_names(folder, tmp_path, monkeypatch):
     shown = {train.id2label[int(item["label"])]: item["image"].float().mean() for item in train.dataset}
     assert abs(shown["bright"] - 190) < 30 and abs(shown["dark"] - 60) < 30
     (tmp_path / "samples" / "dark").rename(tmp_path / "samples" / "gloomy")
-    with pytest.raises(ValueError, match=r"has the classes \['gloomy'\], which are not among .* rename"):
+    with pytest.raises(ValueError, match=r"has the classes \['gloomy'\], which are not among .* --label_names"):
         classification_accuracy_score(config_for(folder, tmp_path / "other", **options))
 
 

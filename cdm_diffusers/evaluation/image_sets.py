@@ -87,7 +87,7 @@ class ImageSet(Dataset):
         if unknown:
             raise ValueError(
                 f"{self.source!r} has the classes {unknown[:10]}, which are not among {list(number_of)[:10]}: "
-                "rename its sub-folders, or call them by their numbers."
+                "--label_names gives the data's names; sub-folders may also be called by their numbers."
             )
         numbers = {label: number_of[name] for label, name in self.id2label.items()}
         self.labels = torch.tensor([numbers[label] for label in self.labels.tolist()])

@@ -192,7 +192,7 @@ class Study:
     def num_noising_timesteps(self, stage: TrainedStage) -> int | None:
         """T of the stage's Gaussian conditioning augmentation; None if it has none."""
         if "pipeline" in self.settings["stages"][stage.name]:
-            noising = self.given_stage(stage)[0].stage.noising_scheduler
+            noising = getattr(self.given_stage(stage)[0], "noising_scheduler", None)
             return None if noising is None else noising.config.num_train_timesteps
         augmentation = self.training(stage, self.settings["training"]["seeds"][0])[1].augmentation
         is_gaussian = isinstance(augmentation, GaussianAugmentationPreset)
@@ -326,7 +326,7 @@ class Study:
         count = self.settings["sampling"]["num_images"]
         seed = self.settings["training"]["seeds"][0]
         size = self.cascade(arm.stages[:-1], seed).stages[-1].unet.config.sample_size
-        key = {"data": self.settings["data"], "split": arm.ground_truth, "count": count, "size": size}
+        key = {"data": self.measured_with["data"][arm.ground_truth], "count": count, "size": size}
         folder = self.output_dir / "low_res" / digest(key)
         if folder not in self.real_images:
             dataset = load_training_data(self.data_config(arm.ground_truth)).dataset
@@ -376,8 +376,9 @@ class Study:
     @cached_property
     def measured_with(self) -> dict[str, Any]:
         """Hashes of what the samples are measured with and compared with."""
-        extractor = load_extractor(self.settings["evaluation"]["extractor"], self.state.device)
-        data = {split: load_training_data(self.data_config(split)).dataset for split in SPLITS}
+        with self.state.main_process_first():  # it may download
+            extractor = load_extractor(self.settings["evaluation"]["extractor"], self.state.device)
+            data = {split: load_training_data(self.data_config(split)).dataset for split in SPLITS}
         hashes = {split: dataset_fingerprint(dataset) for split, dataset in data.items()}
         return {"extractor": extractor.fingerprint(), "data": hashes}
 
