@@ -138,6 +138,19 @@ def test_a_base_against_distances_by_hand(root, tmp_path, capsys):
     assert f"of the other split: {report['real_images']['train']:.3f} and " in printed
 
 
+def test_an_export_replaces_nothing_but_an_export(root, tmp_path):
+    run = make_run(root, tmp_path / "run", "base", (10,))
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "model_index.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"`export` is .* which holds something else"):
+        select_checkpoint(config_for(root, run, export=str(tmp_path / "other")))
+    assert (tmp_path / "other" / "model_index.json").read_text() == "{}"
+    assert not (run / "checkpoint_selection.json").exists()
+    for _ in range(2):
+        report = select_checkpoint(config_for(root, run, export=str(tmp_path / "selected")))
+    assert json.loads((tmp_path / "selected" / "checkpoint_selection.json").read_text()) == report
+
+
 def test_only_what_is_new_is_measured(root, tmp_path, monkeypatch):
     calls = []
     distances = {("train", 8): iter([5.0, 3.0, 4.0, 1.0]), ("test", 10): iter([6.0, 2.0])}

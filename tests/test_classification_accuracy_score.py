@@ -183,6 +183,14 @@ def test_classes_go_by_their_names(folder, tmp_path, monkeypatch):
         classification_accuracy_score(config_for(folder, tmp_path / "other", **options))
 
 
+def test_a_cascades_classes_are_those_of_the_data(folder, tmp_path):
+    shutil.copy(folder / "samples.npz", tmp_path / "samples.npz")
+    settings = {"num_images": 36, "stages": {"base": 8}, "id2label": {"0": "dark", "1": "checked", "2": "bright"}}
+    (tmp_path / "settings.json").write_text(json.dumps(settings))
+    with pytest.raises(ValueError, match="other classes: number 0 is 'dark' and not 'bright'"):
+        classification_accuracy_score(config_for(folder, tmp_path / "out", samples=str(tmp_path)))
+
+
 # ------------------------------------------------------------------------------------------------------------------
 # Figures and pictures
 # ------------------------------------------------------------------------------------------------------------------

@@ -230,12 +230,19 @@ def test_samples_are_drawn_balanced(tmp_path, config):
 # Bad input
 
 
+def test_missing_splits_are_found_before_any_is_embedded(config, images_seen):
+    with pytest.raises(ValueError, match="validation"):
+        evaluate(dataclasses.replace(config, eval_split="validation"))
+    assert sum(images_seen) == NUM_SAMPLES
+
+
 @pytest.mark.parametrize(
     ("option", "value", "message"),
     [
         ("num_images", 19, "`num_images` is 19; it must be at least 20"),
         ("eval_split", "train", "both 'train'; they must differ"),
         ("batch_size", 0, "`batch_size` is 0"),
+        ("output", ".", "`output` is '.', a folder"),
     ],
 )
 def test_options_out_of_range(config, option, value, message):

@@ -371,6 +371,33 @@ def change_weights(file):
     save_file(weights, file, metadata={"format": "pt"})
 
 
+def test_a_stopped_run_leaves_the_earlier_report(study_folder, monkeypatch):
+    run(study_folder, "table2a", sampling_seeds=[0])
+    before = (study_folder / "study" / "table2a.json").read_bytes()
+    measure, measured = Study.measure, []
+
+    def stop_at_second(study, row, experiment):
+        if measured:
+            raise KeyboardInterrupt
+        measured.append(row)
+        return measure(study, row, experiment)
+
+    monkeypatch.setattr(Study, "measure", stop_at_second)
+    with pytest.raises(KeyboardInterrupt):
+        run(study_folder, "table2a", sampling_seeds=[0], num_images=21)
+    assert (study_folder / "study" / "table2a.json").read_bytes() == before
+
+
+def test_steps_of_the_command_line_are_those_of_every_training(study_folder):
+    with configured(study_folder) as content:
+        content["stages"]["base"]["options"]["max_train_steps"] = 7
+        (study_folder / "config.json").write_text(json.dumps(content))
+        config = ReproduceConfig(config=str(study_folder / "config.json"), output_dir="", max_train_steps=3)
+        settings = read_settings(config)
+    study = Study(settings, study_folder / "study")
+    assert [study.training(TrainedStage(name), 0)[0].max_train_steps for name in ("base", "up")] == [3, 3]
+
+
 def test_every_training_seed_is_another_training(study_folder):
     report = run(study_folder, "table2a", sampling_seeds=[0], training_seeds=[0, 1])
     for row in report["rows"]:
@@ -441,6 +468,10 @@ def test_bad_configurations(study_folder, tmp_path):
     refuses(r"s = 4001 for the stage 'up', .* must lie in 0\.\.4000", experiments={"table3a": too_high})
     training = {**good["training"], "learning_rat": 0.1}
     refuses(r"The stage 'base' has \['learning_rat'\], which are no options of training", training=training)
+    few = {**good["sampling"], "num_images": 19}
+    refuses("`num_images` is 19; 20 are the least", sampling=few)
+    refuses(r"`evaluation` has \['extracto'\]", evaluation={**good["evaluation"], "extracto": "x"})
+    refuses(r"extractor|classifier", evaluation={**good["evaluation"], "extractor": str(tmp_path / "none")})
     with pytest.raises(ValueError, match="cannot be read as JSON"):
         read_settings(ReproduceConfig(config=str(tmp_path), output_dir="x"))
     (tmp_path / "config.json").write_text("{}")

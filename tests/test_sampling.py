@@ -314,6 +314,7 @@ def test_labels(tmp_path, pipeline):
         ({"last_stage": "super_res_3"}, "`last_stage` is 'super_res_3'"),
         ({"truncated": True, "keep_stages": True}, "`keep_stages` with `truncated`"),
         ({"low_res_stage": "base"}, "there is no `low_res_dir`"),
+        ({"augmentation_levels": "100"}, "`augmentation_levels` is 100; it must name stages"),
         ({"low_res_dir": "Z", "labels": "0"}, "with `low_res_dir` its labels are used"),
     ],
 )
@@ -334,6 +335,10 @@ def test_low_resolution_images_that_do_not_fit(tmp_path, uninterrupted, pipeline
         ({"low_res_dir": kept, "last_stage": "super_res_1"}, "has images of stage `super_res_1`, which no stage of"),
         ({"low_res_dir": kept, "low_res_stage": "super_res_2"}, r"has kept the stages \['base', 'super_res_1'\]"),
         ({"low_res_dir": str(tmp_path / "bare"), "num_images": 2}, r"has kept the stages \[\], not any"),
+        (
+            {"low_res_dir": kept, "low_res_stage": "base", "truncated": True},
+            r"here, \['super_res_2'\], none",
+        ),
         ({"low_res_dir": str(tmp_path / "unlabelled")}, "has no labels, which stages after `base` take: sample all"),
         ({"low_res_dir": str(tmp_path)}, r"was not written by evaluation/sample.py"),
     ):

@@ -1,6 +1,7 @@
 """Every script and the README's commands, for a few steps, as a user runs them."""
 
 import json
+import runpy
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,10 @@ from scripts import launch, run, run_script
 from cdm_diffusers import CascadedDiffusionPipeline
 
 
+ROOT = Path(__file__).parent.parent
+SCRIPTS = [
+    file for folder in ("conversion", "evaluation", "training") for file in sorted((ROOT / folder).glob("*.py"))
+]
 SMALL_RUN = ["--train_batch_size", "4", "--max_train_steps", "2", "--lr_warmup_steps", "1", "--num_validation_images"]
 SMALL_RUN += ["2", "--validation_inference_steps", "2", "--validation_steps", "2"]
 
@@ -98,3 +103,12 @@ def test_assembling_what_does_not_fit_leaves_nothing(cascade, tmp_path):
     result = run_script("conversion/assemble_cascade.py", *arguments)
     assert result.returncode != 0 and "ValueError" in result.stderr
     assert not (tmp_path / "cascade").exists()
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=[file.name for file in SCRIPTS])
+def test_help(script, monkeypatch, capsys):
+    """Help texts are percent formats: a bare % among them raises."""
+    monkeypatch.setattr("sys.argv", [str(script), "--help"])
+    with pytest.raises(SystemExit) as end:
+        runpy.run_path(str(script), run_name="__main__")
+    assert end.value.code == 0 and "usage:" in capsys.readouterr().out

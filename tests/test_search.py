@@ -202,6 +202,7 @@ def test_grids(tmp_path):
         ({"grid": '{"inference_schedule": [[0.1, 0.2]]}'}, "samples with CascadedDDPMScheduler"),
         ({"grid": '{"steps": [3]}'}, r"`grid` has the axes \['steps'\]"),
         ({"grid": '{"truncated": true}'}, "must be a dict of lists"),
+        ({"grid": "[]"}, "`grid` is empty"),
         ({"grid": "no/such/file"}, "`grid` is 'no/such/file', which is neither JSON nor a file"),
         ({"grid": "{}", "num_inference_steps": [2]}, "give either the one or the others"),
         ({}, "give either the one or the others"),

@@ -32,7 +32,7 @@ from ..presets import (
     UNetPreset,
 )
 from ..training.checkpoints import EMA_NAME, checkpoints_in, step_of, write_json
-from ..training.config import check_at_least, device_option, option
+from ..training.config import check_at_least, check_is_no_folder, device_option, option
 from ..training.data import (
     DataConfig,
     InMemoryImages,
@@ -54,6 +54,7 @@ from .references import AreaAverages, dataset_fingerprint, real_distance, refere
 
 
 Pipeline = CascadedDiffusionPipeline | SuperResolutionPipeline
+REPORT_NAME = "checkpoint_selection.json"
 
 
 @dataclass(kw_only=True)
@@ -89,6 +90,7 @@ class SelectionConfig:
     device: str = device_option()
 
     def __post_init__(self):
+        check_is_no_folder(self, "output")
         check_at_least(
             self,
             num_images=2,
@@ -123,7 +125,10 @@ def select_checkpoint(config: SelectionConfig) -> dict[str, Any]:
             f"`selecting_split` and `reporting_split` are both {selecting.split!r}: the split that selects must not "
             "be the one that reports."
         )
-    output = Path(config.output) if config.output else run / "checkpoint_selection.json"
+    selecting.check(config.num_images)
+    reporting.check(config.num_final_images)
+    check_export(config.export)
+    output = Path(config.output) if config.output else run / REPORT_NAME
     report = open_report(output, settings_of(config, selecting, reporting))
     output.parent.mkdir(parents=True, exist_ok=True)
 
@@ -153,6 +158,7 @@ def select_checkpoint(config: SelectionConfig) -> dict[str, Any]:
             f"distance to {reporting.split}": report["final"]["distance"],
         }
         save_pipeline(checkpoint_pipeline(best, resolved), resolved, figures, None, Path(config.export))
+        write_json(Path(config.export) / REPORT_NAME, report)
     print(selection_table(report))
     return report
 
@@ -230,6 +236,14 @@ class Comparison:
         self.options = {"batch_size": config.batch_size, "device": config.device}
         self.statistics: FeatureStatistics | None = None
 
+    def check(self, count: int) -> None:
+        """
+        Raises:
+            ValueError: there are not so many low-resolution images.
+        """
+        if self.unet["low_res_size"] is not None and count > len(self.source):
+            raise ValueError(f"{count} samples were asked for, but there are {len(self.source)} images to start from.")
+
     def distance(self, pipeline: Pipeline, count: int, seed: int) -> dict[str, float | int]:
         """Of `count` samples, with its standard error over the draw of them."""
         if self.statistics is None:
@@ -264,8 +278,6 @@ class Comparison:
 
     def super_resolved(self, pipeline: SuperResolutionPipeline, count: int, seed: int) -> torch.Tensor:
         """uint8 (N, C, H, W), from low-resolution images drawn without replacement."""
-        if count > len(self.source):
-            raise ValueError(f"{count} samples were asked for, but there are {len(self.source)} images to start from.")
         chosen = torch.randperm(len(self.source), generator=torch.Generator().manual_seed(seed))[:count]
         loader = iter(DataLoader(Subset(self.source, chosen.tolist()), self.config.batch_size))
         batches = []
@@ -327,6 +339,17 @@ def settings_of(config: SelectionConfig, selecting: Comparison, reporting: Compa
         "data": {part.split: dataset_fingerprint(part.data.dataset) for part in (selecting, reporting)},
         "low_res": None if config.low_res is None else dataset_fingerprint(selecting.source),
     }
+
+
+def check_export(folder: str | None) -> None:
+    """
+    Raises:
+        ValueError: there is something else than an earlier export.
+    """
+    if folder is None or not Path(folder).exists() or (Path(folder) / REPORT_NAME).is_file():
+        return
+    if not Path(folder).is_dir() or any(Path(folder).iterdir()):
+        raise ValueError(f"`export` is {folder!r}, which holds something else: give a new folder.")
 
 
 def open_report(output: Path, settings: dict[str, Any]) -> dict[str, Any]:

@@ -100,6 +100,8 @@ def classification_accuracy_score(config: ClassificationAccuracyConfig) -> dict[
     samples = load_image_set(config.samples, config.stage)
     real, test = open_real(config, samples)
     samples.use_labels_of(real.id2label)
+    if samples.id2label is not None:
+        check_same_classes(f"`samples` ({samples.source})", samples.id2label, real.id2label)
     check_labels(samples, real.id2label)
     output_dir = Path(config.output_dir)
     report = open_report(output_dir / REPORT_NAME, settings_of(config, samples, real.dataset, test))

@@ -178,6 +178,10 @@ def stage_options(
     for stage in stages:
         if steps.get(stage.name) is None:
             steps[stage.name] = stage.default_num_inference_steps(recommended.get(stage.name))
+    if not isinstance(augmentation_levels or {}, dict):
+        raise ValueError(
+            f'`augmentation_levels` is {augmentation_levels!r}; it must name stages, such as {{"super_res_1": 100}}.'
+        )
     defaults = pipeline.config.default_augmentation_levels or {}
     levels = {stage.name: defaults.get(stage.name, 0) for stage in stages if stage.noising_scheduler is not None}
     scales = dict.fromkeys(names, 1.0) | (pipeline.config.default_guidance_scales or {})

@@ -46,7 +46,8 @@ class ImageSet(Dataset):
         shape: (N, C, H, W).
         read: image number i as a uint8 array (C, H, W).
         labels: int64 (N,), or None.
-        id2label: the names of the labels, where the set has them.
+        class_names: of sub-folders, whose places are the labels.
+        id2label: the classes of the cascade that made the images.
         source_resolution: size of the real images that a cascade's stages were trained on averages of, if known.
     """
 
@@ -56,11 +57,12 @@ class ImageSet(Dataset):
         shape: tuple[int, int, int, int],
         read: Callable[[int], np.ndarray],
         labels: torch.Tensor | None,
+        class_names: list[str] | None = None,
         id2label: dict[int, str] | None = None,
         source_resolution: int | None = None,
     ):
-        self.source, self.labels, self.id2label = source, labels, id2label
-        self.source_resolution = source_resolution
+        self.source, self.labels, self.class_names = source, labels, class_names
+        self.id2label, self.source_resolution = id2label, source_resolution
         self.count, self.channels, self.size, _ = shape
         self._read = read
 
@@ -75,23 +77,22 @@ class ImageSet(Dataset):
 
     def use_labels_of(self, id2label: dict[int, str]) -> None:
         """
-        Numbers the labels as `id2label` does, going by names where both have some ("0", "1", ... are none).
+        Numbers the labels as `id2label` does, going by the names of sub-folders.
 
         Raises:
-            ValueError: the set has classes that are not in `id2label`.
+            ValueError: sub-folders have other names.
         """
-        if self.labels is None or self.id2label is None or _are_numbers(self.id2label) or _are_numbers(id2label):
+        if self.class_names is None:
             return
         number_of = {name: number for number, name in id2label.items()}
-        unknown = [name for name in self.id2label.values() if name not in number_of]
+        unknown = [name for name in self.class_names if name not in number_of]
         if unknown:
             raise ValueError(
                 f"{self.source!r} has the classes {unknown[:10]}, which are not among {list(number_of)[:10]}: "
                 "--label_names gives the data's names; sub-folders may also be called by their numbers."
             )
-        numbers = {label: number_of[name] for label, name in self.id2label.items()}
-        self.labels = torch.tensor([numbers[label] for label in self.labels.tolist()])
-        self.id2label = id2label
+        numbers = torch.tensor([number_of[name] for name in self.class_names])
+        self.labels, self.class_names = numbers[self.labels], None
 
     def fingerprint(self) -> str:
         """A hash of all pixels and labels: the same for the same images in another format."""
@@ -101,10 +102,6 @@ class ImageSet(Dataset):
         if self.labels is not None:
             digest.update(self.labels.numpy())
         return digest.hexdigest()
-
-
-def _are_numbers(id2label: dict[int, str]) -> bool:
-    return all(name == str(number) for number, name in id2label.items())
 
 
 def load_image_set(path: str | Path, stage: str | None = None) -> ImageSet:
@@ -200,7 +197,7 @@ class PngReader:
 def _from_png_folder(folder: Path) -> ImageSet:
     classes = sorted(child for child in folder.iterdir() if child.is_dir() and not child.name.startswith("."))
     files = sorted(folder.glob("*.png"))
-    labels = id2label = None
+    labels = class_names = None
     if classes:
         if files:
             raise ValueError(f"{str(folder)!r} has PNGs both in it and in sub-folders: {files[0].name!r}, for one.")
@@ -211,10 +208,10 @@ def _from_png_folder(folder: Path) -> ImageSet:
             files += of_class
             labels += [int(child.name) if numbered else place] * len(of_class)
         labels = torch.tensor(labels)
-        id2label = None if numbered else {place: child.name for place, child in enumerate(classes)}
+        class_names = None if numbered else [child.name for child in classes]
     if not files:
         raise ValueError(f"{str(folder)!r} holds no PNGs, nor does a sub-folder of it.")
-    return ImageSet(str(folder), (len(files), *_png_shape(files)), PngReader(files), labels, id2label)
+    return ImageSet(str(folder), (len(files), *_png_shape(files)), PngReader(files), labels, class_names)
 
 
 def _png_shape(files: list[Path]) -> tuple[int, int, int]:

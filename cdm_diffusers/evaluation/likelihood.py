@@ -31,7 +31,7 @@ from ..pipelines.inputs import check_augmentation_level
 from ..pipelines.pipeline_base import CascadeStage, num_classes_of
 from ..training.checkpoints import write_json
 from ..training.classifier import DataOptions, check_same_classes
-from ..training.config import check_at_least, device_option, option
+from ..training.config import check_at_least, check_is_no_folder, device_option, option
 from ..training.data import area_resize, load_training_data, to_float, to_uint8
 from .drawing import image_generator, scheduler_of
 
@@ -66,6 +66,7 @@ class LikelihoodConfig(DataOptions):
     device: str = device_option()
 
     def __post_init__(self):
+        check_is_no_folder(self, "output")
         # A standard error takes two images.
         check_at_least(self, padding=0, num_images=2, num_terms=1, augmentation_level=0, seed=0, batch_size=1)
 
@@ -86,6 +87,8 @@ def measure_likelihood(config: LikelihoodConfig) -> dict[str, Any]:
     levels = stage_levels(pipeline, stages, config.augmentation_level)
     alone = select_stages(stages, config.stages)
     chain = [] if config.cascade is None else cascade_up_to(stages, levels, config.cascade)
+    if not alone and not chain:
+        raise ValueError("`stages` is none, and there is no `cascade`: name what is to be measured.")
     dataset, indices = open_images(config, pipeline, stages)
     Path(config.output).parent.mkdir(parents=True, exist_ok=True)
 

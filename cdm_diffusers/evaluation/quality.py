@@ -10,11 +10,11 @@ from typing import Any
 
 import torch
 from scipy import stats
-from torch.utils.data import Subset
+from torch.utils.data import Dataset, Subset
 
 from ..training.checkpoints import write_json
 from ..training.classifier import LabelledDataOptions
-from ..training.config import check_at_least, device_option, option, switch
+from ..training.config import check_at_least, check_is_no_folder, device_option, option, switch
 from ..training.data import load_training_data
 from .features import ClassifierExtractor, FeatureExtractor, extract, load_extractor
 from .image_sets import ImageSet, load_image_set
@@ -92,6 +92,7 @@ class EvaluateConfig(LabelledDataOptions):
             seed=0,
             batch_size=1,
         )
+        check_is_no_folder(self, "output")
         if self.dataset_split == self.eval_split:
             raise ValueError(
                 f"`dataset_split` and `eval_split` are both {self.eval_split!r}; they must differ. Parts of one split "
@@ -135,11 +136,11 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     if config.inception_score and logits is None:
         raise ValueError(f"`inception_score` needs logits, and {extractor.name} has none: take another extractor.")
 
+    datasets = {split: open_split(config, split, samples) for split in (config.dataset_split, config.eval_split)}
     references = [
-        open_reference(config, split, statistics, samples, len(drawn), extractor)
-        for split, statistics in (
-            (config.dataset_split, config.train_statistics),
-            (config.eval_split, config.eval_statistics),
+        open_reference(config, split, dataset, statistics, len(drawn), extractor)
+        for (split, dataset), statistics in zip(
+            datasets.items(), (config.train_statistics, config.eval_statistics), strict=True
         )
     ]
     figures = {}
@@ -211,15 +212,8 @@ def check_labels(samples: ImageSet, extractor: FeatureExtractor) -> None:
             )
 
 
-def open_reference(
-    config: EvaluateConfig,
-    split: str,
-    statistics_file: str | None,
-    samples: ImageSet,
-    count: int,
-    extractor: FeatureExtractor,
-) -> Reference:
-    """The statistics of a split, and the features of `count` images (or all, if fewer) drawn from it."""
+def open_split(config: EvaluateConfig, split: str, samples: ImageSet) -> Dataset:
+    """Real images of the samples' size."""
     resolution = config.source_resolution or samples.size
     data_config = config.split_config(
         split,
@@ -229,15 +223,25 @@ def open_reference(
         class_conditional=False,
     )
     dataset = load_training_data(data_config).dataset
-    if resolution != samples.size:
-        dataset = AreaAverages(dataset, samples.size)
+    if config.num_reference_images is not None and config.num_reference_images > len(dataset):
+        raise ValueError(
+            f"`num_reference_images` is {config.num_reference_images}, and the split {split!r} has only "
+            f"{len(dataset)} images."
+        )
+    return dataset if resolution == samples.size else AreaAverages(dataset, samples.size)
+
+
+def open_reference(
+    config: EvaluateConfig,
+    split: str,
+    dataset: Dataset,
+    statistics_file: str | None,
+    count: int,
+    extractor: FeatureExtractor,
+) -> Reference:
+    """The statistics of a split, and the features of `count` images (or all, if fewer) drawn from it."""
     order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(config.seed)).tolist()
     if config.num_reference_images is not None:
-        if config.num_reference_images > len(dataset):
-            raise ValueError(
-                f"`num_reference_images` is {config.num_reference_images}, and the split {split!r} has only "
-                f"{len(dataset)} images."
-            )
         dataset = Subset(dataset, order[: config.num_reference_images])
         order = range(len(dataset))
     options = {"batch_size": config.batch_size, "device": config.device}

@@ -22,7 +22,7 @@ from tqdm.auto import tqdm
 from ..pipelines import CascadedDiffusionPipeline
 from ..training.checkpoints import write_json
 from ..training.classifier import Classifier, LabelledDataOptions, accuracies, check_same_classes
-from ..training.config import check_at_least, device_option, option
+from ..training.config import check_at_least, check_is_no_folder, device_option, option
 from ..training.data import DataConfig, TrainingData, area_resize, load_training_data, to_float, to_uint8
 from ..training.validation import MAX_GRID_CLASSES, grid_of, to_unit
 from .drawing import draw, stage_options
@@ -56,6 +56,7 @@ class RecognitionConfig(LabelledDataOptions):
     device: str = device_option()
 
     def __post_init__(self):
+        check_is_no_folder(self, "output", "grid")
         check_at_least(
             self,
             padding=0,

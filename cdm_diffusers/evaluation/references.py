@@ -172,7 +172,10 @@ def _read(file: Path, source: dict[str, str]) -> dict[str, torch.Tensor]:
             metadata = content.metadata() or {}
             tensors = {name: content.get_tensor(name) for name in content.keys()}  # noqa: SIM118
     except (OSError, SafetensorError) as error:
-        raise ValueError(f"{str(file)!r} cannot be read as reference statistics ({error}): remove it.") from error
+        raise ValueError(
+            f"{str(file)!r} cannot be read as reference statistics ({error}): give another file; if it is in "
+            "`cache_dir`, remove it."
+        ) from error
     for key, what in (("extractor", "of another extractor"), ("extractor_fingerprint", "of other weights")):
         if metadata.get(key) != source[key]:
             raise ValueError(

@@ -30,7 +30,7 @@ from .classification_accuracy_score import ClassificationAccuracyConfig, classif
 from .drawing import with_schedulers
 from .experiments import Arm, Experiment, Row, TrainedStage, get_experiment
 from .features import load_extractor
-from .quality import EvaluateConfig, evaluate
+from .quality import NUM_SPLITS, EvaluateConfig, evaluate
 from .records import digest, fingerprint, provenance
 from .references import dataset_fingerprint
 from .reports import write_figure, write_table
@@ -93,6 +93,9 @@ def read_settings(config: ReproduceConfig) -> dict[str, Any]:
     ):
         if value is not None:
             settings[part][name] = value
+    if config.max_train_steps is not None:
+        for stage in settings["stages"].values():
+            stage.get("options", {}).pop("max_train_steps", None)
     return settings
 
 
@@ -114,6 +117,7 @@ def reproduce(name: str, config: ReproduceConfig) -> dict[str, Any]:
     experiment = get_experiment(name, section)
     study = Study(settings, Path(config.output_dir))
     study.check(experiment)
+    study.measured_with  # noqa: B018 - fails here, and not after training, where extractor or data are missing
     report = {
         "name": name,
         "title": experiment.title,
@@ -121,11 +125,9 @@ def reproduce(name: str, config: ReproduceConfig) -> dict[str, Any]:
         **provenance("torch", "diffusers", "numpy"),
         "rows": [],
     }
-    for row in experiment.rows:
-        report["rows"].append(study.measure(row, experiment))
-        if study.state.is_main_process:
-            write_json(Path(config.output_dir) / f"{name}.json", report)
+    report["rows"] += (study.measure(row, experiment) for row in experiment.rows)
     if study.state.is_main_process:
+        write_json(Path(config.output_dir) / f"{name}.json", report)
         print(write_table(report, experiment, Path(config.output_dir)))
         write_figure(report, experiment, Path(config.output_dir))
     return report
@@ -152,10 +154,18 @@ class Study:
     def check(self, experiment: Experiment) -> None:
         """
         Raises:
-            ValueError: a row names a stage that the configuration does not have, trains one that is given, or samples
-                with an option that there is not.
+            ValueError: a row names a stage that the configuration does not have, trains one that is given, or trains,
+                samples or measures with an option that there is not or cannot be.
         """
         options = {f.name for f in dataclasses.fields(SampleConfig)}
+        if unknown := sorted(self.evaluation_options().keys() - {f.name for f in dataclasses.fields(EvaluateConfig)}):
+            raise ValueError(f"`evaluation` has {unknown}, which are no options of evaluation/evaluate.py.")
+        EvaluateConfig(samples="", output="figures.json", **self.evaluation_options())
+        if self.settings["sampling"]["num_images"] < 2 * NUM_SPLITS:
+            raise ValueError(
+                f"`num_images` is {self.settings['sampling']['num_images']}; {2 * NUM_SPLITS} are the least that can "
+                "be measured."
+            )
         first_seed = self.settings["training"]["seeds"][0]
         for row in experiment.rows:
             if unknown := sorted(row.arm.sampling.keys() - options):

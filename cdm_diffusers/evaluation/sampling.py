@@ -270,6 +270,11 @@ class SamplingJob:
 def call_options(pipeline: CascadedDiffusionPipeline, config: SampleConfig, first_stage: int = 0) -> dict[str, Any]:
     """Arguments of the pipeline's call, with a value for each of the stages that run."""
     names = [stage.name for stage in pipeline.stages]
+    if config.truncated and all(stage.noising_scheduler is None for stage in pipeline.stages[first_stage + 1 :]):
+        raise ValueError(
+            f"`truncated` changes nothing: of the stages whose input is made here, {names[first_stage + 1 :]}, none "
+            "takes an s. Leave it out."
+        )
     options = stage_options(pipeline, config.num_inference_steps, config.augmentation_levels, config.guidance_scale)
     for values in options.values():
         for name in names[:first_stage]:

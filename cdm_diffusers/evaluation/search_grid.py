@@ -170,6 +170,8 @@ def read_grid(grid: str) -> list[dict[str, list]]:
     except (OSError, ValueError) as error:
         raise ValueError(f"`grid` is {grid!r}, which is neither JSON nor a file of it ({error}).") from error
     grids = content if isinstance(content, list) else [content]
+    if not grids:
+        raise ValueError("`grid` is empty: give at least one dict of lists.")
     for of_axes in grids:
         if not isinstance(of_axes, dict) or not all(
             isinstance(values, list) and values for values in of_axes.values()

@@ -239,7 +239,8 @@ def write_best(rows: list[dict[str, Any]], pipeline: CascadedDiffusionPipeline, 
     best = next((row for row in rows if row["is_best"]), None)
     if best is None:
         raise ValueError(
-            f"`write_best`: no setting stays within `max_evaluations`, which is {config.max_evaluations}."
+            f"`write_best`: no setting that a pipeline's config can hold ({' and '.join(CALL_ONLY)} are arguments of "
+            f"calls) stays within `max_evaluations`, which is {config.max_evaluations}."
         )
     setting, folder = best["setting"], Path(config.pipeline)
     schedules = {stage: setting["inference_schedule"]} if "inference_schedule" in setting else None

@@ -1,6 +1,7 @@
 """Options of the training scripts, and what they make of a preset."""
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -11,7 +12,7 @@ from ..presets import get_preset
 
 def option(help: str, default: Any = None, **argparse_keywords) -> Any:
     """A dataclass field that [`transformers.HfArgumentParser`] turns into a command line option."""
-    return field(default=default, metadata={"help": help, **argparse_keywords})
+    return field(default=default, metadata={"help": help.replace("%", "%%"), **argparse_keywords})
 
 
 def switch(help: str) -> Any:
@@ -25,6 +26,17 @@ def device_option() -> Any:
         default_factory=lambda: "cuda" if torch.cuda.is_available() else "cpu",
         metadata={"help": "Default: cuda where there is one, else cpu."},
     )
+
+
+def check_is_no_folder(options: Any, *names: str) -> None:
+    """
+    Raises:
+        ValueError: one of the named `options`, files to be written, is a folder.
+    """
+    for name in names:
+        value = getattr(options, name)
+        if value is not None and Path(value).is_dir():
+            raise ValueError(f"`{name}` is {value!r}, a folder: give the name of a file.")
 
 
 def check_at_least(options: Any, **lowest: int) -> None:
