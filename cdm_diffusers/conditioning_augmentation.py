@@ -17,25 +17,43 @@ class GaussianConditioningAugmentation:
         level (`int`, *optional*):
             A fixed s in 0..T. By default s is drawn uniformly from 0..T for each image, which trains one network for
             every s (amortised).
+        zero_level_probability (`float`, *optional*):
+            The probability of s = 0, in [0, 1), of an amortised network; the other s stay equally probable. By default
+            s = 0 is drawn like any other, once in T + 1 draws, and so hardly learned.
     """
 
-    def __init__(self, noising_scheduler, level: int | None = None):
+    def __init__(self, noising_scheduler, level: int | None = None, zero_level_probability: float | None = None):
         num_levels = noising_scheduler.config.num_train_timesteps
         if level is not None and not 0 <= level <= num_levels:
             raise ValueError(f"`level` is {level}; it must lie in 0..{num_levels}, the noising scheduler's timesteps.")
+        if zero_level_probability is not None and level is not None:
+            raise ValueError(
+                f"`zero_level_probability` is {zero_level_probability}, but `level` is fixed at {level}: leave one of "
+                "them out."
+            )
+        if zero_level_probability is not None and not 0 <= zero_level_probability < 1:
+            raise ValueError(f"`zero_level_probability` is {zero_level_probability}; it must lie in [0, 1).")
         self.noising_scheduler = noising_scheduler
         self.level = level
+        self.zero_level_probability = zero_level_probability
 
     def __call__(self, low_res: torch.Tensor, generator: torch.Generator | None = None):
         """Returns z_s (float32, `low_res`'s shape) and the int64 s (B,) that the network is told."""
-        batch_size, device = low_res.shape[0], low_res.device
         if self.level is None:
-            source = device if generator is None else generator.device
-            num_levels = self.noising_scheduler.config.num_train_timesteps
-            level = torch.randint(0, num_levels + 1, (batch_size,), generator=generator, device=source).to(device)
+            level = self._draw_levels(low_res.shape[0], generator, low_res.device)
         else:
-            level = torch.full((batch_size,), self.level, device=device)
+            level = torch.full(low_res.shape[:1], self.level, device=low_res.device)
         return self.noising_scheduler.forward_marginal(low_res, level, generator), level
+
+    def _draw_levels(self, batch_size: int, generator: torch.Generator | None, device: torch.device) -> torch.Tensor:
+        source = device if generator is None else generator.device
+        num_levels = self.noising_scheduler.config.num_train_timesteps
+        lowest = 0 if self.zero_level_probability is None else 1
+        level = torch.randint(lowest, num_levels + 1, (batch_size,), generator=generator, device=source)
+        if self.zero_level_probability is not None:
+            is_zero = torch.rand(batch_size, generator=generator, device=source) < self.zero_level_probability
+            level = level.masked_fill(is_zero, 0)
+        return level.to(device)
 
 
 class BlurConditioningAugmentation:

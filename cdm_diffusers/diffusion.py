@@ -180,6 +180,9 @@ class EpsilonPrediction:
     def x_0(self, prediction, x_t, alpha, sigma):
         return (x_t - per_image(sigma) * prediction) / per_image(alpha)
 
+    def loss_weight(self, sigma):
+        return 1.0
+
 
 class VelocityPrediction:
     """The network predicts v = sqrt(alpha_bar) epsilon - sqrt(1 - alpha_bar) x_0 (Salimans and Ho, 2022)."""
@@ -190,11 +193,35 @@ class VelocityPrediction:
     def x_0(self, prediction, x_t, alpha, sigma):
         return per_image(alpha) * x_t - per_image(sigma) * prediction
 
+    def loss_weight(self, sigma):
+        return 1.0
 
-PREDICTIONS = {"epsilon": EpsilonPrediction(), "v_prediction": VelocityPrediction()}
+
+class SamplePrediction:
+    """
+    The network predicts x_0, and the loss is that of the v which follows from it (Li and He, 2025): nothing of the
+    noise has to pass through a network whose patches have more values than its first level has channels.
+    """
+
+    def target(self, x_0, noise, alpha, sigma):
+        return x_0
+
+    def x_0(self, prediction, x_t, alpha, sigma):
+        return prediction
+
+    def loss_weight(self, sigma):
+        return 1 / sigma.clamp(min=0.05) ** 2  # v = (sqrt(alpha_bar) x_t - x_0) / sigma
 
 
-def prediction_for(prediction_type: str) -> EpsilonPrediction | VelocityPrediction:
+Prediction = EpsilonPrediction | VelocityPrediction | SamplePrediction
+PREDICTIONS = {
+    "epsilon": EpsilonPrediction(),
+    "v_prediction": VelocityPrediction(),
+    "sample": SamplePrediction(),
+}
+
+
+def prediction_for(prediction_type: str) -> Prediction:
     """The object behind a Diffusers `prediction_type`."""
     if prediction_type not in PREDICTIONS:
         raise ValueError(f"`prediction_type` is {prediction_type!r}; it must be one of {sorted(PREDICTIONS)}.")

@@ -15,7 +15,8 @@ Denoise = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 class SimpleLoss:
     r"""
-    L_simple = E || epsilon_theta(x_t, t) - epsilon ||^2, or the same for v, as a mean over pixels.
+    L_simple = E || epsilon_theta(x_t, t) - epsilon ||^2, or the same for v, as a mean over pixels. For a network that
+    predicts x_0 it is the loss of v too: 1 / sigma^2 (400 at most) times that of x_0.
 
     Args:
         scheduler ([`CascadedDDPMScheduler`] or [`ContinuousDDPMScheduler`]):
@@ -45,7 +46,8 @@ class SimpleLoss:
 
     def of_output(self, output, target, x_0, x_t, times) -> torch.Tensor:
         """The loss (B,) of a network output; learned variances, where there are any, do not enter."""
-        return ((output[:, : x_0.shape[1]] - target) ** 2).mean(dim=(1, 2, 3))
+        errors = ((output[:, : x_0.shape[1]] - target) ** 2).mean(dim=(1, 2, 3))
+        return self.prediction.loss_weight(times.sigma) * errors
 
 
 class HybridLoss(SimpleLoss):

@@ -6,7 +6,13 @@ training, sampling and data. Where the paper leaves a value open, `docs/presets.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
+from typing import Any
+
+
+def added(default: Any) -> Any:
+    """A field that came later: configurations saved without it mean `default`, and [`content`] leaves that out."""
+    return field(default=default, metadata={"added": True})
 
 
 @dataclass(frozen=True)
@@ -14,9 +20,9 @@ class UNetPreset:
     """
     The arguments of [`CascadedUNet2DModel`]: same names, same defaults; `dataclasses.asdict` gives its keywords.
 
-    `attention_resolutions` are real resolutions in pixels, as in Appendix B. Exactly one of `num_attention_heads` and
-    `attention_head_dim` is given. `in_channels` and `out_channels` count image channels: the low-resolution input and
-    the learned variance are added by the network.
+    `attention_resolutions` are real resolutions in pixels, as in Appendix B; with patches, those of the feature maps.
+    Exactly one of `num_attention_heads` and `attention_head_dim` is given. `in_channels` and `out_channels` count
+    channels of images: the low-resolution input and the learned variance are added by the network.
     """
 
     sample_size: int
@@ -25,7 +31,7 @@ class UNetPreset:
     learned_variance: bool = False
     block_out_channels: tuple[int, ...] = (128, 256, 384, 512)
     conv_in_channels: int | None = None
-    layers_per_block: int = 2
+    layers_per_block: int | tuple[int, ...] = 2
     attention_resolutions: tuple[int, ...] = (16, 8)
     mid_block_attention: bool = True
     num_attention_heads: int | tuple[int, ...] | None = None
@@ -52,6 +58,7 @@ class UNetPreset:
     low_res_interpolation: str = "bilinear"
     low_res_first: bool = False
     augmentation_level_embedding: bool = False
+    patch_size: int = added(1)
 
 
 @dataclass(frozen=True)
@@ -79,7 +86,8 @@ class SchedulerPreset:
 class GaussianAugmentationPreset:
     """
     Gaussian conditioning augmentation (Section 3.2) by the forward process of the preceding stage. `level` is the
-    paper's s in 0..`num_train_timesteps`; None trains amortised over s.
+    paper's s in 0..`num_train_timesteps`; None trains amortised over s, uniformly, or with `zero_level_probability`
+    for s = 0 and uniformly over the others.
     """
 
     num_train_timesteps: int
@@ -87,6 +95,7 @@ class GaussianAugmentationPreset:
     beta_start: float | None = None
     beta_end: float | None = None
     level: int | None = None
+    zero_level_probability: float | None = added(None)
 
 
 @dataclass(frozen=True)
@@ -103,7 +112,8 @@ class TrainingPreset:
     """
     Optimisation. `train_batch_size` is global, as in the paper: over all processes and accumulation steps.
     `vlb_weight` is the hybrid loss's lambda (Section 2.1); None is the simple loss. With `ema_warmup` the decay of
-    step i is min(`ema_decay`, (1 + i) / (10 + i)).
+    step i is min(`ema_decay`, (1 + i) / (10 + i)). Super-resolution stages with a `crop_size` train on random crops of
+    that side, in pixels of the stage's output, except in the last `whole_image_fraction` of the steps.
     """
 
     train_batch_size: int
@@ -122,6 +132,8 @@ class TrainingPreset:
     random_flip: bool = False
     label_dropout: float = 0.0
     mixed_precision: str = "no"
+    crop_size: int | None = added(None)
+    whole_image_fraction: float = added(0.0)
 
 
 @dataclass(frozen=True)
@@ -553,6 +565,91 @@ FASHION_MNIST_8_TO_32 = replace(
     inference=InferencePreset(num_inference_steps=100, augmentation_level=1000),
 )
 
+# A cascade in colour, 16 to 64 to 256, for two CPU cores and a day, or a GPU and minutes: the avatars of
+# examples/avatars/, whose styles are the classes.
+AVATARS_COSINE = SchedulerPreset(
+    continuous=False,
+    num_train_timesteps=4000,
+    beta_schedule="squaredcos_cap_v2",
+    variance_type="fixed_small",
+    prediction_type="v_prediction",
+)
+AVATARS_TRAINING = TrainingPreset(
+    train_batch_size=64,
+    learning_rate=1e-3,
+    max_train_steps=8000,
+    vlb_weight=None,
+    lr_scheduler="cosine",
+    lr_warmup_steps=500,
+    ema_decay=0.999,
+    ema_warmup=True,
+)
+
+AVATARS_16 = StagePreset(
+    name="avatars_16",
+    source="ours: the small counterpart of the 16x16 base model",
+    unet=UNetPreset(
+        sample_size=16,
+        block_out_channels=(64, 128),
+        layers_per_block=2,
+        attention_resolutions=(8,),
+        attention_head_dim=32,
+        norm_num_groups=16,
+        num_classes=13,
+        null_class=True,
+    ),
+    scheduler=AVATARS_COSINE,
+    augmentation=None,
+    training=replace(AVATARS_TRAINING, label_dropout=0.1),
+    inference=InferencePreset(num_inference_steps=20),
+    data=DataPreset(source_resolution=256),
+)
+
+AVATARS_16_TO_64 = StagePreset(
+    name="avatars_16_to_64",
+    source="ours: the small counterpart of 16x16 to 64x64, on patches",
+    unet=UNetPreset(
+        sample_size=64,
+        block_out_channels=(64, 128, 128),
+        layers_per_block=(1, 1, 2),
+        attention_resolutions=(8,),
+        attention_head_dim=32,
+        norm_num_groups=16,
+        num_classes=13,
+        low_res_size=16,
+        augmentation_level_embedding=True,
+        patch_size=2,
+    ),
+    scheduler=replace(AVATARS_COSINE, prediction_type="sample"),
+    augmentation=replace(COSINE_AUGMENTATION, zero_level_probability=0.1),
+    training=replace(AVATARS_TRAINING, train_batch_size=32),
+    inference=InferencePreset(num_inference_steps=10, augmentation_level=100),
+    data=DataPreset(source_resolution=256),
+)
+
+AVATARS_64_TO_256 = StagePreset(
+    name="avatars_64_to_256",
+    source="ours: the small counterpart of 64x64 to 256x256, on patches and crops",
+    unet=UNetPreset(
+        sample_size=256,
+        block_out_channels=(48, 96),
+        layers_per_block=(1, 3),
+        attention_resolutions=(),
+        mid_block_attention=False,
+        attention_head_dim=48,
+        norm_num_groups=16,
+        num_classes=13,
+        low_res_size=64,
+        low_res_interpolation="bicubic",
+        patch_size=4,
+    ),
+    scheduler=replace(AVATARS_COSINE, prediction_type="sample"),
+    augmentation=BlurAugmentationPreset(),
+    training=replace(AVATARS_TRAINING, train_batch_size=32, crop_size=128, whole_image_fraction=0.1),
+    inference=InferencePreset(num_inference_steps=4),
+    data=DataPreset(source_resolution=256),
+)
+
 PRESETS: dict[str, StagePreset] = {
     preset.name: preset
     for preset in (
@@ -570,8 +667,23 @@ PRESETS: dict[str, StagePreset] = {
         FASHION_MNIST_16_TO_32,
         FASHION_MNIST_32,
         FASHION_MNIST_8_TO_32,
+        AVATARS_16,
+        AVATARS_16_TO_64,
+        AVATARS_64_TO_256,
     )
 }
+
+
+def content(part: Any) -> dict[str, Any]:
+    """A preset, or a part of one, as a dict that only grows where something new is used: for hashes that must last."""
+    values = asdict(part)
+    for f in fields(part):
+        value = getattr(part, f.name)
+        if f.metadata.get("added") and value == f.default:
+            del values[f.name]
+        elif is_dataclass(value):
+            values[f.name] = content(value)
+    return values
 
 
 def get_preset(name: str) -> StagePreset:

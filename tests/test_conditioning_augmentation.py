@@ -66,6 +66,23 @@ def test_amortised_s_is_uniform_from_0_to_t():
     assert abs(chi_square - 20) < 4.5 * math.sqrt(2 * 20)
 
 
+@pytest.mark.parametrize("probability", [0.0, 0.25])
+def test_s_0_has_the_probability_it_is_given(probability):
+    """Chi-square of 42,000 draws at 4.5 deviations: s = 0 as often as asked, 1..20 equally often."""
+    augment = GaussianConditioningAugmentation(CascadedDDPMScheduler(20), zero_level_probability=probability)
+    _, level = augment(torch.zeros(42_000, 1, 1, 1), seeded())
+    counts = torch.bincount(level, minlength=21).double()
+    assert abs(counts[0] - 42_000 * probability) <= 4.5 * math.sqrt(42_000 * probability * (1 - probability))
+    expected = 42_000 * (1 - probability) / 20
+    assert ((counts[1:] - expected) ** 2 / expected).sum() < 19 + 4.5 * math.sqrt(2 * 19)
+
+
+def test_s_without_a_probability_of_0_is_drawn_as_ever():
+    """The first draws of a generator, which runs of earlier versions go on with."""
+    _, level = GaussianConditioningAugmentation(CascadedDDPMScheduler(1000))(torch.zeros(8, 1, 2, 2), seeded())
+    assert torch.equal(level, torch.randint(0, 1001, (8,), generator=seeded()))
+
+
 def test_amortised_images_carry_the_noise_of_their_own_s():
     """Per level, of some 9,500 values: mean and deviation within 5 standard errors; s = 0 bitwise clean."""
     augment = GaussianConditioningAugmentation(CascadedDDPMScheduler(20))
@@ -95,6 +112,12 @@ def test_generator_decides_s_and_noise(level):
 def test_level_out_of_range_is_refused(level):
     with pytest.raises(ValueError, match=rf"`level` is {level}; it must lie in 0\.\.100"):
         GaussianConditioningAugmentation(CascadedDDPMScheduler(100), level)
+
+
+@pytest.mark.parametrize(("level", "probability"), [(None, 1.0), (None, -0.1), (5, 0.1)])
+def test_probability_of_s_0_out_of_range_or_of_one_s_is_refused(level, probability):
+    with pytest.raises(ValueError, match=f"`zero_level_probability` is {probability}"):
+        GaussianConditioningAugmentation(CascadedDDPMScheduler(20), level, probability)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -278,6 +278,39 @@ def test_truncation_at_0_is_full_sampling_and_at_T_none(cascade, monkeypatch):
     assert not calls
 
 
+def initial_noise(monkeypatch) -> list[torch.Tensor]:
+    """What every stage starts from, as calls go on."""
+    drawn, draw = [], CascadedDiffusionPipeline._initial_noise
+
+    def recording(*arguments):
+        drawn.append(draw(*arguments))
+        return drawn[-1]
+
+    for pipeline in (CascadedDiffusionPipeline, SuperResolutionPipeline):
+        monkeypatch.setattr(pipeline, "_initial_noise", recording)
+    return drawn
+
+
+@pytest.mark.parametrize("as_list", [False, True])
+def test_rows_that_differ_in_s_see_the_same_noise(cascade, monkeypatch, as_list):
+    """Every stage's x_T, whatever s is: 0 too, and truncated where as many steps remain (and draw noise)."""
+    drawn, rows = initial_noise(monkeypatch), []
+    for level, truncated in ((0, False), (1, False), (T, False), (0, True), (1, True)):
+        generator = [seeded(1), seeded(2)] if as_list else seeded()
+        tensors(cascade, [0, 1], augmentation_levels={"super_res_1": level}, truncated=truncated, generator=generator)
+        rows.append(torch.cat([noise.flatten() for noise in drawn]))
+        drawn.clear()
+    assert all(torch.equal(row, rows[0]) for row in rows)
+
+
+def test_a_stage_alone_sees_the_same_noise_whatever_s(monkeypatch):
+    drawn = initial_noise(monkeypatch)
+    pipe, image = quiet(make_super_res_1()), torch.rand(2, 1, 4, 4)
+    for level in (0, 1, 15):
+        tensors(pipe, image, [0, 1], augmentation_level=level, num_inference_steps=2)
+    assert len(drawn) == 3 and all(torch.equal(noise, drawn[0]) for noise in drawn)
+
+
 def test_a_restart_noises_to_its_time_and_denoises_again():
     """Section 4.2: the finished sample noised to t, then the grid times below t; still the data's distribution."""
     pipe, first = gaussian_cascade(), {}

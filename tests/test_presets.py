@@ -224,6 +224,8 @@ def test_sections_2_to_4(name):
         ("imagenet_32_to_64", "imagenet_64_to_256"),
         ("fashion_mnist_8", "fashion_mnist_8_to_16"),
         ("fashion_mnist_8_to_16", "fashion_mnist_16_to_32"),
+        ("avatars_16", "avatars_16_to_64"),
+        ("avatars_16_to_64", "avatars_64_to_256"),
     ],
 )
 def test_stages_of_a_cascade_fit(base, super_resolution):
@@ -364,7 +366,8 @@ def test_small_twin_round_trip(name, tmp_path):
     arguments = small_twin(get_preset(name).unet)
     generator = torch.Generator().manual_seed(0)
     unet = CascadedUNet2DModel(**arguments).eval()
-    levels = {arguments["sample_size"] // 2**level for level in range(len(arguments["block_out_channels"]))}
+    first = arguments["sample_size"] // arguments["patch_size"]
+    levels = {first // 2**level for level in range(len(arguments["block_out_channels"]))}
     assert levels >= set(arguments["attention_resolutions"])
     for parameter in unet.parameters():  # fresh networks are zero where it matters
         torch.nn.init.normal_(parameter, std=0.1, generator=generator)

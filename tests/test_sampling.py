@@ -203,6 +203,11 @@ def test_other_settings_are_refused(tmp_path, uninterrupted, pipeline):
     ):
         with pytest.raises(ValueError, match=f"holds samples of other settings: .*{message}"):
             sample(config_for(folder, **{**vars(config), name: value}), pipeline)
+    settings = json.loads((folder / "settings.json").read_text())
+    (tmp_path / "earlier").mkdir()  # half made by a version whose seeds made other images where s is 0
+    (tmp_path / "earlier" / "settings.json").write_text(json.dumps(settings | {"noise_rule": None}))
+    with pytest.raises(ValueError, match=r"holds samples of other settings: noise_rule \(None there"):
+        sample(long_config(tmp_path / "earlier", cascade), pipeline)
     other = small_cascade()
     next(iter(other.super_res_1_unet.parameters())).data += 1e-3
     with pytest.raises(ValueError, match="weights_and_schedulers"):

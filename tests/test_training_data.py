@@ -16,6 +16,7 @@ from cdm_diffusers.training.data import (
     area_resize,
     image_to_tensor,
     load_training_data,
+    random_crop,
     random_flip,
     to_float,
     to_uint8,
@@ -350,6 +351,24 @@ def test_flips_mirror_half_of_the_images_reproducibly():
     assert 430 < mirrored.sum() < 570
     assert torch.equal(random_flip(images, torch.Generator().manual_seed(0)), flipped)
     assert not torch.equal(random_flip(images, torch.Generator().manual_seed(1)), flipped)
+
+
+def test_random_crops_of_a_pair_show_the_same_place():
+    """Averaging the crop is cropping the average; every offset in whole low-resolution pixels comes equally often."""
+    generator = torch.Generator().manual_seed(0)
+    images = torch.rand(2000, 2, 12, 12, generator=generator)
+    low_res = area_resize(images, 4)
+    crops, low_crops = random_crop(images, low_res, 0.5, generator)
+    assert crops.shape == (2000, 2, 6, 6) and low_crops.shape == (2000, 2, 2, 2)
+    torch.testing.assert_close(area_resize(crops, 2), low_crops)
+    offsets = torch.zeros(3, 3)
+    for image, crop in zip(low_res, low_crops, strict=True):
+        places = image.unfold(1, 2, 1).unfold(2, 2, 1).permute(1, 2, 0, 3, 4)  # (3, 3, C, 2, 2)
+        offsets += (places == crop).flatten(2).all(-1)
+    assert offsets.sum() == 2000 and ((offsets - 2000 / 9) ** 2 / (2000 / 9)).sum() < 8 + 4.5 * 4
+    again = random_crop(images, low_res, 0.5, torch.Generator().manual_seed(1))
+    assert torch.equal(again[0], random_crop(images, low_res, 0.5, torch.Generator().manual_seed(1))[0])
+    assert not torch.equal(again[0], crops)
 
 
 # Bad input

@@ -318,6 +318,72 @@ def test_resuming_elsewhere_from_an_earlier_checkpoint(images, unbroken, tmp_pat
     assert sorted(path.name for path in tmp_path.glob("checkpoint-*")) == ["checkpoint-5", "checkpoint-6"]
 
 
+def test_a_run_of_version_0_1_0_resumes_to_the_same_weights(images, tmp_path):
+    """
+    What that version saved after four of six steps, and what its last two made of it, on the same data. Its
+    configuration lacks what came later, in presets too, and means the defaults.
+    """
+    earlier = Path(__file__).parent / "data" / "run-0.1.0"
+    options = SUPER_RES | EXACT | {"train_data_dir": str(images), "output_dir": str(tmp_path)}
+    resumed = options | {"resume_from_checkpoint": str(earlier / "checkpoint-4")}
+    run(resumed, super_resolution=True)
+    for name in ("model", "ema"):
+        ours, theirs = (
+            load_file(tmp_path / "checkpoint-6" / f"{name}.safetensors"),
+            load_file(earlier / f"{name}.safetensors"),
+        )
+        assert ours.keys() == theirs.keys()
+        for parameter in theirs:  # bit for bit on one kind of CPU; others round otherwise
+            torch.testing.assert_close(ours[parameter], theirs[parameter], rtol=1e-5, atol=1e-6)
+    saved = json.loads((tmp_path / "training_config.json").read_text())
+    assert saved["augmentation"]["zero_level_probability"] is None
+    with pytest.raises(ValueError, match=r"another run: augmentation.zero_level_probability \(None in .*, 0.1 now\)"):
+        run(resumed | {"zero_level_probability": 0.1, "output_dir": str(tmp_path / "other")}, super_resolution=True)
+
+
+CROPS = TINY | {
+    "preset": "avatars_64_to_256",
+    "sample_size": 8,
+    "low_res_size": 4,
+    "patch_size": 2,
+    "crop_size": 4,
+    "whole_image_fraction": 0.5,
+    "layers_per_block": [1, 2],
+}
+
+
+def test_crops_then_whole_images_and_exact_resume(images, tmp_path):
+    """Killed in the half of the steps that is on crops."""
+    options = CROPS | EXACT | {"train_data_dir": str(images), "label_dropout": 0.0, "random_flip": False}
+    run(options | {"output_dir": str(tmp_path / "unbroken")}, super_resolution=True)
+    broken = options | {"output_dir": str(tmp_path / "broken")}
+    with pytest.raises(BrokenProcessPool):
+        run(broken, AtDiskCalls(KillAt(40)), super_resolution=True)
+    run(broken | {"resume_from_checkpoint": "latest"}, super_resolution=True)
+    assert_same_run(tmp_path / "broken", tmp_path / "unbroken")
+    unet = SuperResolutionPipeline.from_pretrained(tmp_path / "unbroken").unet
+    assert unet.config.layers_per_block == [1, 2] and unet.config.patch_size == 2
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"crop_size": 8}, "`crop_size` is 8; it must be smaller than `sample_size`, 8, and a multiple of 2"),
+        ({"crop_size": 3}, "`crop_size` is 3; it must be smaller than `sample_size`, 8, and a multiple of 2"),
+        ({"whole_image_fraction": 2.0}, r"`whole_image_fraction` is 2.0; it must lie in 0..1"),
+        (
+            {"preset": "fashion_mnist_8_to_16", "patch_size": 1},
+            "`crop_size` is 4, but the network of .* has attention",
+        ),
+        ({"preset": "fashion_mnist_8", "low_res_size": None}, "`crop_size` is 4, but 'fashion_mnist_8' is a base"),
+    ],
+)
+def test_crops_that_do_not_fit_are_refused(changes, message):
+    options = CROPS | {"train_data_dir": "images", "output_dir": "run"} | changes
+    with pytest.raises(ValueError, match=message):
+        resolve_preset(TrainingConfig(**options), super_resolution=changes.get("preset") != "fashion_mnist_8")
+
+
 class InProcessGroup:
     """The environment that torchrun gives one of two processes."""
 
@@ -503,7 +569,7 @@ def test_ema_follows_its_recursion(images, tmp_path):
         )
 
 
-def prepared_batch(options):
+def prepared_batch(options, step=0):
     """What one micro-batch becomes: labels before and after, and all that loss and network are given."""
     config = TrainingConfig(**options)
     preset = resolve_preset(config, super_resolution=True)
@@ -520,7 +586,7 @@ def prepared_batch(options):
         return x_0
 
     trainer.stage.loss = loss
-    batch = next(trainer.batches())
+    batch, trainer.step = next(trainer.batches()), step
     trainer.seed_noise(0)
     trainer.batch_loss(batch)
     return {"image": batch["image"], "label": batch["label"], **seen}
@@ -543,6 +609,17 @@ def test_batches_are_prepared_as_in_algorithm_1(images):
     is_null = batch["class_labels"] == 3
     assert is_null.any() and not is_null.all()
     assert torch.equal(batch["class_labels"][~is_null], batch["label"][~is_null])
+
+
+@pytest.mark.parametrize(("step", "size"), [(0, 4), (2, 4), (3, 8), (5, 8)])
+def test_crops_are_of_pairs_and_end_with_their_share_of_the_steps(images, step, size):
+    options = CROPS | {"train_data_dir": str(images), "output_dir": "unused", "train_batch_size": 21}
+    options |= {"conditioning_augmentation": "none", "max_train_steps": 6}
+    with ProcessPoolExecutor(1, mp_context=FORKSERVER) as pool:
+        batch = pool.submit(prepared_batch, options, step).result()
+    assert batch["x_0"].shape == (21, 3, size, size)
+    averaged = batch["x_0"].unflatten(-1, (size // 2, 2)).unflatten(-3, (size // 2, 2)).mean((-1, -3))
+    torch.testing.assert_close(batch["low_res"], averaged)
 
 
 def test_super_resolution_run_ends_in_a_pipeline_with_card_and_curves(images, tmp_path):

@@ -204,6 +204,17 @@ def test_residual_blocks_per_level(layers):
     assert [len(block.resnets) for block in model.up_blocks] == [layers + 1] * 2
 
 
+def test_residual_blocks_of_each_level():
+    model = build(block_out_channels=(8, 8, 16), layers_per_block=(1, 2, 4))
+    assert [len(block.resnets) for block in model.down_blocks] == [1, 2, 4]
+    assert [len(block.resnets) for block in model.up_blocks] == [5, 3, 2]
+    uniform = build(block_out_channels=(8, 8, 16), layers_per_block=(2, 2, 2))
+    assert torch.equal(output_of(uniform), output_of(build(block_out_channels=(8, 8, 16), layers_per_block=2)))
+    for layers in ((1, 2), (1, 0, 2), 0):
+        with pytest.raises(ValueError, match=r"`layers_per_block` is .* one for each of the 3 levels"):
+            CascadedUNet2DModel(**BASE | {"block_out_channels": (8, 8, 16), "layers_per_block": layers})
+
+
 def test_skip_rescale_divides_residual_sums_by_sqrt_2():
     """A fresh network's residual branches are 0, so each of the middle's three sums is its input over sqrt 2."""
     for skip_rescale, factor in ((True, 2**-1.5), (False, 1.0)):
@@ -320,6 +331,71 @@ def test_low_resolution_image_matters():
     changed[1] += 0.1
     difference = (output_of(model, low_res=changed) - output_of(model)).abs().amax(dim=(1, 2, 3))
     assert difference[0] == 0 and difference[1] > 1e-4
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Patches and other sizes
+
+
+@pytest.mark.parametrize("learned_variance", [False, True])
+@pytest.mark.parametrize("low_res_size, low_res_channels", [(None, 3), (4, 3), (8, 3), (16, 12)])
+def test_a_network_on_patches_is_one_on_their_pixels_as_channels(low_res_size, low_res_channels, learned_variance):
+    """
+    Space to depth by hand, a network without patches on that, and depth to space: the low-resolution image is
+    upsampled to the patches, taken as it is where it has their resolution, and cut into patches above it.
+    """
+    options = {"low_res_size": low_res_size, "learned_variance": learned_variance, "attention_resolutions": (4,)}
+    model = build(**options, patch_size=2)
+    options |= {"low_res_size": low_res_size and min(8, low_res_size), "low_res_channels": low_res_channels}
+    twin = build(**options, sample_size=8, in_channels=12, out_channels=12)
+    twin.load_state_dict(model.state_dict())
+
+    def patches(images):  # (B, C, 2h, 2w) to (B, 4C, h, w): all patches' first pixels, then their second, ...
+        quarters = [images[:, :, row::2, column::2] for row in (0, 1) for column in (0, 1)]
+        return torch.stack(quarters, dim=2).flatten(1, 2)
+
+    inputs = inputs_of(model)
+    expected = inputs | {"sample": patches(inputs["sample"])}
+    if low_res_size == 16:
+        expected["low_res"] = patches(inputs["low_res"])
+    with torch.no_grad():
+        torch.testing.assert_close(patches(output_of(model)), twin(**expected).sample)
+
+
+def test_patches_must_fit():
+    with pytest.raises(ValueError, match=r"`sample_size` is 16; with `patch_size` 3 .* must be a multiple of 6"):
+        CascadedUNet2DModel(**BASE, patch_size=3)
+    with pytest.raises(ValueError, match="`low_res_size` is 12, above the resolution of 8 that `patch_size` 2 leaves"):
+        CascadedUNet2DModel(**BASE, patch_size=2, low_res_size=12)
+
+
+WITHOUT_ATTENTION = BASE | {"attention_resolutions": (), "mid_block_attention": False, "low_res_size": 4}
+
+
+@pytest.mark.parametrize("patch_size", [1, 2])
+@pytest.mark.parametrize("height, width", [(8, 8), (24, 16), (16, 40)])
+def test_a_network_without_attention_takes_images_of_other_sizes(height, width, patch_size):
+    """As if it had been made for them: nothing in it depends on `sample_size`."""
+    model = build(WITHOUT_ATTENTION, patch_size=patch_size)
+    inputs = inputs_of(model)
+    inputs["sample"] = torch.randn(2, 3, height, width, generator=seeded())
+    inputs["low_res"] = torch.randn(2, 3, height // 4, width // 4, generator=seeded(1))
+    output = output_of(model, **inputs)
+    assert output.shape == inputs["sample"].shape
+    if height == width:
+        made_for_it = build(WITHOUT_ATTENTION, patch_size=patch_size, sample_size=height, low_res_size=height // 4)
+        assert torch.equal(output, output_of(made_for_it, **inputs))
+    with pytest.raises(ValueError, match=r"`low_res` is .* expected floats of shape"):
+        output_of(model, sample=inputs["sample"], low_res=inputs["low_res"].repeat(1, 1, 2, 2))
+    with pytest.raises(ValueError, match=f"`sample` is of size {height}x{width + 1}; .* multiples of 4"):
+        output_of(model, sample=torch.zeros(2, 3, height, width + 1), low_res=inputs["low_res"])
+
+
+def test_a_network_with_attention_takes_its_own_size_only():
+    for attention in ({"attention_resolutions": (8,)}, {"mid_block_attention": True}):
+        model = build(WITHOUT_ATTENTION | attention)
+        with pytest.raises(ValueError, match=r"expected floats of shape \(2, 3, 16, 16\)"):
+            output_of(model, sample=torch.zeros(2, 3, 8, 8), low_res=torch.zeros(2, 3, 2, 2))
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -138,8 +138,11 @@ def unet_to_diffusers(unet: CascadedUNet2DModel) -> UNet2DModel:
         "time_embedding_hidden_dim": (None, config.time_embedding_dim or 4 * channels[0]),
         "skip_time_act": (False,),
         "skip_rescale": (False,),
+        "patch_size": (1,),
     }
     surplus = [f"`{name}` {config[name]!r}" for name, allowed in expected.items() if config[name] not in allowed]
+    if not isinstance(config.layers_per_block, int):
+        surplus.append(f"`layers_per_block` {config.layers_per_block!r}, a number for each level")
     by_resnet = config.downsample_type == "resnet"
     if by_resnet != (config.upsample_type == "resnet"):
         surplus.append("`downsample_type` and `upsample_type` that differ")

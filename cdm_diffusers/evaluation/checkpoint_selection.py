@@ -21,6 +21,7 @@ from torch.utils.data import DataLoader, Dataset, Subset
 from tqdm.auto import tqdm
 
 from ..pipelines import CascadedDiffusionPipeline, SuperResolutionPipeline
+from ..pipelines.pipeline_base import NOISE_RULE
 from ..presets import (
     BlurAugmentationPreset,
     DataPreset,
@@ -334,6 +335,7 @@ def settings_of(config: SelectionConfig, selecting: Comparison, reporting: Compa
     extractor = selecting.extractor
     return settings | {
         "selecting_split": selecting.split,
+        "noise_rule": NOISE_RULE,
         "extractor": extractor.name,
         "extractor_fingerprint": extractor.fingerprint(),
         "data": {part.split: dataset_fingerprint(part.data.dataset) for part in (selecting, reporting)},

@@ -1,5 +1,6 @@
 """What results come from: commands, versions and hashes; and whether a folder's results come from the same."""
 
+import dataclasses
 import hashlib
 import importlib.metadata
 import json
@@ -11,6 +12,11 @@ from typing import Any
 import torch
 
 from ..pipelines.pipeline_base import CascadeStage
+from ..presets import UNetPreset
+
+
+# Arguments of networks that came later, with their defaults: networks that do not use them keep their hashes.
+ADDED_ARGUMENTS = {f.name: f.default for f in dataclasses.fields(UNetPreset) if f.metadata.get("added")}
 
 
 def provenance(*libraries: str) -> dict[str, Any]:
@@ -27,6 +33,9 @@ def fingerprint(stages: Iterable[CascadeStage]) -> str:
     for stage in stages:
         for part in (stage.unet, stage.scheduler, stage.noising_scheduler):
             config = {} if part is None else {k: v for k, v in part.config.items() if not k.startswith("_")}
+            for name, default in ADDED_ARGUMENTS.items():
+                if name in config and config[name] == default:
+                    del config[name]
             hashed.update(json.dumps([stage.name, type(part).__name__, config], sort_keys=True).encode())
         _add_weights(hashed, stage.unet)
     return hashed.hexdigest()

@@ -19,7 +19,7 @@ from accelerate.state import AcceleratorState
 from ..conditioning_augmentation import gaussian_blur
 from ..pipelines import CascadedDiffusionPipeline, SuperResolutionPipeline
 from ..pipelines.pipeline_base import CascadeStage
-from ..presets import GaussianAugmentationPreset, StagePreset, get_preset
+from ..presets import GaussianAugmentationPreset, StagePreset, content, get_preset
 from ..training import TrainingConfig, train
 from ..training.checkpoints import write_json
 from ..training.classifier import DataOptions
@@ -260,7 +260,7 @@ class Study:
         """What decides the stage's weights."""
         if "pipeline" in self.settings["stages"][stage.name]:
             return self.given_stage(stage)[1]
-        preset = dataclasses.asdict(self.training(stage, seed)[1])
+        preset = content(self.training(stage, seed)[1])
         return {"preset": preset, "options": self.training_options(stage), "seed": seed}
 
     def stage(self, stage: TrainedStage, seed: int | None) -> CascadedDiffusionPipeline | SuperResolutionPipeline:

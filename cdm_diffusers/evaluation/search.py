@@ -19,7 +19,7 @@ from accelerate import PartialState
 from torch.utils.data import DataLoader, Dataset
 
 from ..pipelines import CascadedDiffusionPipeline
-from ..pipelines.pipeline_base import num_classes_of
+from ..pipelines.pipeline_base import NOISE_RULE, num_classes_of
 from ..training.checkpoints import TEMPORARY_PREFIX, sync_file, write_json
 from ..training.classifier import Classifier, check_same_classes
 from ..training.data import TrainingData, load_training_data, to_float
@@ -117,6 +117,7 @@ class Search:
             "num_images": config.num_images,
             "batch_size": config.batch_size,
             "labels": None if labels is None else digest(labels.tolist()),
+            "noise_rule": NOISE_RULE,
             "dtype": config.dtype,
             "extractor": self.extractor.name,
             "distance": self.extractor.distance_name,

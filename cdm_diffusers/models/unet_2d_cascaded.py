@@ -32,6 +32,9 @@ class CascadedUNet2DModel(ModelMixin, AttentionMixin, PeftAdapterMixin, ConfigMi
     The U-Net of every stage of a cascade (Section 2.3, Figure 3, Appendix B): it sees a noisy image and a diffusion
     time or noise level, and where configured a class, a low-resolution image and that image's augmentation level.
 
+    A network without any attention also takes images of other sizes, as long as image and low-resolution image keep
+    the ratio of `sample_size` to `low_res_size`: it can be trained on crops and used on whole images.
+
     Args:
         sample_size (`int`): Height and width of the images.
         in_channels (`int`, defaults to 3): Channels of the noisy image, the low-resolution image not counted.
@@ -39,8 +42,15 @@ class CascadedUNet2DModel(ModelMixin, AttentionMixin, PeftAdapterMixin, ConfigMi
         learned_variance (`bool`, defaults to `False`): Whether as many channels follow that say the variance.
         block_out_channels (`tuple[int]`): Channels of each level, from the highest resolution to the lowest.
         conv_in_channels (`int`, *optional*): Channels of the first convolution; the first level's by default.
-        layers_per_block (`int`, defaults to 2): Residual blocks a level going down; one more going up.
-        attention_resolutions (`tuple[int]`): Resolutions in pixels whose residual blocks are followed by attention.
+        patch_size (`int`, defaults to 1):
+            Side p of the patches that the network works on: p x p pixels become channels before the first convolution
+            (space to depth) and pixels again after the last one, so the first level has 1/p of the resolution.
+        layers_per_block (`int` or `tuple[int]`, defaults to 2):
+            Residual blocks per level going down; one more going up. A tuple gives one number per level: few at high
+            resolutions and many at low ones are Imagen's Efficient U-Net.
+        attention_resolutions (`tuple[int]`):
+            Resolutions whose residual blocks are followed by attention: sides of feature maps, `sample_size` over
+            `patch_size` at the first level.
         mid_block_attention (`bool`, defaults to `True`): Whether the middle has attention.
         num_attention_heads, attention_head_dim (`int` or `tuple[int]`, *optional*):
             Attention heads by their number or by their width; exactly one of them; a tuple gives one a level.
@@ -63,7 +73,8 @@ class CascadedUNet2DModel(ModelMixin, AttentionMixin, PeftAdapterMixin, ConfigMi
         low_res_size (`int`, *optional*): Size of the low-resolution image of a super-resolution network.
         low_res_channels (`int`, *optional*): Its channels; `in_channels` by default.
         low_res_interpolation (`"bilinear"`, `"bicubic"` or `"pillow_bicubic"`, defaults to `"bilinear"`):
-            How it is upsampled inside; Pillow's bicubic kernel (a = -0.5) is softer than torch's (a = -0.75).
+            How it is upsampled inside, to the first level's resolution; Pillow's bicubic kernel (a = -0.5) is softer
+            than torch's (a = -0.75). An image of that resolution is taken as it is, one above it in patches.
         low_res_first (`bool`, defaults to `False`): Whether it is concatenated before the noisy image.
         augmentation_level_embedding (`bool`, defaults to `False`): Whether the network is told s (Section 3.2).
     """
@@ -82,7 +93,7 @@ class CascadedUNet2DModel(ModelMixin, AttentionMixin, PeftAdapterMixin, ConfigMi
         learned_variance: bool = False,
         block_out_channels: tuple[int, ...] = (128, 256, 384, 512),
         conv_in_channels: int | None = None,
-        layers_per_block: int = 2,
+        layers_per_block: int | tuple[int, ...] = 2,
         attention_resolutions: tuple[int, ...] = (16, 8),
         mid_block_attention: bool = True,
         num_attention_heads: int | tuple[int, ...] | None = None,
@@ -109,6 +120,7 @@ class CascadedUNet2DModel(ModelMixin, AttentionMixin, PeftAdapterMixin, ConfigMi
         low_res_interpolation: str = "bilinear",
         low_res_first: bool = False,
         augmentation_level_embedding: bool = False,
+        patch_size: int = 1,
     ):
         super().__init__()
         self._check_config()
@@ -128,7 +140,9 @@ class CascadedUNet2DModel(ModelMixin, AttentionMixin, PeftAdapterMixin, ConfigMi
             self.class_embedding = torch.nn.Embedding(num_classes + null_class, time_embedding_dim)
 
         # 2. input
-        input_channels = in_channels if low_res_size is None else in_channels + (low_res_channels or in_channels)
+        input_channels = in_channels * patch_size**2
+        if low_res_size is not None:
+            input_channels += (low_res_channels or in_channels) * self._low_res_patch_size() ** 2
         self.conv_in = torch.nn.Conv2d(input_channels, self._channels_before(0), kernel_size=3, padding=1)
 
         # 3. down, middle, up
@@ -157,9 +171,8 @@ class CascadedUNet2DModel(ModelMixin, AttentionMixin, PeftAdapterMixin, ConfigMi
         # 4. output
         self.conv_norm_out = torch.nn.GroupNorm(norm_num_groups, block_out_channels[0], eps=norm_eps)
         self.conv_act = torch.nn.SiLU()
-        self.conv_out = torch.nn.Conv2d(
-            block_out_channels[0], 2 * out_channels if learned_variance else out_channels, kernel_size=3, padding=1
-        )
+        output_channels = (2 * out_channels if learned_variance else out_channels) * patch_size**2
+        self.conv_out = torch.nn.Conv2d(block_out_channels[0], output_channels, kernel_size=3, padding=1)
         self._initialize()
 
     @classmethod
@@ -192,11 +205,19 @@ class CascadedUNet2DModel(ModelMixin, AttentionMixin, PeftAdapterMixin, ConfigMi
         for name, allowed in choices.items():
             if config[name] not in allowed:
                 raise ValueError(f"`{name}` is {config[name]!r}; it must be one of {allowed}.")
-        factor = 2 ** (len(config.block_out_channels) - 1)
-        if config.sample_size % factor:
+        levels = len(config.block_out_channels)
+        if config.patch_size < 1:
+            raise ValueError(f"`patch_size` is {config.patch_size}; it must be at least 1.")
+        if config.sample_size % self._size_factor():
             raise ValueError(
-                f"`sample_size` is {config.sample_size}; {len(config.block_out_channels)} levels halve it "
-                f"{len(config.block_out_channels) - 1} times, so it must be a multiple of {factor}."
+                f"`sample_size` is {config.sample_size}; with `patch_size` {config.patch_size} and {levels} levels, "
+                f"which halve it {levels - 1} times, it must be a multiple of {self._size_factor()}."
+            )
+        layers = self._layers_per_block()
+        if len(layers) != levels or min(layers) < 1:
+            raise ValueError(
+                f"`layers_per_block` is {config.layers_per_block}; it must be a positive number, or one for each of "
+                f"the {levels} levels."
             )
         widths = (self._channels_before(0), *config.block_out_channels)
         if any(channels % config.norm_num_groups for channels in widths):
@@ -204,7 +225,7 @@ class CascadedUNet2DModel(ModelMixin, AttentionMixin, PeftAdapterMixin, ConfigMi
                 f"`block_out_channels` {widths[1:]} (after `conv_in_channels`, {widths[0]}) must be multiples of "
                 f"`norm_num_groups`, which is {config.norm_num_groups}."
             )
-        resolutions = [self._resolution(level) for level in range(len(config.block_out_channels))]
+        resolutions = [self._resolution(level) for level in range(levels)]
         unknown = [resolution for resolution in config.attention_resolutions if resolution not in resolutions]
         if unknown:
             raise ValueError(f"`attention_resolutions` has {unknown}; the levels have the resolutions {resolutions}.")
@@ -215,6 +236,12 @@ class CascadedUNet2DModel(ModelMixin, AttentionMixin, PeftAdapterMixin, ConfigMi
         if config.low_res_size is not None and not 0 < config.low_res_size <= config.sample_size:
             raise ValueError(
                 f"`low_res_size` is {config.low_res_size}; it must lie in 1..`sample_size`, {config.sample_size}."
+            )
+        grid = self._resolution(0)
+        if config.low_res_size is not None and config.low_res_size > grid and config.low_res_size % grid:
+            raise ValueError(
+                f"`low_res_size` is {config.low_res_size}, above the resolution of {grid} that `patch_size` "
+                f"{config.patch_size} leaves; it must be a multiple of that."
             )
 
     def _head_dims(self) -> list[int]:
@@ -238,8 +265,20 @@ class CascadedUNet2DModel(ModelMixin, AttentionMixin, PeftAdapterMixin, ConfigMi
             return given
         return [width // number for width, number in zip(channels, given, strict=True)]
 
+    def _layers_per_block(self) -> tuple[int, ...]:
+        layers = self.config.layers_per_block
+        return (layers,) * len(self.config.block_out_channels) if isinstance(layers, int) else tuple(layers)
+
+    def _size_factor(self) -> int:
+        """What sides of images must be multiples of."""
+        return self.config.patch_size * 2 ** (len(self.config.block_out_channels) - 1)
+
+    def _low_res_patch_size(self) -> int:
+        """Side of the patches of a low-resolution image above the first level's resolution; 1 for others."""
+        return max(1, self.config.low_res_size // self._resolution(0))
+
     def _resolution(self, level: int) -> int:
-        return self.config.sample_size // 2**level
+        return self.config.sample_size // self.config.patch_size // 2**level
 
     def _attends(self, level: int) -> bool:
         is_middle = level == len(self.config.block_out_channels) - 1 and self.config.mid_block_attention
@@ -255,7 +294,7 @@ class CascadedUNet2DModel(ModelMixin, AttentionMixin, PeftAdapterMixin, ConfigMi
         sizes = {
             "in_channels": self._channels_before(level),
             "out_channels": channels[level],
-            "num_layers": self.config.layers_per_block,
+            "num_layers": self._layers_per_block()[level],
         }
         by_resnet = self.config.downsample_type == "resnet"
         # Diffusers' padding of 0 stands for one row and column at the end
@@ -274,7 +313,7 @@ class CascadedUNet2DModel(ModelMixin, AttentionMixin, PeftAdapterMixin, ConfigMi
             "in_channels": self._channels_before(level),
             "out_channels": channels[level],
             "prev_output_channel": channels[min(level + 1, len(channels) - 1)],
-            "num_layers": self.config.layers_per_block + 1,
+            "num_layers": self._layers_per_block()[level] + 1,
         }
         if self._resolution(level) in self.config.attention_resolutions:
             upsample_type = self.config.upsample_type if level > 0 else None
@@ -309,7 +348,8 @@ class CascadedUNet2DModel(ModelMixin, AttentionMixin, PeftAdapterMixin, ConfigMi
     ) -> UNet2DOutput | tuple[torch.Tensor]:
         r"""
         Args:
-            sample (`torch.Tensor` of shape `(B, in_channels, sample_size, sample_size)`): x_t.
+            sample (`torch.Tensor` of shape `(B, in_channels, sample_size, sample_size)`):
+                x_t; of another height and width for networks without attention, with `low_res` in the same ratio.
             timestep (`torch.Tensor` of shape `()` or `(B,)`):
                 The int64 index t - 1, or the float32 noise level sqrt(alpha_bar_t), as `time_conditioning` says.
             class_labels (`torch.Tensor` of shape `(B,)`, *optional*): int64 class indices.
@@ -335,9 +375,10 @@ class CascadedUNet2DModel(ModelMixin, AttentionMixin, PeftAdapterMixin, ConfigMi
             emb = emb + self.class_embedding(class_labels)
 
         # 2. input
+        sample = F.pixel_unshuffle(sample, self.config.patch_size)  # (B, p * p * C, H / p, W / p)
         if low_res is not None:
-            upsampled = self._upsample(low_res, sample.shape[-2:])
-            pair = (upsampled, sample) if self.config.low_res_first else (sample, upsampled)
+            condition = self._to_first_level(low_res, sample.shape[-2:])
+            pair = (condition, sample) if self.config.low_res_first else (sample, condition)
             sample = torch.cat(pair, dim=1)
         hidden = self.conv_in(sample)
 
@@ -353,6 +394,7 @@ class CascadedUNet2DModel(ModelMixin, AttentionMixin, PeftAdapterMixin, ConfigMi
 
         # 4. output
         prediction = self.conv_out(self.conv_act(self.conv_norm_out(hidden)))
+        prediction = F.pixel_shuffle(prediction, self.config.patch_size)
         return UNet2DOutput(sample=prediction) if return_dict else (prediction,)
 
     def _sinusoids(self, values: torch.Tensor, sample: torch.Tensor, scale: float | None = None) -> torch.Tensor:
@@ -360,7 +402,10 @@ class CascadedUNet2DModel(ModelMixin, AttentionMixin, PeftAdapterMixin, ConfigMi
         values = values.to(device=sample.device, dtype=torch.float32).expand(sample.shape[0])
         return self.time_proj(scale * values).to(sample.dtype)  # (B, time_proj_dim)
 
-    def _upsample(self, low_res: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    def _to_first_level(self, low_res: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+        """The low-resolution image at the first level's resolution `size`: upsampled, as it is, or in patches."""
+        if low_res.shape[-1] >= size[-1]:
+            return F.pixel_unshuffle(low_res, self._low_res_patch_size())
         mode = self.config.low_res_interpolation
         if mode != "pillow_bicubic":
             return F.interpolate(low_res, size, mode=mode, align_corners=False)
@@ -372,7 +417,8 @@ class CascadedUNet2DModel(ModelMixin, AttentionMixin, PeftAdapterMixin, ConfigMi
         """Presence, shapes and dtypes only: pipelines and loaders check values, outside the compiled graph."""
         config = self.config
         batch_size = sample.shape[0]
-        _check_shape("sample", sample, (batch_size, config.in_channels, config.sample_size, config.sample_size))
+        height, width = self._check_size(sample)
+        _check_shape("sample", sample, (batch_size, config.in_channels, height, width))
         takes_level = config.time_conditioning == "noise_level"
         _check_vector("timestep", timestep, _LEVEL_DTYPES if takes_level else _INDEX_DTYPES, batch_size)
         _check_presence("class_labels", class_labels, config.num_classes is not None)
@@ -389,7 +435,22 @@ class CascadedUNet2DModel(ModelMixin, AttentionMixin, PeftAdapterMixin, ConfigMi
             )
         if low_res is not None:
             channels = config.low_res_channels or config.in_channels
-            _check_shape("low_res", low_res, (batch_size, channels, config.low_res_size, config.low_res_size))
+            height, width = (side * config.low_res_size // config.sample_size for side in (height, width))
+            _check_shape("low_res", low_res, (batch_size, channels, height, width))
+
+    def _check_size(self, sample: torch.Tensor) -> tuple[int, int]:
+        """Height and width that `sample` may have: its own for networks without attention, else `sample_size`."""
+        config = self.config
+        has_attention = config.mid_block_attention or len(config.attention_resolutions) > 0
+        if has_attention or sample.ndim != 4:
+            return config.sample_size, config.sample_size
+        height, width = sample.shape[-2:]
+        # whole patches on every level, and whole pixels of the low-resolution image
+        ratio = config.sample_size // math.gcd(config.sample_size, config.low_res_size or config.sample_size)
+        factor = math.lcm(self._size_factor(), ratio)
+        if height < 1 or width < 1 or height % factor or width % factor:
+            raise ValueError(f"`sample` is of size {height}x{width}; its sides must be multiples of {factor}.")
+        return height, width
 
 
 def _check_shape(name: str, tensor: torch.Tensor, shape: tuple[int, ...]):

@@ -15,6 +15,11 @@ from ..schedulers import CascadedDDPMScheduler, ContinuousDDPMScheduler
 from .denoising import OWN_SCHEDULERS, AncestralSampler, Denoiser, SolverSampler
 
 
+# Which draws make the image of a seed. It changes whenever the same seed begins to make other images, so that samples
+# of the old rule are not mixed with those of the new one.
+NOISE_RULE = "the noise of conditioning augmentation, whatever s is, before x_T"
+
+
 @dataclass(frozen=True)
 class CascadeStage:
     r"""
@@ -152,6 +157,15 @@ class StagePipeline(DiffusionPipeline):
         shape = (batch_size, stage.unet.config.in_channels, size, size)
         noise = randn_tensor(shape, generator=generator, device=self._execution_device, dtype=torch.float32)
         return noise * sampler.scheduler.init_noise_sigma
+
+    @staticmethod
+    def _noised(stage: CascadeStage, low_res: torch.Tensor, level: int, generator, unless: bool = False):
+        """
+        z_s of the clean `low_res`; `unless` it is z_s already. The noise is drawn in any case, so that calls that
+        differ in s or in truncation alone go on with the same x_T.
+        """
+        noised = stage.noising_scheduler.forward_marginal(low_res, level, generator)
+        return low_res if unless else noised
 
     def _denoise(
         self,

@@ -36,13 +36,13 @@ STAGE_NAMES = ("base", "super_res_1", "super_res_2", "super_res_3")
 
 @dataclass(frozen=True)
 class StageRun:
-    """How one stage runs in one call. `noise_input`: its low-resolution input is clean and still has to be noised."""
+    """How one stage runs in one call. `input_is_noisy`: its low-resolution input is z_s already, since truncated."""
 
     stage: CascadeStage
     sampler: AncestralSampler | SolverSampler
     restart_sampler: AncestralSampler | None
     augmentation_level: int | None
-    noise_input: bool
+    input_is_noisy: bool
     guidance_scale: float
 
 
@@ -251,7 +251,8 @@ class CascadedDiffusionPipeline(StagePipeline):
                 "RGB", or floats in [0, 1] as arrays `(N, h, h, C)` or tensors `(N, C, h, h)`; one for each label or
                 one for all.
             generator (`torch.Generator` or a list of them, one an image, *optional*):
-                Decides all noise. With a list, an image does not depend on the others beyond float rounding.
+                Decides all noise: every stage's x_T is the same whatever s is, also 0. With a list, an image does not
+                depend on the others beyond float rounding.
             output_type (`"pil"`, `"np"` or `"pt"`, defaults to `"pil"`): PIL images, or float32 in [0, 1].
             output_stages (`bool`, defaults to `False`): whether to return every stage's images as well.
             callback_on_step_end (`Callable`, *optional*):
@@ -287,8 +288,8 @@ class CascadedDiffusionPipeline(StagePipeline):
         samples = {}
         for run in runs:
             stage = run.stage
-            if run.noise_input:
-                low_res = stage.noising_scheduler.forward_marginal(low_res, run.augmentation_level, generator)
+            if stage.noising_scheduler is not None:
+                low_res = self._noised(stage, low_res, run.augmentation_level, generator, unless=run.input_is_noisy)
             denoiser = stage.denoiser(labels, low_res, run.augmentation_level, run.guidance_scale)
             sample = self._initial_noise(stage, run.sampler, count, generator)
             sample = self._denoise(stage.name, run.sampler, denoiser, sample, generator, on_step_end)
@@ -397,7 +398,7 @@ class CascadedDiffusionPipeline(StagePipeline):
                     restart_sampler=restart_sampler,
                     augmentation_level=level,
                     # a truncated process already ends in z_s, except where there was none: at a given image
-                    noise_input=bool(level) and not (truncated and position > 0),
+                    input_is_noisy=truncated and position > 0,
                     guidance_scale=scales[stage.name],
                 )
             )

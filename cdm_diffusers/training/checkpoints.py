@@ -97,6 +97,18 @@ def loading(checkpoint: Path) -> Iterator[None]:
         ) from error
 
 
+def read_checkpoint(checkpoint: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """
+    The resolved configuration and the progress of `checkpoint`.
+
+    Raises:
+        ValueError: as [`loading`].
+    """
+    with loading(checkpoint):
+        saved = json.loads((checkpoint / "training_config.json").read_text())
+        return saved, json.loads((checkpoint / "progress.json").read_text())
+
+
 def replace_folder(temporary: Path, final: Path) -> None:
     """Makes a complete folder visible under its name. What had that name goes only when the new one is on disk."""
     sync_to_disk(temporary)

@@ -98,23 +98,35 @@ class TrainingConfig:
         "Resolution of the centre crop that all stages of a cascade average down from. Default: the preset's."
     )
     dataloader_num_workers: int = option("Processes that load data; 0 loads in the training process.", 0)
+    hold_in_memory: bool = option(
+        "Decode all images once, at the stage's size, and hold them in the memory of the device that trains.", False
+    )
 
     # Network and diffusion process
     sample_size: int | None = option("Resolution of the stage's output. Default: the preset's.")
     low_res_size: int | None = option("Resolution of a super-resolution stage's input. Default: the preset's.")
     block_out_channels: list[int] | None = option("Channels of each level. Default: the preset's.")
-    layers_per_block: int | None = option("Residual blocks per level. Default: the preset's.")
+    layers_per_block: list[int] | None = option(
+        "Residual blocks per level: one number, or one for each level. Default: the preset's."
+    )
+    patch_size: int | None = option("Side of the patches that the network works on. Default: the preset's.")
     attention_resolutions: list[int] | None = option("Resolutions with attention; 0 for none. Default: the preset's.")
     num_attention_heads: int | None = option("Attention heads, by count. Default: the preset's.")
     attention_head_dim: int | None = option("Attention heads, by width. Default: the preset's.")
     norm_num_groups: int | None = option("Groups of the group norms. Default: the preset's.")
     dropout: float | None = option("Dropout in the residual blocks. Default: the preset's.")
-    prediction_type: Literal["epsilon", "v_prediction"] | None = option("What is predicted. Default: the preset's.")
+    prediction_type: Literal["epsilon", "v_prediction", "sample"] | None = option(
+        "What is predicted. Default: the preset's."
+    )
     conditioning_augmentation: Literal["gaussian", "blur", "none"] | None = option(
         "Super-resolution: noise of the preceding stage's forward process, blur, or none. Default: the preset's."
     )
     augmentation_level: int | None = option(
         "Super-resolution with Gaussian augmentation: train at this s only, instead of amortised over s."
+    )
+    zero_level_probability: float | None = option(
+        "Super-resolution with amortised Gaussian augmentation: probability of s = 0. Default: the preset's, or s "
+        "uniform on 0..T."
     )
     blur_sigma_range: list[float] | None = option(
         "Super-resolution with blur augmentation: smallest and largest sigma, in pixels. Default: the preset's."
@@ -143,6 +155,13 @@ class TrainingConfig:
     ema_decay: float | None = option("Decay of the exponential moving average of the weights. Default: the preset's.")
     ema_warmup: bool | None = switch("EMA decay min(ema_decay, (1 + i) / (10 + i)) at step i. Default: the preset's.")
     random_flip: bool | None = switch("Flip half of the images left to right. Default: the preset's.")
+    crop_size: int | None = option(
+        "Super-resolution: train on random crops of this side, in pixels of the output; 0 for whole images. Default: "
+        "the preset's."
+    )
+    whole_image_fraction: float | None = option(
+        "With crop_size: share of the steps, the last ones, that are on whole images. Default: the preset's."
+    )
     label_dropout: float | None = option(
         "Probability of replacing a label by the null class, for classifier-free guidance. Default: the preset's."
     )

@@ -23,12 +23,14 @@ from datasets import ClassLabel, load_dataset
 from datasets.exceptions import DatasetNotFoundError
 from huggingface_hub.errors import RepositoryNotFoundError
 from PIL import Image
+from tqdm.auto import tqdm
 
 from .transforms import (
     area_resize,
     grey_images_to_tensor,
     image_to_tensor,
     parse_color,
+    random_crop,
     random_flip,
     to_float,
     to_uint8,
@@ -39,8 +41,10 @@ __all__ = [
     "DataConfig",
     "TrainingData",
     "area_resize",
+    "held_in_memory",
     "image_to_tensor",
     "load_training_data",
+    "random_crop",
     "random_flip",
     "to_float",
     "to_uint8",
@@ -378,7 +382,7 @@ def _column(asked: str | None, found: list[str], features: datasets.Features, op
 
 class InMemoryImages(torch.utils.data.Dataset):
     """
-    Images (N, C, R, R) uint8 and labels (N,) int64 or None, held as tensors.
+    Images (N, C, R, R), uint8 or float32 in [-1, 1], and labels (N,) int64 or None, held as tensors on any device.
 
     A batch is fetched by one indexing operation and handed out as a list of views, which every collate function takes.
     """
@@ -398,6 +402,29 @@ class InMemoryImages(torch.utils.data.Dataset):
             return [{"image": image} for image in images]
         labels = self.labels[indices].unbind()
         return [{"image": image, "label": label} for image, label in zip(images, labels, strict=True)]
+
+
+def held_in_memory(
+    data: TrainingData, size: int, device: torch.device | str, num_workers: int = 0, batch_size: int = 256
+) -> TrainingData:
+    """
+    `data` decoded once and held on `device`: as uint8 where `size` is the source resolution, else as float32 averages
+    of `size` x `size`, which are all that a stage of that size takes. Training on them is the same up to rounding.
+
+    Raises:
+        ValueError: for a stream, which has no end to wait for.
+    """
+    if isinstance(data.dataset, torch.utils.data.IterableDataset):
+        raise ValueError("`hold_in_memory` is given with `streaming`: leave one of them out.")
+    images, labels = [], []
+    loader = torch.utils.data.DataLoader(data.dataset, batch_size, num_workers=num_workers)
+    for batch in tqdm(loader, desc="decoding", unit="batch"):
+        decoded = batch["image"].to(device)
+        whole = decoded.shape[-1] == size
+        images.append(decoded if whole else area_resize(to_float(decoded), size))
+        labels.append(batch.get("label"))
+    labels = None if labels[0] is None else torch.cat(labels).to(device)
+    return TrainingData(InMemoryImages(torch.cat(images), labels), data.id2label)
 
 
 def _from_idx(folder: Path, config: DataConfig) -> TrainingData:

@@ -1,7 +1,6 @@
 """The training loop of one stage of a cascade, base or super-resolution (Algorithm 1 of the paper)."""
 
 import dataclasses
-import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,6 +26,7 @@ from .checkpoints import (
     checkpoint_to_resume,
     last_good,
     loading,
+    read_checkpoint,
     remove_temporaries,
     replace_folder,
     rotate,
@@ -34,7 +34,15 @@ from .checkpoints import (
     write_json,
 )
 from .config import TrainingConfig, check_mixed_precision
-from .data import TrainingData, area_resize, load_training_data, random_flip, to_float
+from .data import (
+    TrainingData,
+    area_resize,
+    held_in_memory,
+    load_training_data,
+    random_crop,
+    random_flip,
+    to_float,
+)
 from .export import save_pipeline, stage_pipeline
 from .resolve import check_resumable, data_config, describe, flatten, resolve_preset
 from .stage import build_stage
@@ -56,14 +64,17 @@ def train(config: TrainingConfig, super_resolution: bool) -> None:
     """
     # Without an accelerator, accelerate must be told so, or torchrun's processes do not know of each other.
     on_cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
-    preset = resolve_preset(config, super_resolution, PartialState(cpu=on_cpu).num_processes)
     checkpoint = checkpoint_to_resume(config.resume_from_checkpoint, Path(config.output_dir))
+    saved = None if checkpoint is None else read_checkpoint(checkpoint)[0]
+    preset = resolve_preset(config, super_resolution, PartialState(cpu=on_cpu).num_processes, saved)
     accelerator = make_accelerator(config, preset, on_cpu)
     with accelerator.main_process_first():
         data = load_training_data(data_config(config, preset))
     if data.id2label is not None:
         unet = dataclasses.replace(preset.unet, num_classes=len(data.id2label))
         preset = dataclasses.replace(preset, unet=unet)
+    if config.hold_in_memory:
+        data = held_in_memory(data, preset.unet.sample_size, accelerator.device, config.dataloader_num_workers)
     num_examples = None if config.streaming else len(data.dataset)
     resolved = describe(config, preset, data.id2label, num_examples, accelerator.num_processes)
     trainer = Trainer(config, preset, data, accelerator, resolved)
@@ -114,6 +125,8 @@ class Trainer:
         self.step = self.epoch = self.epoch_batches = 0
         self.last_loss: float | None = None
 
+        self.cropped_steps = round((1 - preset.training.whole_image_fraction) * preset.training.max_train_steps)
+
         set_seed(config.seed)
         self.stage = build_stage(preset)
         unet = self.stage.unet
@@ -154,14 +167,15 @@ class Trainer:
                 f"`train_batch_size` is {batch_size} on each of {self.accelerator.num_processes} processes, but the "
                 f"data has only {len(self.data.dataset)} images: give a smaller one."
             )
+        num_workers = 0 if self.config.hold_in_memory else self.config.dataloader_num_workers
         return DataLoader(
             self.data.dataset,
             batch_size=batch_size,
             shuffle=None if self.config.streaming else True,
             drop_last=True,
-            num_workers=self.config.dataloader_num_workers,
-            persistent_workers=self.config.dataloader_num_workers > 0,
-            pin_memory=self.accelerator.device.type == "cuda",
+            num_workers=num_workers,
+            persistent_workers=num_workers > 0,
+            pin_memory=self.accelerator.device.type == "cuda" and not self.config.hold_in_memory,
         )
 
     # -----------------------------------------------------------------------------------------------------------------
@@ -267,13 +281,16 @@ class Trainer:
         torch.manual_seed(dropout_seed)
 
     def batch_loss(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-        """Algorithm 1 on one micro-batch: images (B, C, R, R) uint8 at the source resolution, labels (B,) int64."""
+        """
+        Algorithm 1 on one micro-batch: images (B, C, R, R), uint8 at the source resolution or averages held in memory,
+        and labels (B,) int64.
+        """
         unet, training, generator = self.preset.unet, self.preset.training, self.generator
         images, labels = batch["image"], batch.get("label")
         if training.random_flip:
             images = random_flip(images, generator)
-        images = to_float(images)
-        conditions = {}
+        images, conditions = to_float(images), {}
+        whole_size = images.shape[-1]
         if labels is not None:
             if training.label_dropout > 0:
                 dropped = torch.rand(labels.shape, generator=generator, device=labels.device) < training.label_dropout
@@ -283,6 +300,8 @@ class Trainer:
             low_res, level = area_resize(images, unet.low_res_size), None
             if self.stage.augmentation is not None:
                 low_res, level = self.stage.augmentation(low_res, generator)
+            if training.crop_size is not None and self.step < self.cropped_steps:
+                images, low_res = random_crop(images, low_res, training.crop_size / unet.sample_size, generator)
             conditions["low_res"] = low_res
             if unet.augmentation_level_embedding:
                 conditions["augmentation_level"] = level
@@ -290,7 +309,8 @@ class Trainer:
         def denoise(x_t: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
             return self.unet(x_t, condition, **conditions).sample
 
-        return self.stage.loss(denoise, area_resize(images, unet.sample_size), generator).mean()
+        x_0 = area_resize(images, unet.sample_size * images.shape[-1] // whole_size)
+        return self.stage.loss(denoise, x_0, generator).mean()
 
     # -----------------------------------------------------------------------------------------------------------------
     # Logging and validation
@@ -376,9 +396,7 @@ class Trainer:
         }
 
     def load_checkpoint(self, checkpoint: Path) -> None:
-        with loading(checkpoint):
-            saved = json.loads((checkpoint / "training_config.json").read_text())
-            progress = json.loads((checkpoint / "progress.json").read_text())
+        saved, progress = read_checkpoint(checkpoint)
         check_resumable(saved, self.resolved, checkpoint)
         if progress["step"] > self.preset.training.max_train_steps:
             raise ValueError(

@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import json
+import math
 import os
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from ..presets import (
     BlurAugmentationPreset,
     GaussianAugmentationPreset,
     StagePreset,
+    TrainingPreset,
     UNetPreset,
     get_preset,
 )
@@ -29,10 +31,23 @@ MAY_CHANGE = {
     "training.max_grad_norm",
 }
 
+# What configurations mean by what they lack, since it came later.
+DEFAULTS_OF_ADDED = {
+    f"{section}.{f.name}": f.default
+    for section, kind in (
+        ("unet", UNetPreset),
+        ("augmentation", GaussianAugmentationPreset),
+        ("training", TrainingPreset),
+    )
+    for f in dataclasses.fields(kind)
+    if "added" in f.metadata
+}
+
 # Options with no influence on the trained weights.
 RUN_OPTIONS = (
     "output_dir",
     "dataloader_num_workers",
+    "hold_in_memory",
     "gradient_checkpointing",
     "compile",
     "channels_last",
@@ -48,17 +63,28 @@ RUN_OPTIONS = (
 )
 
 
-def resolve_preset(config: TrainingConfig, super_resolution: bool, num_processes: int = 1) -> StagePreset:
+def resolve_preset(
+    config: TrainingConfig, super_resolution: bool, num_processes: int = 1, saved: dict[str, Any] | None = None
+) -> StagePreset:
     """
     The preset with the options that were given. Its `train_batch_size` stays global: over all processes and
     accumulation steps.
+
+    Args:
+        saved: the configuration of the checkpoint that the run goes on from. What the preset has been given since
+            (fields that `saved` lacks) is left at its defaults.
 
     Raises:
         ValueError: where preset and options do not fit each other.
     """
     preset = get_preset(config.preset)
+    if saved is not None:
+        preset = as_of(saved, preset)
     check_kind(config, preset, super_resolution)
-    training = override(preset.training, config, train_batch_size=global_batch_size(config, preset, num_processes))
+    further = {"train_batch_size": global_batch_size(config, preset, num_processes)}
+    if config.crop_size == 0:
+        further["crop_size"] = None
+    training = override(preset.training, config, **further)
     if config.mixed_precision is None:  # `accelerate launch` passes on what it was told or is configured for
         launched = os.environ.get("ACCELERATE_MIXED_PRECISION", training.mixed_precision)
         training = dataclasses.replace(training, mixed_precision=launched)
@@ -78,7 +104,20 @@ def resolve_preset(config: TrainingConfig, super_resolution: bool, num_processes
         data=override(preset.data, config),
     )
     check_sizes(preset)
+    check_crop(preset)
     return preset
+
+
+def as_of(saved: dict[str, Any], preset: StagePreset) -> StagePreset:
+    """`preset` without what came after the configuration `saved`: fields that it lacks take their defaults."""
+    sections = {}
+    for section in dataclasses.fields(preset):
+        part = getattr(preset, section.name)
+        if dataclasses.is_dataclass(part) and saved.get(section.name) is not None:
+            came_later = [f for f in dataclasses.fields(part) if "added" in f.metadata]
+            defaults = {f.name: f.default for f in came_later if f.name not in saved[section.name]}
+            sections[section.name] = dataclasses.replace(part, **defaults)
+    return dataclasses.replace(preset, **sections)
 
 
 def resolve_augmentation(
@@ -91,7 +130,10 @@ def resolve_augmentation(
         asked = kinds[config.conditioning_augmentation]
         augmentation = augmentation if type(augmentation) is type(asked) else asked
     options = {
-        GaussianAugmentationPreset: {"augmentation_level": "level"},
+        GaussianAugmentationPreset: {
+            "augmentation_level": "level",
+            "zero_level_probability": "zero_level_probability",
+        },
         BlurAugmentationPreset: {"blur_sigma_range": "sigma_range", "blur_probability": "probability"},
     }
     for kind, names in options.items():
@@ -120,6 +162,8 @@ def resolve_unet(config: TrainingConfig, unet: UNetPreset, label_dropout: float,
         further["attention_head_dim"] = config.attention_head_dim
     if config.attention_resolutions == [0]:
         further["attention_resolutions"] = ()
+    if isinstance(config.layers_per_block, list) and len(config.layers_per_block) == 1:
+        further["layers_per_block"] = config.layers_per_block[0]
     if config.num_channels is not None:
         further["in_channels"] = further["out_channels"] = config.num_channels
     # The paper's networks for one s (Table 2b) are not told it: s is then part of the network, not an input.
@@ -183,6 +227,28 @@ def check_sizes(preset: StagePreset) -> None:
             )
 
 
+def check_crop(preset: StagePreset) -> None:
+    """Crops are squares of whole low-resolution pixels, smaller than the image, for networks that take any size."""
+    training, unet = preset.training, preset.unet
+    if not 0 <= training.whole_image_fraction <= 1:
+        raise ValueError(f"`whole_image_fraction` is {training.whole_image_fraction}; it must lie in 0..1.")
+    size = training.crop_size
+    if size is None:
+        return
+    if unet.low_res_size is None:
+        raise ValueError(f"`crop_size` is {size}, but {preset.name!r} is a base stage: leave it out.")
+    if unet.mid_block_attention or unet.attention_resolutions:
+        raise ValueError(
+            f"`crop_size` is {size}, but the network of {preset.name!r} has attention, which only takes whole images: "
+            "leave it out, or choose a preset without attention."
+        )
+    if not 0 < size < unet.sample_size or size * unet.low_res_size % unet.sample_size:
+        raise ValueError(
+            f"`crop_size` is {size}; it must be smaller than `sample_size`, {unet.sample_size}, and a multiple of "
+            f"{unet.sample_size // math.gcd(unet.sample_size, unet.low_res_size)}, whole low-resolution pixels."
+        )
+
+
 def data_config(config: TrainingConfig, preset: StagePreset) -> DataConfig:
     names = {f.name for f in dataclasses.fields(DataConfig)} & {f.name for f in dataclasses.fields(TrainingConfig)}
     arguments = {name: getattr(config, name) for name in names}
@@ -225,7 +291,7 @@ def check_resumable(saved: dict[str, Any], resolved: dict[str, Any], checkpoint:
         ValueError: if a checkpoint's configuration and this run's differ in more than a resumed run may change; names
             every field that differs, with both values.
     """
-    saved, resolved = flatten(saved), flatten(resolved)
+    saved, resolved = DEFAULTS_OF_ADDED | flatten(saved), DEFAULTS_OF_ADDED | flatten(resolved)
     differences = [
         f"{name} ({saved.get(name)!r} in the checkpoint, {resolved.get(name)!r} now)"
         for name in sorted(saved.keys() | resolved.keys())

@@ -31,9 +31,9 @@ def build_stage(preset: StagePreset) -> Stage:
     noising_scheduler = augmentation = None
     if isinstance(preset.augmentation, GaussianAugmentationPreset):
         arguments = dataclasses.asdict(preset.augmentation)
-        level = arguments.pop("level")
+        draws = {name: arguments.pop(name) for name in ("level", "zero_level_probability")}
         noising_scheduler = CascadedDDPMScheduler(variance_type="fixed_small", **arguments)
-        augmentation = GaussianConditioningAugmentation(noising_scheduler, level)
+        augmentation = GaussianConditioningAugmentation(noising_scheduler, **draws)
     elif preset.augmentation is not None:
         augmentation = BlurConditioningAugmentation(**dataclasses.asdict(preset.augmentation))
     vlb_weight = preset.training.vlb_weight

@@ -114,8 +114,8 @@ def _central_square(width: int, height: int, source_resolution: int) -> tuple[in
 
 
 def to_float(images: torch.Tensor) -> torch.Tensor:
-    """uint8 images (B, C, H, W) to float32 in [-1, 1]: 0 becomes -1 and 255 becomes 1."""
-    return images.float() / 127.5 - 1.0
+    """uint8 images (B, C, H, W) to float32 in [-1, 1]: 0 becomes -1 and 255 becomes 1. Floats stay as they are."""
+    return images if images.is_floating_point() else images.float() / 127.5 - 1.0
 
 
 def to_uint8(images: torch.Tensor) -> torch.Tensor:
@@ -143,3 +143,29 @@ def random_flip(images: torch.Tensor, generator: torch.Generator) -> torch.Tenso
     """Mirror each image (B, C, H, W) left to right with probability 1/2, drawn from `generator` (on its device)."""
     flip = torch.rand(len(images), generator=generator, device=generator.device) < 0.5  # (B,)
     return torch.where(flip.to(images.device)[:, None, None, None], images.flip(-1), images)
+
+
+def random_crop(
+    images: torch.Tensor, low_res: torch.Tensor, share: float, generator: torch.Generator
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """
+    The same random square of each pair: images (B, C, R, R) and low-resolution images (B, C, r, r), r dividing R.
+
+    Args:
+        share: side of the square over that of the image, a whole number of low-resolution pixels. Offsets are whole
+            low-resolution pixels too, all equally probable, so that averaging the crop is cropping the average.
+        generator: decides the offsets, on its own device.
+    """
+    size = round(share * low_res.shape[-1])
+    offsets = torch.randint(
+        low_res.shape[-1] - size + 1, (2, len(low_res)), generator=generator, device=generator.device
+    ).to(images.device)  # (2, B)
+    ratio = images.shape[-1] // low_res.shape[-1]
+    return _crop(images, offsets * ratio, size * ratio), _crop(low_res, offsets, size)
+
+
+def _crop(images: torch.Tensor, offsets: torch.Tensor, size: int) -> torch.Tensor:
+    """Squares of `size` from images (B, C, H, W), at their own offsets (2, B) from the top and from the left."""
+    rows, columns = offsets[:, :, None] + torch.arange(size, device=images.device)  # (B, size)
+    which = torch.arange(len(images), device=images.device)
+    return images[which[:, None, None], :, rows[:, :, None], columns[:, None]].permute(0, 3, 1, 2)  # (B, C, s, s)

@@ -28,7 +28,7 @@ class Validation:
         self.config, self.preset, self.id2label = config, preset, data.id2label
         self.is_base = preset.unet.low_res_size is None
         items = take(data, NUM_STATISTICS_IMAGES if self.is_base else config.num_validation_images)
-        images = to_float(torch.stack([item["image"] for item in items]))
+        images = to_float(torch.stack([item["image"] for item in items])).cpu()
         self.real = area_resize(images, preset.unet.sample_size)
         if not self.is_base:
             self.low_res = to_unit(area_resize(images, preset.unet.low_res_size))
