@@ -10,7 +10,7 @@ const NUMBERS = {
   processes: { default: availableParallelism(), least: 1, most: 1024 },
 };
 
-export const HELP = `Render a data set of avatars in 13 styles, the classes.
+export const HELP = `Render a data set of avatars in 13 styles, its classes.
 
 node render.mjs --output FOLDER [options]
 

@@ -16,15 +16,24 @@ const CRC_TABLE = Uint32Array.from({ length: 256 }, (_, byte) => {
   return value;
 });
 
-/** A PNG file of RGBA pixels (size * size * 4 bytes), without their alpha unless `transparent`. */
+/** A PNG file of RGBA pixels multiplied by their alpha (size * size * 4 bytes), without alpha unless `transparent`. */
 export function encodePng(pixels, size, transparent) {
   const header = Buffer.alloc(13);
   header.writeUInt32BE(size, 0);
   header.writeUInt32BE(size, 4);
   header[8] = 8; // bits a channel
   header[9] = transparent ? RGBA : RGB;
-  const data = deflateSync(scanlines(pixels, size, transparent ? 4 : 3), { level: COMPRESSION_LEVEL });
+  const rows = transparent ? scanlines(dividedByAlpha(pixels), size, 4) : scanlines(pixels, size, 3);
+  const data = deflateSync(rows, { level: COMPRESSION_LEVEL });
   return Buffer.concat([SIGNATURE, chunk("IHDR", header), chunk("IDAT", data), chunk("IEND", Buffer.alloc(0))]);
+}
+
+/** The pixels as PNG keeps them: colours of full strength however transparent. */
+function dividedByAlpha(pixels) {
+  return pixels.map((value, index) => {
+    const alpha = pixels[index | 3];
+    return index % 4 === 3 || alpha === 0 ? value : Math.round((value * 255) / alpha);
+  });
 }
 
 /** The rows of an image, each after a 0: filters gain nothing on flat colours. */

@@ -3,8 +3,10 @@
 import { existsSync, mkdirSync, readFileSync, readdirSync, statSync } from "node:fs";
 import { join } from "node:path";
 
+import { CLASSES } from "./classes.mjs";
 import { writeWhole } from "./files.mjs";
 import { HELP, UsageError, parseOptions } from "./options.mjs";
+import { Pool } from "./pool.mjs";
 
 const SETTINGS_FILE = "settings.json";
 const IMAGES_A_TASK = 32;
@@ -20,11 +22,9 @@ async function main() {
     throw new UsageError("node_modules is not beside render.mjs; install it with: npm ci --prefix examples/avatars");
   }
   openFolder(options);
-  const { STYLES } = await import("./styles.mjs");
-  const { Pool } = await import("./pool.mjs");
   const pool = new Pool(options.processes);
   try {
-    const images = await planImages(pool, Object.keys(STYLES), options);
+    const images = await planImages(pool, options);
     await renderMissing(pool, images, options);
     writeMetadata(images, options);
   } finally {
@@ -76,10 +76,10 @@ function checkSettings(found, asked, output) {
 // --------------------------------------------------------------------------------------------------------------------
 
 /** All images of the data set, of one style after the other. */
-async function planImages(pool, styles, options) {
+async function planImages(pool, options) {
   const counts = { train: options.images_per_style, validation: options.validation_images_per_style };
-  const plans = await pool.run(styles.map((style) => ({ kind: "plan", style, counts })));
-  return styles.flatMap((style, index) =>
+  const plans = await pool.run(CLASSES.map((style) => ({ kind: "plan", style, counts })));
+  return CLASSES.flatMap((style, index) =>
     Object.entries(plans[index]).flatMap(([split, images]) =>
       images.map((image, number) => {
         const name = `${style}/${String(number).padStart(5, "0")}.png`;

@@ -1,27 +1,14 @@
-// The classes, and what image number k of a style shows: a function of its style and number alone.
+// What image number k of a style shows: a function of its style and number alone.
 
 import { createHash } from "node:crypto";
 
 import * as collection from "@dicebear/collection";
 import { createAvatar } from "@dicebear/core";
 
-export const STYLES = {
-  adventurer: collection.adventurer,
-  "big-smile": collection.bigSmile,
-  dylan: collection.dylan,
-  "fun-emoji": collection.funEmoji,
-  lorelei: collection.lorelei,
-  micah: collection.micah,
-  miniavs: collection.miniavs,
-  notionists: collection.notionists,
-  "open-peeps": collection.openPeeps,
-  personas: collection.personas,
-  "pixel-art": collection.pixelArt,
-  thumbs: collection.thumbs,
-  "toon-head": collection.toonHead,
-};
+import { CLASSES } from "./classes.mjs";
 
-export const BACKGROUNDS = ["#b6e3f4", "#c0aede", "#f4a6c0", "#a8dcc0", "#fbe790", "#d8dce3", "#7d9fd0", "#b5c58b"];
+const STYLES = Object.fromEntries(CLASSES.map((name) => [name, collection[camelCase(name)]]));
+const BACKGROUNDS = ["#b6e3f4", "#c0aede", "#f4a6c0", "#a8dcc0", "#fbe790", "#d8dce3", "#7d9fd0", "#b5c58b"];
 
 const VALIDATION_SHARE = 10; // one drawing in so many
 
@@ -71,4 +58,8 @@ function attributesOf(style, options) {
 
 function valuesOf(choice) {
   return choice?.items?.enum ?? choice?.default ?? [];
+}
+
+function camelCase(name) {
+  return name.replace(/-./g, (hyphenated) => hyphenated[1].toUpperCase());
 }
