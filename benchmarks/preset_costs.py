@@ -1,19 +1,27 @@
 """
-Prints the table of `docs/presets.md`: parameters, and multiply-adds of one network call for one image.
+Prints the tables of `docs/presets.md`: what networks cost, counted and measured.
 
     python benchmarks/preset_costs.py
+    python benchmarks/preset_costs.py --measure avatars_16 avatars_16_to_64 avatars_64_to_256 --batch_size 8
 
-Networks are built on torch's meta device, so no memory is needed. Counted are the multiply-adds of convolutions,
-linear layers and attention; normalisation, activations and sums are not.
+Networks are counted on torch's meta device, so no memory is needed. Multiply-adds are those of convolutions, linear
+layers and attention in one call on one image; normalisation, activations and sums are not counted. Memory of training
+is float32: weights, gradients, AdamW's moments and the average (20 bytes a parameter), and what the backward pass
+keeps of each image. `--measure` takes the time of a call and of a training step (loss, backward pass, AdamW) where it
+runs: on the CPU by process time with as many threads as OMP_NUM_THREADS says, on a GPU in bf16 autocast.
 """
 
+import argparse
+import statistics
+import time
+from collections.abc import Callable
 from dataclasses import asdict
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from cdm_diffusers.models.unet_2d_cascaded import CascadedUNet2DModel
-from cdm_diffusers.presets import PRESETS, UNetPreset
+from cdm_diffusers.presets import PRESETS, StagePreset, UNetPreset, get_preset
 
 
 def build_on_meta(preset: UNetPreset) -> CascadedUNet2DModel:
@@ -21,37 +29,121 @@ def build_on_meta(preset: UNetPreset) -> CascadedUNet2DModel:
         return CascadedUNet2DModel(**asdict(preset)).eval()
 
 
-def count_multiply_adds(unet: CascadedUNet2DModel) -> int:
-    """Multiply-adds of `unet`, on the meta device, for one image."""
+def inputs_of(unet: CascadedUNet2DModel, size: int | None = None, batch_size: int = 1) -> dict[str, torch.Tensor]:
+    """Zeros for everything that `unet` takes, on the default device; `size` is `sample_size`, or a crop's."""
     config = unet.config
-    time_dtype = torch.float32 if config.time_conditioning == "noise_level" else torch.int64
-    image = (1, config.in_channels)
-    with torch.device("meta"):
-        inputs = {
-            "sample": torch.zeros(*image, config.sample_size, config.sample_size),
-            "timestep": torch.zeros(1, dtype=time_dtype),
-        }
-        if config.num_classes is not None:
-            inputs["class_labels"] = torch.zeros(1, dtype=torch.int64)
-        if config.low_res_size is not None:
-            inputs["low_res"] = torch.zeros(*image, config.low_res_size, config.low_res_size)
-        if config.augmentation_level_embedding:
-            inputs["augmentation_level"] = torch.zeros(1, dtype=torch.int64)
-        with torch.no_grad(), FlopCounterMode(display=False) as counter:
-            unet(**inputs)
+    size = size or config.sample_size
+    is_continuous = config.time_conditioning == "noise_level"
+    inputs = {
+        "sample": torch.zeros(batch_size, config.in_channels, size, size),
+        "timestep": torch.zeros(batch_size, dtype=torch.float32 if is_continuous else torch.int64),
+    }
+    if config.num_classes is not None:
+        inputs["class_labels"] = torch.zeros(batch_size, dtype=torch.int64)
+    if config.low_res_size is not None:
+        low_res_size = size * config.low_res_size // config.sample_size
+        inputs["low_res"] = torch.zeros(batch_size, config.in_channels, low_res_size, low_res_size)
+    if config.augmentation_level_embedding:
+        inputs["augmentation_level"] = torch.zeros(batch_size, dtype=torch.int64)
+    return inputs
+
+
+def count_multiply_adds(unet: CascadedUNet2DModel, size: int | None = None) -> int:
+    """Multiply-adds of `unet`, on the meta device, for one image."""
+    with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counter:
+        unet(**inputs_of(unet, size))
     return counter.get_total_flops() // 2
 
 
+def count_kept_bytes(unet: CascadedUNet2DModel, size: int | None = None) -> int:
+    """Bytes that the backward pass of `unet`, on the meta device, keeps of one image; parameters are not counted."""
+    kept, parameters = {}, {parameter.untyped_storage()._cdata for parameter in unet.parameters()}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in parameters:
+            kept[storage._cdata] = storage.nbytes()
+        return tensor
+
+    with torch.device("meta"), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        output = unet(**inputs_of(unet, size)).sample
+    assert output.requires_grad
+    return sum(kept.values())
+
+
 def table() -> str:
-    """The markdown table, one row a preset."""
-    lines = ["| preset | parameters | multiply-adds per image and step | steps |", "|---|---:|---:|---:|"]
+    """The markdown table, one row per preset."""
+    lines = [
+        "| preset | parameters | multiply-adds per image and step | memory of training | steps |",
+        "|---|---:|---:|---:|---:|",
+    ]
     for name, preset in PRESETS.items():
         unet = build_on_meta(preset.unet)
         parameters = sum(parameter.numel() for parameter in unet.parameters())
         giga = count_multiply_adds(unet) / 1e9
-        lines.append(f"| `{name}` | {parameters:,} | {giga:,.3f} G | {preset.inference.num_inference_steps} |")
+        size = preset.training.crop_size
+        memory = f"{20 * parameters / 2**30:.2f} GiB + {count_kept_bytes(unet, size) / 2**20:,.0f} MiB per image"
+        steps = preset.inference.num_inference_steps
+        lines.append(f"| `{name}` | {parameters:,} | {giga:,.3f} G | {memory} | {steps} |")
     return "\n".join(lines)
 
 
+# ---------------------------------------------------------------------------------------------------------------------
+# Measured
+
+
+def measure(preset: StagePreset, batch_size: int, rounds: int) -> dict[str, float]:
+    """Images per second of a call (whole images, no gradients) and of a training step (crops where it takes them)."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    with device:
+        unet = CascadedUNet2DModel(**asdict(preset.unet))
+        whole, trained = inputs_of(unet, None, batch_size), inputs_of(unet, preset.training.crop_size, batch_size)
+    optimizer = torch.optim.AdamW(unet.parameters(), fused=True)
+
+    def call():
+        with torch.no_grad(), torch.autocast("cuda", torch.bfloat16, enabled=device.type == "cuda"):
+            unet(**whole)
+
+    def training_step():
+        with torch.autocast("cuda", torch.bfloat16, enabled=device.type == "cuda"):
+            output = unet(**trained).sample
+        output.float().square().mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return {
+        "images/s of a call": batch_size / seconds(call, device, rounds),
+        "images/s of a training step": batch_size / seconds(training_step, device, rounds),
+    }
+
+
+def seconds(work: Callable[[], None], device: torch.device, rounds: int) -> float:
+    """The median of `rounds` after one to warm up: process time on the CPU, time between events on a GPU."""
+    work()
+    times = []
+    for _ in range(rounds):
+        if device.type == "cuda":
+            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            start.record()
+            work()
+            end.record()
+            end.synchronize()
+            times.append(start.elapsed_time(end) / 1000)
+        else:
+            start = time.process_time()
+            work()
+            times.append(time.process_time() - start)
+    return statistics.median(times)
+
+
 if __name__ == "__main__":
-    print(table())
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--measure", nargs="+", metavar="PRESET", help="Measure these presets instead of counting.")
+    parser.add_argument("--batch_size", type=int, default=8)
+    parser.add_argument("--rounds", type=int, default=5)
+    options = parser.parse_args()
+    for name in options.measure or ():
+        figures = measure(get_preset(name), options.batch_size, options.rounds)
+        print(f"| `{name}` | " + " | ".join(f"{value:,.1f}" for value in figures.values()) + " |", flush=True)
+    if not options.measure:
+        print(table())

@@ -43,8 +43,11 @@ class GaussianDenoiser(ModelMixin, ConfigMixin):
         alpha, sigma = alpha_bar.sqrt(), (1 - alpha_bar).sqrt()
         distance = (sample.double() - alpha * config.mean) / (alpha_bar * config.std**2 + 1 - alpha_bar)
         output = sigma * distance + config.bias
+        x_0 = config.mean + alpha * config.std**2 * distance
         if config.prediction_type == "v_prediction":
-            output = alpha * output - sigma * (config.mean + alpha * config.std**2 * distance)
+            output = alpha * output - sigma * x_0
+        elif config.prediction_type == "sample":
+            output = x_0 + config.bias
         if config.learned_variance:
             output = torch.cat([output, torch.zeros_like(output)], dim=1)
         return (output.float(),)

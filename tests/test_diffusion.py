@@ -267,7 +267,7 @@ def test_half_precision_images_are_noised_in_float32(dtype):
 # Predictions
 
 
-@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction", "sample"])
 def test_predictions_lead_back_to_x_0_and_epsilon(prediction_type):
     prediction = prediction_for(prediction_type)
     x_0, noise = torch.rand(2, 3, 1, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
@@ -288,8 +288,8 @@ def test_velocity_is_the_derivative_of_x_t_by_the_angle():
 
 
 def test_unknown_prediction_is_refused():
-    with pytest.raises(ValueError, match=r"`prediction_type` is 'sample'.*\['epsilon', 'v_prediction'\]"):
-        prediction_for("sample")
+    with pytest.raises(ValueError, match=r"`prediction_type` is 'flow'.*\['epsilon', 'sample', 'v_prediction'\]"):
+        prediction_for("flow")
 
 
 def test_limits_of_x_0():

@@ -48,6 +48,11 @@ STAGES = {
         {"prediction_type": "v_prediction"},
         1,
     ),
+    "x_0": (
+        CascadedDDPMScheduler(4000, prediction_type="sample", variance_type="fixed_small"),
+        {"prediction_type": "sample"},
+        1,
+    ),
     "continuous": (ContinuousDDPMScheduler(variance_type="fixed_small"), {"time_conditioning": "noise_level"}, 1),
 }
 
@@ -339,9 +344,9 @@ def test_steps_that_would_repeat_a_level_are_refused():
         pipe(num_inference_steps=50)
 
 
-def test_predictions_of_x_0_are_refused():
-    pipe = CascadedDiffusionPipeline(small_unet(4, 1), DDIMScheduler(50, prediction_type="sample"))
-    with pytest.raises(ValueError, match="`prediction_type` is 'sample'"):
+def test_unknown_predictions_are_refused():
+    pipe = CascadedDiffusionPipeline(small_unet(4, 1), DDIMScheduler(50, prediction_type="flow"))
+    with pytest.raises(ValueError, match="`prediction_type` is 'flow'"):
         pipe(num_inference_steps=5)
 
 

@@ -8,6 +8,7 @@ import scipy.special
 import torch
 
 from cdm_diffusers import CascadedDDPMScheduler, ContinuousDDPMScheduler, HybridLoss, SimpleLoss
+from cdm_diffusers.diffusion import per_image
 
 
 def seeded(seed=0):
@@ -87,6 +88,27 @@ def test_simple_loss_at_continuous_noise_levels(prediction_type):
     is_told = level < 0.999  # above, a float32 level does not say sigma
     assert is_told.sum() > 40
     np.testing.assert_allclose(loss.detach()[is_told], expected[is_told], rtol=1e-3)
+
+
+@pytest.mark.parametrize("scheduler_class", [CascadedDDPMScheduler, ContinuousDDPMScheduler])
+def test_loss_of_a_predicted_x_0_is_that_of_its_v(scheduler_class):
+    """v = (sqrt(alpha_bar) x_t - x_0) / sigma, of the predicted x_0 and of the true one; at most 400 times x_0's."""
+    scheduler = scheduler_class(1000, "squaredcos_cap_v2", prediction_type="sample")
+    network, images = Network(2), eight_bit_images(200)
+    loss = SimpleLoss(scheduler)(network, images, seeded()).detach()
+    condition = network.condition
+    alpha = scheduler.table.alphas_cumprod[condition].sqrt() if condition.dtype == torch.int64 else condition
+    alpha, sigma = alpha.double(), (1 - alpha.double() ** 2).sqrt()
+    x_0, x_t, output = images.double(), network.x_t.double(), network.output.detach().double()
+    velocity = (
+        (per_image(alpha) * x_t - output) / per_image(sigma),
+        (per_image(alpha) * x_t - x_0) / per_image(sigma),
+    )
+    expected = ((velocity[0] - velocity[1]) ** 2).mean(dim=(1, 2, 3))
+    is_clear = sigma < 0.05
+    assert is_clear.any() and not is_clear.all()
+    expected[is_clear] = 400 * ((output - x_0) ** 2).mean(dim=(1, 2, 3))[is_clear]
+    torch.testing.assert_close(loss.double(), expected, rtol=1e-3, atol=0)
 
 
 def test_loss_of_the_true_noise_is_nothing():

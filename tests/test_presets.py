@@ -153,12 +153,13 @@ def benchmark():
 
 @pytest.fixture(scope="module")
 def costs(benchmark):
-    """{preset: (parameters, multiply-adds, steps)} as benchmarks/preset_costs.py prints them."""
+    """{preset: (parameters, multiply-adds, memory, steps)} as benchmarks/preset_costs.py prints them."""
     return cost_rows(benchmark.table())
 
 
 def cost_rows(text: str) -> dict[str, tuple[str, ...]]:
-    rows = re.findall(r"^\| `(\w+)` \| ([\d,]+) \| ([\d.,]+ G) \| (\d+) \|$", text, flags=re.MULTILINE)
+    memory = r"[\d.]+ GiB \+ [\d,]+ MiB per image"
+    rows = re.findall(rf"^\| `(\w+)` \| ([\d,]+) \| ([\d.,]+ G) \| ({memory}) \| (\d+) \|$", text, re.MULTILINE)
     return {name: tuple(cells) for name, *cells in rows}
 
 
@@ -284,7 +285,7 @@ def test_costs_in_the_docs(costs):
     ],
 )
 def test_published_sizes(costs, name, millions):
-    parameters, _, _ = costs[name]
+    parameters, *_ = costs[name]
     assert int(parameters.replace(",", "")) == pytest.approx(millions * 1e6, rel=0.05)
 
 
@@ -314,6 +315,24 @@ def test_multiply_adds_by_hand(benchmark):
     ends = convolution(3, width) + convolution(width, 3)
     time = width * embedding + embedding**2
     assert benchmark.count_multiply_adds(unet) == time + ends + down + middle + up
+
+
+def test_memory_counted_is_memory_kept(benchmark):
+    """On the meta device as by a real call, to the byte (but for attention, whose kernels keep more or less)."""
+    preset = get_preset("avatars_64_to_256")
+    unet = CascadedUNet2DModel(**small_twin(preset.unet))
+    size, kept = preset.training.crop_size, {}
+    parameters = {parameter.data_ptr() for parameter in unet.parameters()}
+
+    def keep(tensor):
+        if tensor.untyped_storage().data_ptr() not in parameters:
+            kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        unet(**benchmark.inputs_of(unet, size))
+    counted = benchmark.count_kept_bytes(CascadedUNet2DModel(**small_twin(preset.unet)).to("meta"), size)
+    assert counted == sum(kept.values())
 
 
 def doc_values():

@@ -197,7 +197,8 @@ class ExactDenoiser:
         alpha, sigma = math.sqrt(alpha_bar), math.sqrt(1 - alpha_bar)
         x_0 = MEAN + self.slope(alpha_bar) * (x_t - alpha * MEAN)
         epsilon = (x_t - alpha * x_0) / sigma
-        output = epsilon if self.prediction_type == "epsilon" else alpha * epsilon - sigma * x_0
+        outputs = {"epsilon": epsilon, "v_prediction": alpha * epsilon - sigma * x_0, "sample": x_0}
+        output = outputs[self.prediction_type]
         if not self.best_variance:
             return output
         raw = 0.0
@@ -254,7 +255,7 @@ def gaussian_case(variance_type, prediction_type="epsilon", num_steps=T, schedul
 
 
 @pytest.mark.parametrize("schedule", ["squaredcos_cap_v2", "linear"])
-@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction", "sample"])
 @pytest.mark.parametrize("variance_type", ["fixed_small", "fixed_large", "learned_range"])
 def test_known_gaussian_follows_the_float64_recursion(variance_type, prediction_type, schedule):
     """For every n and s; within 1e-5, since tables are handed out in float32."""
@@ -719,7 +720,7 @@ def test_solvers_of_diffusers_take_the_config(solver, is_loaded, scheduler_class
     [
         ("variance_type", "fixed_large_log"),
         ("variance_type", "learned"),
-        ("prediction_type", "sample"),
+        ("prediction_type", "flow"),
         ("timestep_spacing", "leading"),
         ("timestep_spacing", "trailing"),
         ("beta_schedule", "scaled_linear"),

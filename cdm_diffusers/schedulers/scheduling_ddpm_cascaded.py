@@ -18,7 +18,8 @@ class CascadedDDPMScheduler(AncestralScheduler):
             End points of a linear schedule; by default 1e-4 * 1000/T and 0.02 * 1000/T, for T >= 100.
         variance_type (`"learned_range"`, `"fixed_small"` or `"fixed_large"`, defaults to `"learned_range"`):
             Between beta~ and beta as the network says, beta~, or beta.
-        prediction_type (`"epsilon"` or `"v_prediction"`, defaults to `"epsilon"`): what the network predicts.
+        prediction_type (`"epsilon"`, `"v_prediction"` or `"sample"`, defaults to `"epsilon"`):
+            What the network predicts; `"sample"` is x_0.
         clip_sample (`bool`, defaults to `True`), clip_sample_range (`float`, defaults to 1.0):
             Whether and where a predicted x_0 is clipped.
         thresholding (`bool`, defaults to `False`), dynamic_thresholding_ratio (`float`, defaults to 0.995),
