@@ -293,14 +293,17 @@ def initial_noise(monkeypatch) -> list[torch.Tensor]:
 
 @pytest.mark.parametrize("as_list", [False, True])
 def test_rows_that_differ_in_s_see_the_same_noise(cascade, monkeypatch, as_list):
-    """Every stage's x_T, whatever s is: 0 too, and truncated where as many steps remain (and draw noise)."""
-    drawn, rows = initial_noise(monkeypatch), []
-    for level, truncated in ((0, False), (1, False), (T, False), (0, True), (1, True)):
-        generator = [seeded(1), seeded(2)] if as_list else seeded()
-        tensors(cascade, [0, 1], augmentation_levels={"super_res_1": level}, truncated=truncated, generator=generator)
-        rows.append(torch.cat([noise.flatten() for noise in drawn]))
-        drawn.clear()
-    assert all(torch.equal(row, rows[0]) for row in rows)
+    """Every stage's x_T, whatever s is: 0 too, and truncated where the stage before takes (and draws) as many steps."""
+    drawn, image = initial_noise(monkeypatch), torch.rand(2, 1, 4, 4)
+    truncations = {None: ((0, True),), image: ((0, True), (1, True), (T, True))}
+    for given, truncated_rows in truncations.items():
+        rows = []
+        for level, truncated in ((0, False), (1, False), (T, False), *truncated_rows):
+            options = {"augmentation_levels": {"super_res_1": level}, "truncated": truncated, "image": given}
+            tensors(cascade, [0, 1], generator=[seeded(1), seeded(2)] if as_list else seeded(), **options)
+            rows.append(torch.cat([noise.flatten() for noise in drawn]))
+            drawn.clear()
+        assert all(torch.equal(row, rows[0]) for row in rows)
 
 
 def test_a_stage_alone_sees_the_same_noise_whatever_s(monkeypatch):
