@@ -25,6 +25,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator, PartialState
+from diffusers.training_utils import EMAModel
 from forkserver import FORKSERVER
 from PIL import Image
 from safetensors.torch import load_file
@@ -36,6 +37,7 @@ from cdm_diffusers.presets import BlurAugmentationPreset, get_preset
 from cdm_diffusers.training import TrainingConfig, train
 from cdm_diffusers.training.checkpoints import checkpoints_in, rotate, step_of
 from cdm_diffusers.training.data import load_training_data
+from cdm_diffusers.training.ema import LerpEMAModel
 from cdm_diffusers.training.loop import Trainer
 from cdm_diffusers.training.resolve import data_config, resolve_preset
 from cdm_diffusers.training.stage import build_stage
@@ -501,6 +503,25 @@ def test_ema_follows_its_recursion(images, tmp_path):
             not torch.equal(load_file(folder / "checkpoint-5" / "model.safetensors")[k], v)
             for k, v in averages.items()
         )
+
+
+@pytest.mark.parametrize("min_decay", [0.0, 0.999])
+def test_ema_is_diffusers_to_the_bit(min_decay):
+    """From the first step, whose weights are over 0.5, on sizes that leave something over beside whole vectors."""
+    generator = torch.Generator().manual_seed(0)
+    sizes = [(1,), (7,), (15,), (33,), (5, 3, 3, 3), (31, 7, 3, 3), (257, 129)]
+    parameters = [torch.nn.Parameter(torch.randn(size, generator=generator)) for size in sizes]
+    parameters.append(torch.nn.Parameter(parameters[5].detach().to(memory_format=torch.channels_last)))
+    ours, theirs = (
+        kind(parameters, decay=0.999, min_decay=min_decay, foreach=True) for kind in (LerpEMAModel, EMAModel)
+    )
+    for _ in range(30):
+        for parameter in parameters:
+            parameter.data.add_(torch.randn(parameter.shape, generator=generator), alpha=0.1)
+        ours.step(parameters)
+        theirs.step(parameters)
+        assert all(torch.equal(*pair) for pair in zip(ours.shadow_params, theirs.shadow_params, strict=True))
+        assert ours.optimization_step == theirs.optimization_step
 
 
 def prepared_batch(options):

@@ -12,7 +12,6 @@ import torch
 from accelerate import Accelerator, PartialState, skip_first_batches
 from accelerate.utils import DataLoaderConfiguration, GradientAccumulationPlugin, parse_flag_from_env, set_seed
 from diffusers.optimization import get_scheduler
-from diffusers.training_utils import EMAModel
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch.utils.data import DataLoader
@@ -35,6 +34,7 @@ from .checkpoints import (
 )
 from .config import TrainingConfig, check_mixed_precision
 from .data import TrainingData, area_resize, load_training_data, random_flip, to_float
+from .ema import LerpEMAModel
 from .export import save_pipeline, stage_pipeline
 from .resolve import check_resumable, data_config, describe, flatten, resolve_preset
 from .stage import build_stage
@@ -135,7 +135,7 @@ class Trainer:
             fused=True,
         )
         # EMAModel's decay is always min(decay, (1 + i) / (10 + i)); a lower bound of `decay` makes it constant.
-        self.ema = EMAModel(
+        self.ema = LerpEMAModel(
             unet.parameters(),
             decay=training.ema_decay,
             min_decay=0.0 if training.ema_warmup else training.ema_decay,
