@@ -121,20 +121,39 @@ def assert_same_run(output_dir, reference, step=6):
         assert (output_dir / final).read_bytes() == (reference / final).read_bytes()
 
 
-def test_a_compiled_network_trains_to_the_same_weights(images, tmp_path):
-    """
-    Super-resolution too, whose gradients flow through everything that a network has. In one of these two levels (and
-    no attention), Inductor of torch 2.13 made 58 of 109 gradients zero on the CPU; in one of a single level, none.
-    """
-    options = SUPER_RES | {"train_data_dir": str(images), "train_batch_size": 4, "max_train_steps": 4}
-    options |= {"block_out_channels": [16, 32], "attention_resolutions": [4], "learning_rate": 0.01}
-    for name in ("eager", "compiled"):
-        run(options | {"output_dir": str(tmp_path / name), "compile": name == "compiled"}, super_resolution=True)
-    eager, compiled = (
-        load_file(tmp_path / name / "checkpoint-4" / "model.safetensors") for name in ("eager", "compiled")
-    )
-    for name in eager:
-        torch.testing.assert_close(compiled[name], eager[name], rtol=1e-3, atol=1e-4)
+def trainer_of(options):
+    """A super-resolution stage, ready to train in this process."""
+    config = TrainingConfig(**options)
+    preset = resolve_preset(config, super_resolution=True)
+    preset = dataclasses.replace(preset, unet=dataclasses.replace(preset.unet, num_classes=len(CLASSES)))
+    data = load_training_data(data_config(config, preset))
+    return Trainer(config, preset, data, Accelerator(), {})
+
+
+def gradients(options):
+    """Of the first batch, for a network none of whose weights are zero."""
+    torch.set_num_threads(1)
+    trainer = trainer_of(options)
+    for parameter in trainer.stage.unet.parameters():
+        if not parameter.any():
+            torch.nn.init.normal_(parameter, std=0.1)
+    trainer.seed_noise(0)
+    trainer.batch_loss(next(trainer.batches())).backward()
+    return {name: parameter.grad for name, parameter in trainer.stage.unet.named_parameters()}
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which(os.environ.get("CXX", "g++")) is None, reason="Inductor needs a C++ compiler")
+def test_a_compiled_network_has_the_same_gradients(images):
+    """With layouts of its own choice, Inductor of torch 2.13 makes 66 of these 117 gradients zero on a CPU."""
+    options = SUPER_RES | {"train_data_dir": str(images), "output_dir": "unused", "train_batch_size": 4}
+    options |= {"block_out_channels": [8, 8], "num_channels": 3}
+    with ProcessPoolExecutor(2, mp_context=FORKSERVER) as pool:
+        eager, compiled = pool.map(gradients, [options, options | {"compile": True}])
+    for name, gradient in eager.items():
+        if name.endswith("to_k.bias"):  # attention's weights do not depend on it: its gradient is rounding
+            continue
+        assert (compiled[name] - gradient).norm() < 1e-4 * gradient.norm(), name
 
 
 class Float16OnTheCpu:
@@ -526,11 +545,7 @@ def test_ema_is_diffusers_to_the_bit(min_decay):
 
 def prepared_batch(options):
     """What one micro-batch becomes: labels before and after, and all that loss and network are given."""
-    config = TrainingConfig(**options)
-    preset = resolve_preset(config, super_resolution=True)
-    preset = dataclasses.replace(preset, unet=dataclasses.replace(preset.unet, num_classes=3))
-    data = load_training_data(data_config(config, preset))
-    trainer = Trainer(config, preset, data, Accelerator(), {})
+    trainer = trainer_of(options)
     seen = {}
 
     def loss(denoise, x_0, generator):

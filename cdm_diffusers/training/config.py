@@ -150,7 +150,7 @@ class TrainingConfig:
         "Autocast type. Default: that of `accelerate launch` or its configuration, else the preset's."
     )
     gradient_checkpointing: bool = option("Recompute activations in the backward pass: slower, less memory.", False)
-    compile: bool = option("torch.compile the network; on the CPU not a gain in speed.", False)
+    compile: bool = option("torch.compile the network; on the CPU this takes minutes and a C++ compiler.", False)
     channels_last: bool = option("Keep images in channels_last memory format (faster on GPUs).", False)
 
     # Checkpoints, logging and validation

@@ -93,6 +93,12 @@ def make_accelerator(config: TrainingConfig, preset: StagePreset, on_cpu: bool) 
     return accelerator
 
 
+def compile_network(unet: CascadedUNet2DModel, device: torch.device) -> None:
+    # Where it changes layouts on a CPU, Inductor of torch 2.13 reads the gradient of nearest upsampling before it is
+    # written (https://github.com/pytorch/pytorch/issues/185509).
+    unet.compile(options={"layout_optimization": False} if device.type == "cpu" else None)
+
+
 class Trainer:
     """
     One run. Its whole state is the network, the optimizer, the EMA, the gradient scaler and three counters: `step`,
@@ -123,8 +129,7 @@ class Trainer:
             accelerator.device, memory_format=torch.channels_last if config.channels_last else torch.preserve_format
         )
         if config.compile:
-            # On the CPU, Inductor of torch 2.13 returns zeros as the gradients of many weights; these are right.
-            unet.compile(backend="aot_eager" if accelerator.device.type == "cpu" else "inductor")
+            compile_network(unet, accelerator.device)
         training = preset.training
         optimizer = torch.optim.AdamW(
             unet.parameters(),
