@@ -39,7 +39,7 @@ from cdm_diffusers.training.checkpoints import checkpoints_in, rotate, step_of
 from cdm_diffusers.training.data import load_training_data
 from cdm_diffusers.training.ema import LerpEMAModel
 from cdm_diffusers.training.loop import Trainer
-from cdm_diffusers.training.resolve import data_config, resolve_preset
+from cdm_diffusers.training.resolve import data_config, resolve_channels_last, resolve_preset
 from cdm_diffusers.training.stage import build_stage
 
 
@@ -337,6 +337,17 @@ def test_resuming_elsewhere_from_an_earlier_checkpoint(images, unbroken, tmp_pat
     run(options | {"resume_from_checkpoint": str(unbroken / "checkpoint-4")})
     assert_same_run(tmp_path, unbroken)
     assert sorted(path.name for path in tmp_path.glob("checkpoint-*")) == ["checkpoint-5", "checkpoint-6"]
+
+
+def test_a_resumed_run_keeps_its_memory_format(images, tmp_path):
+    options = BASE | {"train_data_dir": str(images), "train_batch_size": 4, "max_train_steps": 4}
+    options |= {"block_out_channels": [16, 16], "lr_scheduler": "constant", "checkpointing_steps": 2}
+    whole, resumed = (options | {"output_dir": str(tmp_path / name)} for name in ("whole", "resumed"))
+    run(whole | {"channels_last": True})
+    shutil.copytree(tmp_path / "whole" / "checkpoint-2", tmp_path / "resumed" / "checkpoint-2")
+    run(resumed | {"resume_from_checkpoint": "latest"})
+    assert_same_run(tmp_path / "resumed", tmp_path / "whole", step=4)
+    assert json.loads((tmp_path / "resumed" / "training_config.json").read_text())["run"]["channels_last"] is True
 
 
 class InProcessGroup:
@@ -691,6 +702,31 @@ def test_another_conditioning_augmentation():
         assert build_stage(changed).noising_scheduler is None
     same = resolved("fashion_mnist_8_to_16", "--conditioning_augmentation", "gaussian")
     assert same == get_preset("fashion_mnist_8_to_16")
+
+
+@pytest.mark.parametrize(
+    ("options", "saved", "device", "expected"),
+    [
+        ((), None, "cpu", False),
+        ((), None, "cuda", True),
+        ((), True, "cpu", True),
+        ((), False, "cuda", False),
+        (("--channels_last",), False, "cpu", True),
+        (("--channels_last", "false"), True, "cuda", False),
+        (("--channels_last", "--compile"), None, "cuda", True),
+    ],
+)
+def test_channels_last_is_the_option_else_the_checkpoints_else_by_device(options, saved, device, expected, tmp_path):
+    (tmp_path / "training_config.json").write_text(json.dumps({"run": {"channels_last": saved}}))
+    config = parsed("--preset", "fashion_mnist_8", *DATA, *options)
+    checkpoint = None if saved is None else tmp_path
+    assert resolve_channels_last(config, checkpoint, torch.device(device)) is expected
+
+
+def test_channels_last_is_not_compiled_on_a_cpu():
+    config = parsed("--preset", "fashion_mnist_8", *DATA, "--channels_last", "--compile")
+    with pytest.raises(ValueError, match=r"`compile` and `channels_last` are both True, .* `--channels_last false`"):
+        resolve_channels_last(config, None, torch.device("cpu"))
 
 
 def test_the_null_class_follows_label_dropout():

@@ -36,7 +36,7 @@ from .config import TrainingConfig, check_mixed_precision
 from .data import TrainingData, area_resize, load_training_data, random_flip, to_float
 from .ema import LerpEMAModel
 from .export import save_pipeline, stage_pipeline
-from .resolve import check_resumable, data_config, describe, flatten, resolve_preset
+from .resolve import check_resumable, data_config, describe, flatten, resolve_channels_last, resolve_preset
 from .stage import build_stage
 from .validation import Validation, log_sample_grid
 
@@ -59,6 +59,8 @@ def train(config: TrainingConfig, super_resolution: bool) -> None:
     preset = resolve_preset(config, super_resolution, PartialState(cpu=on_cpu).num_processes)
     checkpoint = checkpoint_to_resume(config.resume_from_checkpoint, Path(config.output_dir))
     accelerator = make_accelerator(config, preset, on_cpu)
+    channels_last = resolve_channels_last(config, checkpoint, accelerator.device)
+    config = dataclasses.replace(config, channels_last=channels_last)
     with accelerator.main_process_first():
         data = load_training_data(data_config(config, preset))
     if data.id2label is not None:

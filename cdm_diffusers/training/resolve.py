@@ -7,6 +7,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from ..presets import (
     COSINE_AUGMENTATION,
     BlurAugmentationPreset,
@@ -15,6 +17,7 @@ from ..presets import (
     UNetPreset,
     get_preset,
 )
+from .checkpoints import loading
 from .config import TrainingConfig
 from .data import DataConfig
 
@@ -29,7 +32,7 @@ MAY_CHANGE = {
     "training.max_grad_norm",
 }
 
-# Options with no influence on the trained weights.
+# Options with no influence on the trained weights beyond their rounding.
 RUN_OPTIONS = (
     "output_dir",
     "dataloader_num_workers",
@@ -191,6 +194,27 @@ def data_config(config: TrainingConfig, preset: StagePreset) -> DataConfig:
     return DataConfig(**arguments)
 
 
+def resolve_channels_last(config: TrainingConfig, checkpoint: Path | None, device: torch.device) -> bool:
+    """
+    What was asked for, else the checkpoint's, because the format changes the rounding, else what is faster.
+
+    Raises:
+        ValueError: if the network is to be compiled as well, on a CPU; if the checkpoint is damaged.
+    """
+    channels_last = config.channels_last
+    if channels_last is None and checkpoint is not None:
+        with loading(checkpoint):
+            channels_last = json.loads((checkpoint / "training_config.json").read_text())["run"]["channels_last"]
+    elif channels_last is None:
+        channels_last = device.type == "cuda"  # training steps on a CPU take longer with it, at any width
+    if channels_last and config.compile and device.type == "cpu":
+        raise ValueError(  # see compile_network
+            "`compile` and `channels_last` are both True, with which Inductor loses gradients on a CPU: leave out "
+            "`--compile`, or give `--channels_last false`."
+        )
+    return channels_last
+
+
 def describe(
     config: TrainingConfig,
     preset: StagePreset,
@@ -200,7 +224,7 @@ def describe(
 ) -> dict[str, Any]:
     """
     The resolved configuration as the plain nested dict that `training_config.json` holds. Streams have no
-    `num_examples` (None). What is under `run` has no influence on the trained weights.
+    `num_examples` (None). What is under `run` has no influence on the trained weights beyond their rounding.
     """
     resolved = dataclasses.asdict(preset)
     if preset.augmentation is not None:
