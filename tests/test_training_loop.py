@@ -7,6 +7,7 @@ import contextlib
 import dataclasses
 import errno
 import json
+import logging
 import math
 import multiprocessing
 import os
@@ -34,7 +35,7 @@ from transformers import HfArgumentParser
 
 from cdm_diffusers.pipelines import CascadedDiffusionPipeline, SuperResolutionPipeline
 from cdm_diffusers.presets import BlurAugmentationPreset, get_preset
-from cdm_diffusers.training import TrainingConfig, train
+from cdm_diffusers.training import TrainingConfig, cpu, train
 from cdm_diffusers.training.checkpoints import checkpoints_in, rotate, step_of
 from cdm_diffusers.training.data import load_training_data
 from cdm_diffusers.training.ema import LerpEMAModel
@@ -154,6 +155,35 @@ def test_a_compiled_network_has_the_same_gradients(images):
         if name.endswith("to_k.bias"):  # attention's weights do not depend on it: its gradient is rounding
             continue
         assert (compiled[name] - gradient).norm() < 1e-4 * gradient.norm(), name
+
+
+class OnOtherCpu:
+    """Eight cores; what is logged goes to a file."""
+
+    def __init__(self, log):
+        self.log = log
+
+    def __call__(self):
+        cpu.available_cores = lambda: 8
+        logging.getLogger("cdm_diffusers").addHandler(logging.FileHandler(self.log))
+
+
+def test_what_makes_a_cpu_slow_is_said(images, tmp_path):
+    options = BASE | {"train_data_dir": str(images), "output_dir": str(tmp_path / "run"), "train_batch_size": 4}
+    run(options | {"max_train_steps": 1}, OnOtherCpu(tmp_path / "log"))
+    (idle,) = (tmp_path / "log").read_text().splitlines()
+    assert idle.startswith("1 x 1 threads") and "`accelerate launch --num_cpu_threads_per_process 8 ...`" in idle
+
+
+@pytest.mark.parametrize(
+    ("processes", "threads", "expected"), [(1, 8, None), (1, 3, 8), (2, 4, None), (2, 1, 4), (5, 1, None)]
+)
+def test_idle_cores(processes, threads, expected, monkeypatch):
+    monkeypatch.setattr(cpu, "available_cores", lambda: 8)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    sentences = list(cpu.slow_cpu(processes))
+    assert len(sentences) == (expected is not None)
+    assert all(f"--num_cpu_threads_per_process {expected} " in sentence for sentence in sentences)
 
 
 class Float16OnTheCpu:

@@ -33,6 +33,7 @@ from .checkpoints import (
     write_json,
 )
 from .config import TrainingConfig, check_mixed_precision
+from .cpu import warn_of_slow_cpu
 from .data import TrainingData, area_resize, load_training_data, random_flip, to_float
 from .ema import LerpEMAModel
 from .export import save_pipeline, stage_pipeline
@@ -92,6 +93,7 @@ def make_accelerator(config: TrainingConfig, preset: StagePreset, on_cpu: bool) 
         project_dir=str(Path(config.output_dir) / config.logging_dir),
     )
     check_mixed_precision(accelerator)
+    warn_of_slow_cpu(accelerator)
     return accelerator
 
 
