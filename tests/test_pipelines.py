@@ -293,7 +293,7 @@ def initial_noise(monkeypatch) -> list[torch.Tensor]:
 
 @pytest.mark.parametrize("as_list", [False, True])
 def test_rows_that_differ_in_s_see_the_same_noise(cascade, monkeypatch, as_list):
-    """Every stage's x_T, whatever s is: 0 too, and truncated where the stage before takes (and draws) as many steps."""
+    """Every stage's x_T, whatever s is: 0 too, and truncated where the stage before draws as much."""
     drawn, image = initial_noise(monkeypatch), torch.rand(2, 1, 4, 4)
     truncations = {None: ((0, True),), image: ((0, True), (1, True), (T, True))}
     for given, truncated_rows in truncations.items():

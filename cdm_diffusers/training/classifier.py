@@ -21,6 +21,7 @@ from transformers import ResNetConfig, ResNetForImageClassification
 
 from .checkpoints import write_json
 from .config import check_at_least, check_mixed_precision, option, switch
+from .cpu import warn_of_slow_cpu
 from .data import DataConfig, TrainingData, load_training_data, random_flip, to_float
 
 
@@ -248,6 +249,7 @@ def fit_classifier(config: ClassifierConfig, train: TrainingData, test: Dataset)
         dataloader_config=DataLoaderConfiguration(use_seedable_sampler=True, data_seed=config.seed),
     )
     check_mixed_precision(accelerator)
+    warn_of_slow_cpu(accelerator)
     if len(train.dataset) < config.train_batch_size * accelerator.num_processes:
         raise ValueError(
             f"`train_batch_size` is {config.train_batch_size} on each of {accelerator.num_processes} processes, but "

@@ -16,7 +16,7 @@ def option(help: str, default: Any = None, **argparse_keywords) -> Any:
 
 
 def switch(help: str) -> Any:
-    """An option that is on when named, off with `false` behind it, and otherwise the preset's."""
+    """An option that is on when named, off with `false` behind it, and otherwise None: the preset's, or by a rule."""
     return option(help, nargs="?", const=True)
 
 
@@ -169,8 +169,10 @@ class TrainingConfig:
         "Autocast type. Default: that of `accelerate launch` or its configuration, else the preset's."
     )
     gradient_checkpointing: bool = option("Recompute activations in the backward pass: slower, less memory.", False)
-    compile: bool = option("torch.compile the network; on the CPU not a gain in speed.", False)
-    channels_last: bool = option("Keep images in channels_last memory format (faster on GPUs).", False)
+    compile: bool = option("torch.compile the network; on the CPU this takes minutes and a C++ compiler.", False)
+    channels_last: bool | None = switch(
+        "Keep weights in channels_last memory format. Default: on GPUs, where it is faster; a resumed run's stays."
+    )
 
     # Checkpoints, logging and validation
     checkpointing_steps: int = option("Save a checkpoint every so many steps.", 1000)

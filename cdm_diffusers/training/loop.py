@@ -11,7 +11,6 @@ import torch
 from accelerate import Accelerator, PartialState, skip_first_batches
 from accelerate.utils import DataLoaderConfiguration, GradientAccumulationPlugin, parse_flag_from_env, set_seed
 from diffusers.optimization import get_scheduler
-from diffusers.training_utils import EMAModel
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch.utils.data import DataLoader
@@ -34,6 +33,7 @@ from .checkpoints import (
     write_json,
 )
 from .config import TrainingConfig, check_mixed_precision
+from .cpu import warn_of_slow_cpu
 from .data import (
     TrainingData,
     area_resize,
@@ -43,8 +43,9 @@ from .data import (
     random_flip,
     to_float,
 )
+from .ema import LerpEMAModel
 from .export import save_pipeline, stage_pipeline
-from .resolve import check_resumable, data_config, describe, flatten, resolve_preset
+from .resolve import check_resumable, data_config, describe, flatten, resolve_channels_last, resolve_preset
 from .stage import build_stage
 from .validation import Validation, log_sample_grid
 
@@ -68,6 +69,8 @@ def train(config: TrainingConfig, super_resolution: bool) -> None:
     saved = None if checkpoint is None else read_checkpoint(checkpoint)[0]
     preset = resolve_preset(config, super_resolution, PartialState(cpu=on_cpu).num_processes, saved)
     accelerator = make_accelerator(config, preset, on_cpu)
+    channels_last = resolve_channels_last(config, saved, accelerator.device)
+    config = dataclasses.replace(config, channels_last=channels_last)
     with accelerator.main_process_first():
         data = load_training_data(data_config(config, preset))
     if data.id2label is not None:
@@ -101,7 +104,14 @@ def make_accelerator(config: TrainingConfig, preset: StagePreset, on_cpu: bool) 
         project_dir=str(Path(config.output_dir) / config.logging_dir),
     )
     check_mixed_precision(accelerator)
+    warn_of_slow_cpu(accelerator)
     return accelerator
+
+
+def compile_network(unet: CascadedUNet2DModel, device: torch.device) -> None:
+    # Where it changes layouts on a CPU, Inductor of torch 2.13 reads the gradient of nearest upsampling before it is
+    # written (https://github.com/pytorch/pytorch/issues/185509).
+    unet.compile(options={"layout_optimization": False} if device.type == "cpu" else None)
 
 
 class Trainer:
@@ -136,8 +146,7 @@ class Trainer:
             accelerator.device, memory_format=torch.channels_last if config.channels_last else torch.preserve_format
         )
         if config.compile:
-            # On the CPU, Inductor of torch 2.13 returns zeros as the gradients of many weights; these are right.
-            unet.compile(backend="aot_eager" if accelerator.device.type == "cpu" else "inductor")
+            compile_network(unet, accelerator.device)
         training = preset.training
         optimizer = torch.optim.AdamW(
             unet.parameters(),
@@ -148,7 +157,7 @@ class Trainer:
             fused=True,
         )
         # EMAModel's decay is always min(decay, (1 + i) / (10 + i)); a lower bound of `decay` makes it constant.
-        self.ema = EMAModel(
+        self.ema = LerpEMAModel(
             unet.parameters(),
             decay=training.ema_decay,
             min_decay=0.0 if training.ema_warmup else training.ema_decay,

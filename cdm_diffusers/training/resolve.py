@@ -8,6 +8,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from ..presets import (
     COSINE_AUGMENTATION,
     BlurAugmentationPreset,
@@ -43,7 +45,7 @@ DEFAULTS_OF_ADDED = {
     if "added" in f.metadata
 }
 
-# Options with no influence on the trained weights.
+# Options with no influence on the trained weights beyond their rounding.
 RUN_OPTIONS = (
     "output_dir",
     "dataloader_num_workers",
@@ -257,6 +259,26 @@ def data_config(config: TrainingConfig, preset: StagePreset) -> DataConfig:
     return DataConfig(**arguments)
 
 
+def resolve_channels_last(config: TrainingConfig, saved: dict[str, Any] | None, device: torch.device) -> bool:
+    """
+    What was asked for, else the checkpoint's, because the format changes the rounding, else what is faster.
+
+    Raises:
+        ValueError: if the network is to be compiled as well, on a CPU.
+    """
+    channels_last = config.channels_last
+    if channels_last is None and saved is not None:
+        channels_last = saved["run"]["channels_last"]
+    elif channels_last is None:
+        channels_last = device.type == "cuda"  # training steps on a CPU take longer with it, at any width
+    if channels_last and config.compile and device.type == "cpu":
+        raise ValueError(  # see compile_network
+            "`compile` and `channels_last` are both True, with which Inductor loses gradients on a CPU: leave out "
+            "`--compile`, or give `--channels_last false`."
+        )
+    return channels_last
+
+
 def describe(
     config: TrainingConfig,
     preset: StagePreset,
@@ -266,7 +288,7 @@ def describe(
 ) -> dict[str, Any]:
     """
     The resolved configuration as the plain nested dict that `training_config.json` holds. Streams have no
-    `num_examples` (None). What is under `run` has no influence on the trained weights.
+    `num_examples` (None). What is under `run` has no influence on the trained weights beyond their rounding.
     """
     resolved = dataclasses.asdict(preset)
     if preset.augmentation is not None:
