@@ -620,7 +620,7 @@ AVATARS_16_TO_64 = StagePreset(
         augmentation_level_embedding=True,
         patch_size=2,
     ),
-    scheduler=replace(AVATARS_COSINE, prediction_type="sample"),
+    scheduler=AVATARS_COSINE,
     augmentation=replace(COSINE_AUGMENTATION, zero_level_probability=0.1),
     training=replace(AVATARS_TRAINING, train_batch_size=32),
     inference=InferencePreset(num_inference_steps=10, augmentation_level=100),
