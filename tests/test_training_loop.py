@@ -11,6 +11,7 @@ import logging
 import math
 import multiprocessing
 import os
+import platform
 import resource
 import runpy
 import shutil
@@ -158,21 +159,22 @@ def test_a_compiled_network_has_the_same_gradients(images):
 
 
 class OnOtherCpu:
-    """Eight cores; what is logged goes to a file."""
+    """Eight cores without instructions for bfloat16; what is logged goes to a file."""
 
     def __init__(self, log):
         self.log = log
 
     def __call__(self):
-        cpu.available_cores = lambda: 8
+        cpu.available_cores, cpu.has_bfloat16 = lambda: 8, lambda: False
         logging.getLogger("cdm_diffusers").addHandler(logging.FileHandler(self.log))
 
 
 def test_what_makes_a_cpu_slow_is_said(images, tmp_path):
     options = BASE | {"train_data_dir": str(images), "output_dir": str(tmp_path / "run"), "train_batch_size": 4}
-    run(options | {"max_train_steps": 1}, OnOtherCpu(tmp_path / "log"))
-    (idle,) = (tmp_path / "log").read_text().splitlines()
+    run(options | {"max_train_steps": 1, "mixed_precision": "bf16"}, OnOtherCpu(tmp_path / "log"))
+    idle, bfloat16 = (tmp_path / "log").read_text().splitlines()
     assert idle.startswith("1 x 1 threads") and "`accelerate launch --num_cpu_threads_per_process 8 ...`" in idle
+    assert bfloat16.startswith("`mixed_precision` is 'bf16'") and "give 'no'" in bfloat16
 
 
 @pytest.mark.parametrize(
@@ -181,9 +183,17 @@ def test_what_makes_a_cpu_slow_is_said(images, tmp_path):
 def test_idle_cores(processes, threads, expected, monkeypatch):
     monkeypatch.setattr(cpu, "available_cores", lambda: 8)
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
-    sentences = list(cpu.slow_cpu(processes))
+    sentences = list(cpu.slow_cpu(processes, "no"))
     assert len(sentences) == (expected is not None)
     assert all(f"--num_cpu_threads_per_process {expected} " in sentence for sentence in sentences)
+
+
+def test_bfloat16_is_known_of_x86_only(monkeypatch):
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    for machine, supported, expected in (("x86_64", False, False), ("AMD64", True, True), ("arm64", False, True)):
+        monkeypatch.setattr(platform, "machine", lambda name=machine: name)
+        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda is_supported=supported: is_supported)
+        assert cpu.has_bfloat16() is expected
 
 
 class Float16OnTheCpu:

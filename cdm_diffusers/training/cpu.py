@@ -1,6 +1,7 @@
 """What makes training on a CPU needlessly slow."""
 
 import os
+import platform
 from collections.abc import Iterator
 
 import torch
@@ -12,13 +13,13 @@ logger = logging.get_logger(__name__)
 
 
 def warn_of_slow_cpu(accelerator: Accelerator) -> None:
-    """Says so, from the main process, where cores lie idle."""
+    """Says so, from the main process, where cores lie idle or the CPU has no instructions for bfloat16."""
     if accelerator.device.type == "cpu" and accelerator.is_main_process:
-        for sentence in slow_cpu(accelerator.num_processes):
+        for sentence in slow_cpu(accelerator.num_processes, accelerator.mixed_precision):
             logger.warning(sentence)
 
 
-def slow_cpu(num_processes: int) -> Iterator[str]:
+def slow_cpu(num_processes: int, mixed_precision: str) -> Iterator[str]:
     cores, threads = available_cores(), torch.get_num_threads()
     each = cores // num_processes
     if each > threads:
@@ -26,7 +27,19 @@ def slow_cpu(num_processes: int) -> Iterator[str]:
             f"{num_processes} x {threads} threads (processes x OMP_NUM_THREADS) leave some of {cores} CPU cores "
             f"idle: start with `accelerate launch --num_cpu_threads_per_process {each} ...`."
         )
+    if mixed_precision == "bf16" and not has_bfloat16():
+        yield (
+            "`mixed_precision` is 'bf16', for which this CPU has no instructions (avx512_bf16, amx_bf16): give 'no', "
+            "float32 is several times faster."
+        )
 
 
 def available_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def has_bfloat16() -> bool:
+    """Of other processors than x86's we do not know."""
+    if platform.machine().lower() not in ("x86_64", "amd64"):
+        return True
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
