@@ -1,5 +1,6 @@
 # make demo        sample the shipped cascade into samples.png
-# make test        run the tests
+# make test        run the tests but for the slowest
+# make test-all    run all of them
 # make train-demo  train a small cascade on Fashion-MNIST from nothing, all stages, and sample it
 # make lint        what CI checks besides the tests
 
@@ -10,7 +11,7 @@ BIN = $(VENV)/bin
 FASHION_MNIST ?= /usr/share/datasets/fashion-mnist
 TRAIN_DEMO ?= runs/train-demo
 
-.PHONY: demo test train-demo lint
+.PHONY: demo test test-all train-demo lint
 .DELETE_ON_ERROR:
 
 # torch comes first and by exact version: its own index decides between builds for CPU and GPU.
@@ -28,6 +29,9 @@ demo: $(VENV)/installed-demo
 	$(BIN)/python examples/sample_grid.py --pipeline checkpoints/fashion-mnist-32 --output samples.png
 
 test: $(VENV)/installed-test
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 -m "not slow"
+
+test-all: $(VENV)/installed-test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2
 
 lint: $(VENV)/installed-test

@@ -14,6 +14,7 @@ from PIL import Image
 from cdm_diffusers.training.data import (
     DataConfig,
     area_resize,
+    held_in_memory,
     image_to_tensor,
     load_training_data,
     random_crop,
@@ -351,6 +352,21 @@ def test_flips_mirror_half_of_the_images_reproducibly():
     assert 430 < mirrored.sum() < 570
     assert torch.equal(random_flip(images, torch.Generator().manual_seed(0)), flipped)
     assert not torch.equal(random_flip(images, torch.Generator().manual_seed(1)), flipped)
+
+
+@pytest.mark.parametrize("size", [2, 4])
+def test_images_held_in_memory(image_folder, size):
+    """Pixels as they are at the source resolution, averages below it; labels and classes as they were."""
+    data = load_training_data(config_for(image_folder))
+    held = held_in_memory(data, size, "cpu", batch_size=2)
+    assert held.id2label == data.id2label and len(held.dataset) == len(data.dataset)
+    for ours, theirs in zip(held.dataset, data.dataset, strict=True):
+        pixels = theirs["image"]
+        expected = pixels if size == 4 else area_resize(to_float(pixels)[None], size)[0]
+        assert ours["image"].dtype == expected.dtype and torch.equal(ours["image"], expected)
+        assert ours["label"] == theirs["label"]
+    with pytest.raises(ValueError, match="`hold_in_memory` is given with `streaming`"):
+        held_in_memory(load_training_data(config_for(image_folder, streaming=True)), size, "cpu")
 
 
 def test_random_crops_of_a_pair_show_the_same_place():

@@ -456,6 +456,24 @@ def test_a_resumed_run_keeps_its_memory_format(images, tmp_path):
     assert json.loads((tmp_path / "resumed" / "training_config.json").read_text())["run"]["channels_last"] is True
 
 
+@pytest.mark.parametrize("super_resolution", [False, True])
+def test_images_held_in_memory_train_to_the_same_weights(images, unbroken, tmp_path, super_resolution):
+    """Base: averages of 4x4, up to their rounding. Super-resolution at the source resolution: to the bit."""
+    options = (
+        (SUPER_RES if super_resolution else BASE) | EXACT | {"train_data_dir": str(images), "hold_in_memory": True}
+    )
+    run(options | {"output_dir": str(tmp_path / "held")}, super_resolution=super_resolution)
+    if super_resolution:
+        run(options | {"output_dir": str(tmp_path / "read"), "hold_in_memory": False}, super_resolution=True)
+        assert_same_run(tmp_path / "held", tmp_path / "read")
+    else:
+        held, read = (
+            load_file(folder / "checkpoint-6" / "model.safetensors") for folder in (tmp_path / "held", unbroken)
+        )
+        for name in read:
+            torch.testing.assert_close(held[name], read[name], rtol=1e-4, atol=1e-5)
+
+
 class InProcessGroup:
     """The environment that torchrun gives one of two processes."""
 
