@@ -429,8 +429,8 @@ def test_crops_then_whole_images_and_exact_resume(images, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"crop_size": 8}, "`crop_size` is 8; it must be smaller than `sample_size`, 8, and a multiple of 2"),
-        ({"crop_size": 3}, "`crop_size` is 3; it must be smaller than `sample_size`, 8, and a multiple of 2"),
+        ({"crop_size": 8}, "`crop_size` is 8; it must be smaller than `sample_size`, 8, and a multiple of 4"),
+        ({"crop_size": 6}, "`crop_size` is 6; it must be smaller than `sample_size`, 8, and a multiple of 4"),
         ({"whole_image_fraction": 2.0}, r"`whole_image_fraction` is 2.0; it must lie in 0..1"),
         (
             {"preset": "fashion_mnist_8_to_16", "patch_size": 1},
@@ -835,6 +835,9 @@ def test_another_conditioning_augmentation():
         assert changed.augmentation == augmentation
         assert not changed.unet.augmentation_level_embedding and changed.inference.augmentation_level is None
         assert build_stage(changed).noising_scheduler is None
+    fixed = resolved("avatars_16_to_64", "--augmentation_level", "100").augmentation
+    assert get_preset("avatars_16_to_64").augmentation.zero_level_probability is not None
+    assert (fixed.level, fixed.zero_level_probability) == (100, None)
     same = resolved("fashion_mnist_8_to_16", "--conditioning_augmentation", "gaussian")
     assert same == get_preset("fashion_mnist_8_to_16")
 

@@ -131,6 +131,8 @@ def resolve_augmentation(
     if config.conditioning_augmentation is not None:
         asked = kinds[config.conditioning_augmentation]
         augmentation = augmentation if type(augmentation) is type(asked) else asked
+    if config.augmentation_level is not None and isinstance(augmentation, GaussianAugmentationPreset):
+        augmentation = dataclasses.replace(augmentation, zero_level_probability=None)  # the preset's, of drawn levels
     options = {
         GaussianAugmentationPreset: {
             "augmentation_level": "level",
@@ -244,10 +246,12 @@ def check_crop(preset: StagePreset) -> None:
             f"`crop_size` is {size}, but the network of {preset.name!r} has attention, which only takes whole images: "
             "leave it out, or choose a preset without attention."
         )
-    if not 0 < size < unet.sample_size or size * unet.low_res_size % unet.sample_size:
+    whole_pixels = unet.sample_size // math.gcd(unet.sample_size, unet.low_res_size)
+    factor = math.lcm(whole_pixels, unet.patch_size * 2 ** (len(unet.block_out_channels) - 1))
+    if not 0 < size < unet.sample_size or size % factor:
         raise ValueError(
             f"`crop_size` is {size}; it must be smaller than `sample_size`, {unet.sample_size}, and a multiple of "
-            f"{unet.sample_size // math.gcd(unet.sample_size, unet.low_res_size)}, whole low-resolution pixels."
+            f"{factor}: whole low-resolution pixels, and whole patches on every level."
         )
 
 
