@@ -92,7 +92,7 @@ def test_simple_loss_at_continuous_noise_levels(prediction_type):
 
 @pytest.mark.parametrize("scheduler_class", [CascadedDDPMScheduler, ContinuousDDPMScheduler])
 def test_loss_of_a_predicted_x_0_is_that_of_its_v(scheduler_class):
-    """v = (sqrt(alpha_bar) x_t - x_0) / sigma, of the predicted x_0 and of the true one; at most 1 / 0.09 times x_0's."""
+    """v = (sqrt(alpha_bar) x_t - x_0) / sigma, of the predicted x_0 and of the true one; 1 / 0.09 of x_0's at most."""
     scheduler = scheduler_class(1000, "squaredcos_cap_v2", prediction_type="sample")
     network, images = Network(2), eight_bit_images(200)
     loss = SimpleLoss(scheduler)(network, images, seeded()).detach()
