@@ -133,7 +133,7 @@ def test_schedulers_that_cannot_be_converted():
     for arguments in (
         {"trained_betas": [0.1, 0.2]},
         {"beta_schedule": "scaled_linear"},
-        {"prediction_type": "sample"},
+        {"prediction_type": "flow"},
     ):
         with pytest.raises(ValueError):
             scheduler_from_diffusers(DDPMScheduler(**arguments), unet)
