@@ -3,11 +3,11 @@ What training on crops means for whole images: how a super-resolution network wi
 
     python benchmarks/crops.py --stage runs/avatars_64_to_256 --train_data_dir avatars --num_images 52
 
-Prints one JSON line. The loss is the training's, of the same pixels with the same noise at fixed times, once as whole
-images and once as crops that tile them; at the crops' borders (within `--border` pixels, where zeros are padded in the
-middle of a picture) and inside. `norm_shift` and `norm_ratio` say how far the statistics of what group normalisations
-are given move, as means over them, their groups and the images: the difference of the means over the whole image's
-deviation, and the ratio of the deviations.
+Prints one JSON line. Squared errors of the prediction are of the same pixels with the same noise at fixed times, once
+as whole images and once as crops that tile them; at the crops' borders (within `--border` pixels, where zeros are
+padded in the middle of a picture) and inside. `norm_shift` and `norm_ratio` say how far the statistics of what group
+normalisations are given move, as means over them, their groups and the images: the difference of the means over the
+whole image's deviation, and the ratio of the deviations.
 """
 
 import argparse
@@ -91,6 +91,8 @@ if __name__ == "__main__":
     parser.add_argument("--border", type=int, default=8)
     parser.add_argument("--times", type=int, nargs="+", default=[200, 1000, 2000, 3000, 3800], help="The paper's t.")
     options = parser.parse_args()
+    if not 0 < options.border < options.crop_size // 2:
+        parser.error(f"`border` is {options.border}; it must lie in 1..{options.crop_size // 2 - 1}.")
     pipe = SuperResolutionPipeline.from_pretrained(options.stage)
     data = load_training_data(
         DataConfig(

@@ -66,7 +66,7 @@ def count_kept_bytes(unet: CascadedUNet2DModel, size: int | None = None) -> int:
         return tensor
 
     with torch.device("meta"), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        output = unet(**inputs_of(unet, size)).sample
+        output = unet.train()(**inputs_of(unet, size)).sample  # dropout keeps its masks
     assert output.requires_grad
     return sum(kept.values())
 

@@ -16,7 +16,7 @@ Denoise = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 class SimpleLoss:
     r"""
     L_simple = E || epsilon_theta(x_t, t) - epsilon ||^2, or the same for v, as a mean over pixels. For a network that
-    predicts x_0 it is the loss of v too: 1 / sigma^2 (11 at most) times that of x_0.
+    predicts x_0 it is the loss of v too, for sigma above 0.3: 1 / sigma^2 (11 at most) times that of x_0.
 
     Args:
         scheduler ([`CascadedDDPMScheduler`] or [`ContinuousDDPMScheduler`]):

@@ -203,11 +203,6 @@ def test_other_settings_are_refused(tmp_path, uninterrupted, pipeline):
     ):
         with pytest.raises(ValueError, match=f"holds samples of other settings: .*{message}"):
             sample(config_for(folder, **{**vars(config), name: value}), pipeline)
-    settings = json.loads((folder / "settings.json").read_text())
-    (tmp_path / "earlier").mkdir()  # half made by a version whose seeds made other images where s is 0
-    (tmp_path / "earlier" / "settings.json").write_text(json.dumps(settings | {"noise_rule": None}))
-    with pytest.raises(ValueError, match=r"holds samples of other settings: noise_rule \(None there"):
-        sample(long_config(tmp_path / "earlier", cascade), pipeline)
     other = small_cascade()
     next(iter(other.super_res_1_unet.parameters())).data += 1e-3
     with pytest.raises(ValueError, match="weights_and_schedulers"):
@@ -215,6 +210,25 @@ def test_other_settings_are_refused(tmp_path, uninterrupted, pipeline):
     (tmp_path / "something").write_text("else")
     with pytest.raises(ValueError, match="holds other files"):
         sample(long_config(tmp_path, cascade), pipeline)
+
+
+def test_samples_of_an_earlier_noise_rule(tmp_path, uninterrupted):
+    """Half made by a version whose seeds made other images at s = 0 and when truncated: refused there alone."""
+    folder, cascade = uninterrupted / "set", uninterrupted / "cascade"
+    settings = json.loads((folder / "settings.json").read_text())
+    assert settings["noise_rule"] is None  # at s = 5
+    changes = ({}, {"augmentation_levels": {"super_res_1": 0}}, {"truncated": True})
+    for number, change in enumerate(changes):
+        given = vars(long_config(tmp_path / str(number), cascade)) | {"keep_stages": False} | change
+        job = SamplingJob(SampleConfig(**given), small_cascade())
+        (tmp_path / str(number)).mkdir()
+        earlier = {name: value for name, value in job.store.settings.items() if name != "noise_rule"}
+        (tmp_path / str(number) / "settings.json").write_text(json.dumps(earlier))
+        if not change:
+            job.store.check()
+            continue
+        with pytest.raises(ValueError, match=r"holds samples of other settings: noise_rule \(None there"):
+            job.store.check()
 
 
 def test_a_damaged_shard(tmp_path, uninterrupted, pipeline):

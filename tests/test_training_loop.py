@@ -41,7 +41,13 @@ from cdm_diffusers.training.checkpoints import checkpoints_in, rotate, step_of
 from cdm_diffusers.training.data import load_training_data
 from cdm_diffusers.training.ema import LerpEMAModel
 from cdm_diffusers.training.loop import Trainer
-from cdm_diffusers.training.resolve import data_config, resolve_channels_last, resolve_preset
+from cdm_diffusers.training.resolve import (
+    check_resumable,
+    data_config,
+    describe,
+    resolve_channels_last,
+    resolve_preset,
+)
 from cdm_diffusers.training.stage import build_stage
 
 
@@ -420,6 +426,7 @@ def test_crops_then_whole_images_and_exact_resume(images, tmp_path):
     broken = options | {"output_dir": str(tmp_path / "broken")}
     with pytest.raises(BrokenProcessPool):
         run(broken, AtDiskCalls(KillAt(40)), super_resolution=True)
+    assert [step_of(checkpoint) for checkpoint in checkpoints_in(tmp_path / "broken")] == [2]
     run(broken | {"resume_from_checkpoint": "latest"}, super_resolution=True)
     assert_same_run(tmp_path / "broken", tmp_path / "unbroken")
     unet = SuperResolutionPipeline.from_pretrained(tmp_path / "unbroken").unet
@@ -431,6 +438,7 @@ def test_crops_then_whole_images_and_exact_resume(images, tmp_path):
     [
         ({"crop_size": 8}, "`crop_size` is 8; it must be smaller than `sample_size`, 8, and a multiple of 4"),
         ({"crop_size": 6}, "`crop_size` is 6; it must be smaller than `sample_size`, 8, and a multiple of 4"),
+        ({"crop_size": 0, "whole_image_fraction": 0.5}, r"`whole_image_fraction` is 0.5 without a `crop_size`"),
         ({"whole_image_fraction": 2.0}, r"`whole_image_fraction` is 2.0; it must lie in 0..1"),
         (
             {"preset": "fashion_mnist_8_to_16", "patch_size": 1},
@@ -840,6 +848,24 @@ def test_another_conditioning_augmentation():
     assert (fixed.level, fixed.zero_level_probability) == (100, None)
     same = resolved("fashion_mnist_8_to_16", "--conditioning_augmentation", "gaussian")
     assert same == get_preset("fashion_mnist_8_to_16")
+
+
+def test_what_a_preset_has_been_given_since_is_left_out_of_an_earlier_run():
+    """Unless it is asked for: the run is then another, which `check_resumable` says."""
+    config = TrainingConfig(preset="avatars_64_to_256", train_data_dir="images", output_dir="run")
+    now = resolve_preset(config, super_resolution=True)
+    assert (now.unet.patch_size, now.training.crop_size, now.training.whole_image_fraction) == (4, 128, 0.1)
+    saved = describe(config, now, None, 0, 1)
+    assert resolve_preset(config, super_resolution=True, saved=saved) == now
+    for section, name in (("unet", "patch_size"), ("training", "crop_size"), ("training", "whole_image_fraction")):
+        del saved[section][name]
+    earlier = resolve_preset(config, super_resolution=True, saved=saved)
+    assert (earlier.unet.patch_size, earlier.training.crop_size, earlier.training.whole_image_fraction) == (1, None, 0)
+    check_resumable(saved, describe(config, earlier, None, 0, 1), Path("checkpoint-1"))
+    asked = dataclasses.replace(config, patch_size=2)
+    with pytest.raises(ValueError, match=r"another run: unet.patch_size \(1 in the checkpoint, 2 now\)"):
+        other = resolve_preset(asked, super_resolution=True, saved=saved)
+        check_resumable(saved, describe(asked, other, None, 0, 1), Path("checkpoint-1"))
 
 
 @pytest.mark.parametrize(

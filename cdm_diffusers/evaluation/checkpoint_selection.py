@@ -335,7 +335,7 @@ def settings_of(config: SelectionConfig, selecting: Comparison, reporting: Compa
     extractor = selecting.extractor
     return settings | {
         "selecting_split": selecting.split,
-        "noise_rule": NOISE_RULE,
+        "noise_rule": None if config.augmentation_level else NOISE_RULE,
         "extractor": extractor.name,
         "extractor_fingerprint": extractor.fingerprint(),
         "data": {part.split: dataset_fingerprint(part.data.dataset) for part in (selecting, reporting)},

@@ -18,7 +18,7 @@ from accelerate.state import AcceleratorState
 
 from ..conditioning_augmentation import gaussian_blur
 from ..pipelines import CascadedDiffusionPipeline, SuperResolutionPipeline
-from ..pipelines.pipeline_base import CascadeStage
+from ..pipelines.pipeline_base import CascadeStage, noise_rule
 from ..presets import GaussianAugmentationPreset, StagePreset, content, get_preset
 from ..training import TrainingConfig, train
 from ..training.checkpoints import write_json
@@ -27,7 +27,7 @@ from ..training.config import check_at_least, option
 from ..training.data import load_training_data, to_uint8
 from ..training.resolve import resolve_preset
 from .classification_accuracy_score import ClassificationAccuracyConfig, classification_accuracy_score
-from .drawing import with_schedulers
+from .drawing import stage_options, with_schedulers
 from .experiments import Arm, Experiment, Row, TrainedStage, get_experiment
 from .features import load_extractor
 from .quality import NUM_SPLITS, EvaluateConfig, evaluate
@@ -316,7 +316,9 @@ class Study:
     def sample(self, cascade: CascadedDiffusionPipeline, key: Any, options: dict[str, Any], seed: int) -> Path:
         scale = {"batch_size": 100, **self.settings["sampling"], "seed": seed}
         del scale["seeds"]
-        folder = self.output_dir / "samples" / digest([key, scale])
+        levels = stage_options(cascade, augmentation_levels=options.get("augmentation_levels"))["augmentation_levels"]
+        rule = noise_rule(cascade.stages, levels, options.get("truncated", False))
+        folder = self.output_dir / "samples" / digest([key, scale] if rule is None else [key, scale, rule])
         sample(SampleConfig(pipeline=self.settings["name"], output_dir=str(folder), **scale, **options), cascade)
         return folder
 

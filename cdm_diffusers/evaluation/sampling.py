@@ -22,7 +22,7 @@ from tqdm.auto import tqdm
 
 from ..pipelines import CascadedDiffusionPipeline
 from ..pipelines.inputs import resolve_class_labels
-from ..pipelines.pipeline_base import NOISE_RULE, num_classes_of
+from ..pipelines.pipeline_base import noise_rule, num_classes_of
 from ..training.config import check_at_least, option
 from ..training.data import to_uint8
 from .drawing import (
@@ -224,7 +224,7 @@ class SamplingJob:
             "num_images": config.num_images,
             "batch_size": config.batch_size,
             "seed": config.seed,
-            "noise_rule": NOISE_RULE,
+            "noise_rule": noise_rule(self.stages, self.options["augmentation_levels"], config.truncated),
             "labels": None if self.labels is None else hashlib.sha256(self.labels.numpy()).hexdigest(),
             "id2label": pipeline.config.id2label,
             "stages": {stage.name: stage.unet.config.sample_size for stage in self.stages},

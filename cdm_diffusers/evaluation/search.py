@@ -117,7 +117,7 @@ class Search:
             "num_images": config.num_images,
             "batch_size": config.batch_size,
             "labels": None if labels is None else digest(labels.tolist()),
-            "noise_rule": NOISE_RULE,
+            "noise_rule": None if all(stage.noising_scheduler is None for stage in cascade.stages) else NOISE_RULE,
             "dtype": config.dtype,
             "extractor": self.extractor.name,
             "distance": self.extractor.distance_name,

@@ -20,6 +20,12 @@ from .denoising import OWN_SCHEDULERS, AncestralSampler, Denoiser, SolverSampler
 NOISE_RULE = "the noise of conditioning augmentation, whatever s is, before x_T"
 
 
+def noise_rule(stages: "list[CascadeStage]", augmentation_levels: dict[str, int], truncated: bool) -> str | None:
+    """[`NOISE_RULE`] where its last change changed the images of a seed, at s = 0 and when truncated; else None."""
+    levels = [augmentation_levels[stage.name] for stage in stages if stage.noising_scheduler is not None]
+    return NOISE_RULE if levels and (truncated or 0 in levels) else None
+
+
 @dataclass(frozen=True)
 class CascadeStage:
     r"""
@@ -157,15 +163,6 @@ class StagePipeline(DiffusionPipeline):
         shape = (batch_size, stage.unet.config.in_channels, size, size)
         noise = randn_tensor(shape, generator=generator, device=self._execution_device, dtype=torch.float32)
         return noise * sampler.scheduler.init_noise_sigma
-
-    @staticmethod
-    def _noised(stage: CascadeStage, low_res: torch.Tensor, level: int, generator, unless: bool = False):
-        """
-        z_s of the clean `low_res`; `unless` it is z_s already. The noise is drawn in any case, so that calls that
-        differ in s or in truncation alone go on with the same x_T.
-        """
-        noised = stage.noising_scheduler.forward_marginal(low_res, level, generator)
-        return low_res if unless else noised
 
     def _denoise(
         self,

@@ -251,8 +251,9 @@ class CascadedDiffusionPipeline(StagePipeline):
                 "RGB", or floats in [0, 1] as arrays `(N, h, h, C)` or tensors `(N, C, h, h)`; one for each label or
                 one for all.
             generator (`torch.Generator` or a list of them, one an image, *optional*):
-                Decides all noise: every stage's x_T is the same whatever s is, also 0. With a list, an image does not
-                depend on the others beyond float rounding.
+                Decides all noise. Calls that differ in s alone see the same, also at s = 0; truncated ones do not,
+                since the stage before takes fewer steps. With a list, an image does not depend on the others beyond
+                float rounding.
             output_type (`"pil"`, `"np"` or `"pt"`, defaults to `"pil"`): PIL images, or float32 in [0, 1].
             output_stages (`bool`, defaults to `False`): whether to return every stage's images as well.
             callback_on_step_end (`Callable`, *optional*):
@@ -289,7 +290,9 @@ class CascadedDiffusionPipeline(StagePipeline):
         for run in runs:
             stage = run.stage
             if stage.noising_scheduler is not None:
-                low_res = self._noised(stage, low_res, run.augmentation_level, generator, unless=run.input_is_noisy)
+                # drawn also where it is not used: then every s sees the same x_T
+                noised = stage.noising_scheduler.forward_marginal(low_res, run.augmentation_level, generator)
+                low_res = low_res if run.input_is_noisy else noised
             denoiser = stage.denoiser(labels, low_res, run.augmentation_level, run.guidance_scale)
             sample = self._initial_noise(stage, run.sampler, count, generator)
             sample = self._denoise(stage.name, run.sampler, denoiser, sample, generator, on_step_end)

@@ -116,8 +116,8 @@ class SuperResolutionPipeline(StagePipeline):
                 w of classifier-free guidance, for a network trained with label dropout; 1 is none. By default the
                 config's, else 1.
             generator (`torch.Generator` or a list of them, one an image, *optional*):
-                Decides all noise: x_T is the same whatever s is, also 0. With a list, an image does not depend on the
-                others beyond float rounding.
+                Decides all noise; calls that differ in s alone see the same, also at s = 0. With a list, an image does
+                not depend on the others beyond float rounding.
             output_type (`"pil"`, `"np"` or `"pt"`, defaults to `"pil"`): PIL images, or float32 in [0, 1].
             callback_on_step_end (`Callable`, *optional*):
                 Called as `callback(pipe, step, timestep, {"sample": x})` after each step; a "sample" in the dict it
@@ -153,7 +153,7 @@ class SuperResolutionPipeline(StagePipeline):
         # 2. noise the image, then sample
         self._interrupt = False
         if stage.noising_scheduler is not None:
-            low_res = self._noised(stage, low_res, augmentation_level, generator)
+            low_res = stage.noising_scheduler.forward_marginal(low_res, augmentation_level, generator)
         denoiser = stage.denoiser(labels, low_res, augmentation_level, guidance_scale)
         sample = self._initial_noise(stage, sampler, batch_size, generator)
         sample = self._denoise(stage.name, sampler, denoiser, sample, generator, on_step_end)

@@ -111,6 +111,9 @@ class TrainingConfig:
     )
     patch_size: int | None = option("Side of the patches that the network works on. Default: the preset's.")
     attention_resolutions: list[int] | None = option("Resolutions with attention; 0 for none. Default: the preset's.")
+    mid_block_attention: bool | None = switch(
+        "Attention in the middle, at the lowest resolution. Default: the preset's."
+    )
     num_attention_heads: int | None = option("Attention heads, by count. Default: the preset's.")
     attention_head_dim: int | None = option("Attention heads, by width. Default: the preset's.")
     norm_num_groups: int | None = option("Groups of the group norms. Default: the preset's.")
@@ -160,7 +163,7 @@ class TrainingConfig:
         "the preset's."
     )
     whole_image_fraction: float | None = option(
-        "With crop_size: share of the steps, the last ones, that are on whole images. Default: the preset's."
+        "With crop_size: share of max_train_steps, the last ones, that are on whole images. Default: the preset's."
     )
     label_dropout: float | None = option(
         "Probability of replacing a label by the null class, for classifier-free guidance. Default: the preset's."

@@ -39,7 +39,7 @@ def available_cores() -> int:
 
 
 def has_bfloat16() -> bool:
-    """Of other processors than x86's we do not know."""
+    """Whether bf16 is computed, not emulated; only known of x86 processors, and taken to be so of others."""
     if platform.machine().lower() not in ("x86_64", "amd64"):
         return True
     return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()

@@ -416,15 +416,19 @@ def held_in_memory(
     """
     if isinstance(data.dataset, torch.utils.data.IterableDataset):
         raise ValueError("`hold_in_memory` is given with `streaming`: leave one of them out.")
-    images, labels = [], []
+    channels, source_resolution, _ = data.dataset[0]["image"].shape
+    dtype = torch.uint8 if size == source_resolution else torch.float32
+    images = torch.empty(len(data.dataset), channels, size, size, dtype=dtype, device=device)
+    labels, start = [], 0
     loader = torch.utils.data.DataLoader(data.dataset, batch_size, num_workers=num_workers)
     for batch in tqdm(loader, desc="decoding", unit="batch"):
         decoded = batch["image"].to(device)
-        whole = decoded.shape[-1] == size
-        images.append(decoded if whole else area_resize(to_float(decoded), size))
+        end = start + len(decoded)
+        images[start:end] = decoded if size == source_resolution else area_resize(to_float(decoded), size)
         labels.append(batch.get("label"))
+        start = end
     labels = None if labels[0] is None else torch.cat(labels).to(device)
-    return TrainingData(InMemoryImages(torch.cat(images), labels), data.id2label)
+    return TrainingData(InMemoryImages(images, labels), data.id2label)
 
 
 def _from_idx(folder: Path, config: DataConfig) -> TrainingData:

@@ -84,8 +84,8 @@ def resolve_preset(
         preset = as_of(saved, preset)
     check_kind(config, preset, super_resolution)
     further = {"train_batch_size": global_batch_size(config, preset, num_processes)}
-    if config.crop_size == 0:
-        further["crop_size"] = None
+    if config.crop_size == 0:  # whole images from the first step on
+        further |= {"crop_size": None, "whole_image_fraction": config.whole_image_fraction or 0.0}
     training = override(preset.training, config, **further)
     if config.mixed_precision is None:  # `accelerate launch` passes on what it was told or is configured for
         launched = os.environ.get("ACCELERATE_MIXED_PRECISION", training.mixed_precision)
@@ -237,6 +237,10 @@ def check_crop(preset: StagePreset) -> None:
     if not 0 <= training.whole_image_fraction <= 1:
         raise ValueError(f"`whole_image_fraction` is {training.whole_image_fraction}; it must lie in 0..1.")
     size = training.crop_size
+    if size is None and training.whole_image_fraction:
+        raise ValueError(
+            f"`whole_image_fraction` is {training.whole_image_fraction} without a `crop_size`: leave it out."
+        )
     if size is None:
         return
     if unet.low_res_size is None:
@@ -244,10 +248,9 @@ def check_crop(preset: StagePreset) -> None:
     if unet.mid_block_attention or unet.attention_resolutions:
         raise ValueError(
             f"`crop_size` is {size}, but the network of {preset.name!r} has attention, which only takes whole images: "
-            "leave it out, or choose a preset without attention."
+            "leave it out, or give `--attention_resolutions 0 --mid_block_attention false`."
         )
-    whole_pixels = unet.sample_size // math.gcd(unet.sample_size, unet.low_res_size)
-    factor = math.lcm(whole_pixels, unet.patch_size * 2 ** (len(unet.block_out_channels) - 1))
+    factor = math.lcm(unet.sample_size // unet.low_res_size, unet.patch_size * 2 ** (len(unet.block_out_channels) - 1))
     if not 0 < size < unet.sample_size or size % factor:
         raise ValueError(
             f"`crop_size` is {size}; it must be smaller than `sample_size`, {unet.sample_size}, and a multiple of "
@@ -277,8 +280,8 @@ def resolve_channels_last(config: TrainingConfig, saved: dict[str, Any] | None, 
         channels_last = device.type == "cuda"  # training steps on a CPU take longer with it, at any width
     if channels_last and config.compile and device.type == "cpu":
         raise ValueError(  # see compile_network
-            "`compile` and `channels_last` are both True, with which Inductor loses gradients on a CPU: leave out "
-            "`--compile`, or give `--channels_last false`."
+            "`compile` and `channels_last` are both True (the latter as asked for, or as the checkpoint has it), with "
+            "which Inductor loses gradients on a CPU: leave out `--compile`, or give `--channels_last false`."
         )
     return channels_last
 
