@@ -836,7 +836,7 @@ def test_another_conditioning_augmentation():
     blur = resolved("fashion_mnist_16_to_32", "--blur_sigma_range", "0.4", "1.0", "--blur_probability", "1")
     assert blur.augmentation == BlurAugmentationPreset(sigma_range=(0.4, 1.0), probability=1.0)
     noise = resolved("fashion_mnist_16_to_32", "--conditioning_augmentation", "gaussian")
-    assert noise.augmentation == get_preset("fashion_mnist_8_to_16").augmentation
+    assert noise.augmentation == get_preset("imagenet_32_to_64").augmentation
     assert noise.unet.augmentation_level_embedding
     for kind, augmentation in (("blur", BlurAugmentationPreset()), ("none", None)):
         changed = resolved("fashion_mnist_8_to_16", "--conditioning_augmentation", kind)
