@@ -3,6 +3,7 @@ Prints the tables of `docs/presets.md`: what networks cost, counted and measured
 
     python benchmarks/preset_costs.py
     python benchmarks/preset_costs.py --measure avatars_16 avatars_16_to_64 avatars_64_to_256 --batch_size 8
+    python benchmarks/preset_costs.py --measure avatars_64_to_256 --unet '{"patch_size": 2}' --crop_size 0
 
 Networks are counted on torch's meta device, so no memory is needed. Multiply-adds are those of convolutions, linear
 layers and attention in one call on one image; normalisation, activations and sums are not counted. Memory of training
@@ -12,10 +13,11 @@ runs: on the CPU by process time with as many threads as OMP_NUM_THREADS says, o
 """
 
 import argparse
+import json
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -141,9 +143,17 @@ if __name__ == "__main__":
     parser.add_argument("--measure", nargs="+", metavar="PRESET", help="Measure these presets instead of counting.")
     parser.add_argument("--batch_size", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument(
+        "--unet", type=json.loads, default={}, help="JSON: arguments of the networks, in place of theirs."
+    )
+    parser.add_argument("--crop_size", type=int, help="In place of the presets'; 0 for whole images.")
     options = parser.parse_args()
     for name in options.measure or ():
-        figures = measure(get_preset(name), options.batch_size, options.rounds)
+        preset = get_preset(name)
+        unet = replace(preset.unet, **{k: tuple(v) if isinstance(v, list) else v for k, v in options.unet.items()})
+        if options.crop_size is not None:
+            preset = replace(preset, training=replace(preset.training, crop_size=options.crop_size or None))
+        figures = measure(replace(preset, unet=unet), options.batch_size, options.rounds)
         print(f"| `{name}` | " + " | ".join(f"{value:,.1f}" for value in figures.values()) + " |", flush=True)
     if not options.measure:
         print(table())

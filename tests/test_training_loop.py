@@ -817,7 +817,7 @@ def test_options_override_the_preset_only_when_given():
         preset,
         unet=dataclasses.replace(preset.unet, **unet),
         scheduler=dataclasses.replace(preset.scheduler, prediction_type="epsilon"),
-        augmentation=dataclasses.replace(preset.augmentation, level=7),
+        augmentation=dataclasses.replace(preset.augmentation, level=7, zero_level_probability=None),
         training=dataclasses.replace(preset.training, **training),
         inference=dataclasses.replace(preset.inference, augmentation_level=7),
         data=dataclasses.replace(preset.data, padding=0),
