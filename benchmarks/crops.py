@@ -17,8 +17,10 @@ import torch
 from diffusers.utils.torch_utils import randn_tensor
 
 from cdm_diffusers import SuperResolutionPipeline
+from cdm_diffusers.data.config import DataConfig
+from cdm_diffusers.data.sources import open_images
+from cdm_diffusers.data.transforms import area_resize, to_float
 from cdm_diffusers.diffusion import diffuse
-from cdm_diffusers.training.data import DataConfig, area_resize, load_training_data, to_float
 
 
 def tiles(images: torch.Tensor, parts: int) -> torch.Tensor:
@@ -94,7 +96,7 @@ if __name__ == "__main__":
     if not 0 < options.border < options.crop_size // 2:
         parser.error(f"`border` is {options.border}; it must lie in 1..{options.crop_size // 2 - 1}.")
     pipe = SuperResolutionPipeline.from_pretrained(options.stage)
-    data = load_training_data(
+    data = open_images(
         DataConfig(
             train_data_dir=options.train_data_dir,
             dataset_split=options.dataset_split,

@@ -6,11 +6,7 @@ from diffusers.pipelines.pipeline_loading_utils import LOADABLE_CLASSES
 from .conditioning_augmentation import BlurConditioningAugmentation, GaussianConditioningAugmentation
 from .losses import HybridLoss, SimpleLoss
 from .models import CascadedUNet2DModel
-from .pipelines import (
-    CascadedDiffusionPipeline,
-    CascadedDiffusionPipelineOutput,
-    SuperResolutionPipeline,
-)
+from .pipelines import CascadedDiffusionPipeline, CascadedDiffusionPipelineOutput, SuperResolutionPipeline
 from .presets import PRESETS, get_preset
 from .schedulers import CascadedDDPMScheduler, ContinuousDDPMScheduler
 

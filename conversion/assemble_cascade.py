@@ -9,9 +9,8 @@ from pathlib import Path
 
 from cdm_diffusers import CascadedDiffusionPipeline
 from cdm_diffusers.conversion.cards import add_sources
+from cdm_diffusers.files import staged_folder, write_json
 from cdm_diffusers.model_cards import write_cascade_card
-from cdm_diffusers.training.checkpoints import write_json
-from cdm_diffusers.training.export import staged_folder
 
 
 def parse_args() -> argparse.Namespace:
@@ -57,7 +56,7 @@ def main():
         if getattr(args, name) is not None:
             cascade.register_to_config(**{name: {**(cascade.config[name] or {}), **getattr(args, name)}})
     if args.schedulers:
-        from cdm_diffusers.evaluation.drawing import with_schedulers  # what is measured needs the extra "eval"
+        from cdm_diffusers.pipelines.solvers import with_schedulers
 
         cascade = with_schedulers(cascade, args.schedulers)
     names = [stage.name for stage in cascade.stages]

@@ -2,7 +2,7 @@
 
 from transformers import HfArgumentParser
 
-from cdm_diffusers.evaluation.comparison import CompareConfig, compare
+from cdm_diffusers.studies.compare import CompareConfig, compare
 
 
 if __name__ == "__main__":

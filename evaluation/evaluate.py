@@ -2,7 +2,7 @@
 
 from transformers import HfArgumentParser
 
-from cdm_diffusers.evaluation import EvaluateConfig, evaluate
+from cdm_diffusers.evaluation.evaluate import EvaluateConfig, evaluate
 
 
 if __name__ == "__main__":

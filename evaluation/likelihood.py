@@ -2,7 +2,7 @@
 
 from transformers import HfArgumentParser
 
-from cdm_diffusers.evaluation import LikelihoodConfig, measure_likelihood
+from cdm_diffusers.evaluation.likelihood import LikelihoodConfig, measure_likelihood
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 from transformers import HfArgumentParser
 
-from cdm_diffusers.evaluation import RecognitionConfig, measure_recognition
+from cdm_diffusers.evaluation.recognition import RecognitionConfig, measure_recognition
 
 
 if __name__ == "__main__":

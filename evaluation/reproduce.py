@@ -2,8 +2,8 @@
 
 from transformers import HfArgumentParser
 
-from cdm_diffusers.evaluation.experiments import EXPERIMENTS
-from cdm_diffusers.evaluation.reproduce import ReproduceConfig, reproduce
+from cdm_diffusers.studies.experiments import EXPERIMENTS
+from cdm_diffusers.studies.reproduce import ReproduceConfig, reproduce
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 from transformers import HfArgumentParser
 
-from cdm_diffusers.evaluation import SampleConfig, sample
+from cdm_diffusers.evaluation.sample import SampleConfig, sample
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 from transformers import HfArgumentParser
 
-from cdm_diffusers.evaluation import SearchConfig, search
+from cdm_diffusers.studies.search import SearchConfig, search
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 from transformers import HfArgumentParser
 
-from cdm_diffusers.evaluation import SelectionConfig, select_checkpoint
+from cdm_diffusers.evaluation.select_checkpoint import SelectionConfig, select_checkpoint
 
 
 if __name__ == "__main__":

@@ -11,7 +11,8 @@ import pytest
 from datasets import load_dataset
 from PIL import Image
 
-from cdm_diffusers.training.data import DataConfig, load_training_data
+from cdm_diffusers.data.config import DataConfig
+from cdm_diffusers.data.sources import open_images
 
 
 FOLDER = Path(__file__).parent.parent / "examples" / "avatars"
@@ -106,7 +107,7 @@ def test_the_splits_share_neither_seed_nor_drawing(avatars):
 
 @pytest.mark.parametrize("split", COUNTS)
 def test_our_loader_names_the_classes_by_style(avatars, split):
-    data = load_training_data(DataConfig(train_data_dir=str(avatars), source_resolution=32, dataset_split=split))
+    data = open_images(DataConfig(train_data_dir=str(avatars), source_resolution=32, dataset_split=split))
     assert data.id2label == dict(enumerate(STYLES))
     assert len(data.dataset) == 13 * COUNTS[split]
     by_image = {pixels(avatars, split, row).tobytes(): row["label"] for row in metadata(avatars, split)}

@@ -12,13 +12,13 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from cdm_diffusers import CascadedDiffusionPipeline, SuperResolutionPipeline
-from cdm_diffusers.evaluation import checkpoint_selection as module
-from cdm_diffusers.evaluation.checkpoint_selection import SelectionConfig, preset_of, select_checkpoint
-from cdm_diffusers.evaluation.drawing import image_generator
+from cdm_diffusers.evaluation import select_checkpoint as module
+from cdm_diffusers.evaluation.classifier import Classifier, ClassifierConfig, build_classifier
+from cdm_diffusers.evaluation.seeded_sampling import image_generator
+from cdm_diffusers.evaluation.select_checkpoint import SelectionConfig, select_checkpoint
 from cdm_diffusers.presets import PRESETS
-from cdm_diffusers.training.classifier import Classifier, ClassifierConfig, build_classifier
 from cdm_diffusers.training.config import TrainingConfig
-from cdm_diffusers.training.resolve import describe, resolve_preset
+from cdm_diffusers.training.resolve import describe, preset_of, resolve_preset
 from cdm_diffusers.training.stage import build_stage
 
 

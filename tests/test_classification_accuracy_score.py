@@ -8,18 +8,19 @@ import pytest
 import torch
 from PIL import Image
 
+from cdm_diffusers.data.config import DataConfig
+from cdm_diffusers.data.memory import InMemoryImages
+from cdm_diffusers.data.sources import open_images
 from cdm_diffusers.evaluation import classification_accuracy_score as module
 from cdm_diffusers.evaluation.classification_accuracy_score import (
     REPORT_NAME,
     ClassificationAccuracyConfig,
     class_rows,
     classification_accuracy_score,
-    labels_of,
     per_class_figure,
     same_counts,
     summary,
 )
-from cdm_diffusers.training.data import DataConfig, InMemoryImages, load_training_data
 
 
 CLASSES = ("bright", "checked", "dark")
@@ -238,10 +239,10 @@ def test_rows_of_samples_beside_real_images():
 
 def test_labels_without_decoding(folder, monkeypatch):
     config = DataConfig(source_resolution=8, num_channels=1, train_data_dir=str(folder / "data"))
-    dataset = load_training_data(config).dataset
+    dataset = open_images(config).dataset
     expected = torch.stack([item["label"] for item in dataset])
     monkeypatch.setattr(type(dataset), "__getitem__", None)
-    assert torch.equal(labels_of(dataset), expected)
+    assert torch.equal(dataset.labels, expected)
 
 
 def test_same_counts():

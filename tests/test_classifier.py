@@ -10,14 +10,14 @@ from forkserver import FORKSERVER
 from PIL import Image
 from transformers import ResNetForImageClassification
 
-from cdm_diffusers.training.classifier import (
+from cdm_diffusers.data.labels import check_same_classes
+from cdm_diffusers.evaluation.classifier import (
     Classifier,
     ClassifierConfig,
     accuracies,
     build_classifier,
     build_lr_scheduler,
     build_optimizer,
-    check_same_classes,
     random_resized_crop,
     random_shift,
     train_classifier,

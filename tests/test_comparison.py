@@ -5,7 +5,7 @@ import math
 
 import pytest
 
-from cdm_diffusers.evaluation.comparison import CompareConfig, compare
+from cdm_diffusers.studies.compare import CompareConfig, compare
 
 
 def row(label, distances, heading="", seeds=(0, 1, 2), training_seed=0):

@@ -22,7 +22,7 @@ from cdm_diffusers.conversion import stages
 from cdm_diffusers.conversion.openai_structure import OpenAISettings
 from cdm_diffusers.conversion.sr3 import SR3Settings
 from cdm_diffusers.conversion.training_checkpoints import convert_training_checkpoint
-from cdm_diffusers.training import TrainingConfig
+from cdm_diffusers.training.config import TrainingConfig
 from cdm_diffusers.training.resolve import describe, resolve_preset
 from cdm_diffusers.training.stage import build_stage
 

@@ -11,9 +11,16 @@ import torch
 from PIL import Image
 from safetensors import safe_open
 
+from cdm_diffusers.data.averages import AreaAverages
+from cdm_diffusers.data.config import DataConfig
+from cdm_diffusers.data.image_sets import load_image_set
+from cdm_diffusers.data.memory import ImageSubset, InMemoryImages
+from cdm_diffusers.data.sources import open_images
+from cdm_diffusers.data.transforms import area_resize, to_float
 from cdm_diffusers.evaluation import references as references_module
+from cdm_diffusers.evaluation.classifier import ClassifierConfig, build_classifier
+from cdm_diffusers.evaluation.evaluate import EvaluateConfig, draw_samples, evaluate
 from cdm_diffusers.evaluation.features import ClassifierExtractor, FeatureExtractor, extract, load_extractor
-from cdm_diffusers.evaluation.image_sets import load_image_set
 from cdm_diffusers.evaluation.metrics import (
     FeatureStatistics,
     frechet_standard_error,
@@ -21,16 +28,11 @@ from cdm_diffusers.evaluation.metrics import (
     kernel_distance,
     precision_recall,
 )
-from cdm_diffusers.evaluation.quality import EvaluateConfig, draw_samples, evaluate
 from cdm_diffusers.evaluation.references import (
-    AreaAverages,
-    dataset_fingerprint,
     read_statistics,
     reference_features,
     reference_statistics,
 )
-from cdm_diffusers.training.classifier import ClassifierConfig, build_classifier
-from cdm_diffusers.training.data import DataConfig, InMemoryImages, area_resize, load_training_data, to_float
 
 
 NUM_TRAIN, NUM_TEST, NUM_SAMPLES = 50, 30, 24
@@ -280,7 +282,7 @@ def test_inception_score_needs_logits(config, monkeypatch):
 
 def open_data(config, **changes):
     options = {"source_resolution": 8, "num_channels": 1, "class_conditional": False} | changes
-    return load_training_data(DataConfig(train_data_dir=config.train_data_dir, **options)).dataset
+    return open_images(DataConfig(train_data_dir=config.train_data_dir, **options)).dataset
 
 
 def test_statistics_files_know_what_they_are_of(config, world, tmp_path):
@@ -319,18 +321,18 @@ def test_nothing_half_written_is_left(config, monkeypatch, tmp_path):
 
 def test_fingerprints_follow_the_images(tmp_path, config):
     data = open_data(config)
-    part = torch.utils.data.Subset(data, [3, 1])
+    part = ImageSubset(data, [3, 1])
     different = [
         data,
         part,
-        torch.utils.data.Subset(data, [1, 3]),
+        ImageSubset(data, [1, 3]),
         AreaAverages(data, 4),
         AreaAverages(data, 2),
         open_data(config, padding=2),
         open_data(config, dataset_split="test"),
     ]
-    assert len({dataset_fingerprint(dataset) for dataset in different}) == len(different)
-    assert dataset_fingerprint(open_data(config)) == dataset_fingerprint(data)
+    assert len({dataset.fingerprint() for dataset in different}) == len(different)
+    assert open_data(config).fingerprint() == data.fingerprint()
     averages = AreaAverages(data, 4)
     expected = area_resize(to_float(data[5]["image"][None]), 4)[0]
     assert (to_float(averages[5]["image"]) - expected).abs().max() < 1.001 / 255 and len(averages) == NUM_TRAIN
@@ -343,9 +345,7 @@ def test_fingerprints_follow_files(tmp_path):
 
     def fingerprint(**changes):
         options = {"source_resolution": 8, "num_channels": 1, "class_conditional": False} | changes
-        return dataset_fingerprint(
-            load_training_data(DataConfig(train_data_dir=str(tmp_path / "pictures"), **options)).dataset
-        )
+        return open_images(DataConfig(train_data_dir=str(tmp_path / "pictures"), **options)).dataset.fingerprint()
 
     first = fingerprint()
     assert fingerprint() == first != fingerprint(padding=1)

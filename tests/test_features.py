@@ -12,10 +12,11 @@ from PIL import Image
 from torch import nn
 from transformers import Dinov2Config, Dinov2Model
 
+from cdm_diffusers.data.memory import InMemoryImages
+from cdm_diffusers.data.transforms import to_float
 from cdm_diffusers.evaluation import features as features_module
+from cdm_diffusers.evaluation.classifier import ClassifierConfig, build_classifier
 from cdm_diffusers.evaluation.features import SamePaddingConv2d, extract, load_extractor
-from cdm_diffusers.training.classifier import ClassifierConfig, build_classifier
-from cdm_diffusers.training.data import InMemoryImages, to_float
 
 
 class TinyInception(nn.Module):

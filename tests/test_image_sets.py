@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from cdm_diffusers.evaluation import load_image_set
+from cdm_diffusers.data.image_sets import load_image_set
 
 
 def pixels(count, channels=1, size=4, seed=0):

@@ -18,7 +18,6 @@ from cdm_diffusers import (
     ContinuousDDPMScheduler,
     SuperResolutionPipeline,
 )
-from cdm_diffusers.evaluation.drawing import with_schedulers
 from cdm_diffusers.evaluation.likelihood import (
     LikelihoodConfig,
     StageBound,
@@ -31,6 +30,7 @@ from cdm_diffusers.evaluation.likelihood import (
 )
 from cdm_diffusers.losses import HybridLoss
 from cdm_diffusers.pipelines.pipeline_base import CascadeStage
+from cdm_diffusers.pipelines.solvers import with_schedulers
 
 
 def fake_unet(time_conditioning="timestep", **config):

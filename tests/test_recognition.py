@@ -11,17 +11,18 @@ import torch
 from PIL import Image
 
 from cdm_diffusers import CascadedDDPMScheduler, CascadedDiffusionPipeline, CascadedUNet2DModel
-from cdm_diffusers.evaluation import RecognitionConfig, measure_recognition
+from cdm_diffusers.evaluation.classifier import ClassifierConfig, build_classifier
 from cdm_diffusers.evaluation.recognition import (
     NearestNeighbours,
+    RecognitionConfig,
     Samples,
     draw_samples,
     measure,
+    measure_recognition,
     sampling_options,
     tables,
     wilson_interval,
 )
-from cdm_diffusers.training.classifier import ClassifierConfig, build_classifier
 
 
 ID2LABEL = {0: "dark", 1: "bright"}

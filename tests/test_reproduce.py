@@ -19,13 +19,13 @@ from small_cascade import small_cascade
 
 from cdm_diffusers import CascadedDiffusionPipeline, get_preset
 from cdm_diffusers.conditioning_augmentation import gaussian_blur
-from cdm_diffusers.evaluation import reproduce as module
-from cdm_diffusers.evaluation.experiments import EXPERIMENTS, Experiment, TrainedStage, get_experiment
-from cdm_diffusers.evaluation.quality import evaluate
-from cdm_diffusers.evaluation.reports import classification_lines, over_runs, write_table
-from cdm_diffusers.evaluation.reproduce import ReproduceConfig, Study, read_settings, reproduce, stage_of_cascade
+from cdm_diffusers.evaluation.classifier import ClassifierConfig, build_classifier, fit_classifier
+from cdm_diffusers.evaluation.evaluate import evaluate
 from cdm_diffusers.evaluation.sample_store import LowResImages
-from cdm_diffusers.training.classifier import ClassifierConfig, build_classifier, fit_classifier
+from cdm_diffusers.studies import reproduce as module
+from cdm_diffusers.studies.experiments import EXPERIMENTS, Experiment, TrainedStage, get_experiment
+from cdm_diffusers.studies.reports import classification_lines, over_runs, write_table
+from cdm_diffusers.studies.reproduce import ReproduceConfig, Study, read_settings, reproduce, stage_of_cascade
 
 
 CONFIGS = ("fashion_mnist", "imagenet")

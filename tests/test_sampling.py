@@ -17,15 +17,11 @@ from forkserver import FORKSERVER
 from small_cascade import small_cascade
 
 from cdm_diffusers import CascadedDDPMScheduler, CascadedDiffusionPipeline, ContinuousDDPMScheduler
-from cdm_diffusers.evaluation import SampleConfig, load_image_set, sample
-from cdm_diffusers.evaluation.drawing import (
-    counted_evaluations,
-    image_generator,
-    solver_name,
-    with_schedulers,
-)
+from cdm_diffusers.data.image_sets import load_image_set
 from cdm_diffusers.evaluation.records import fingerprint
-from cdm_diffusers.evaluation.sampling import SamplingJob
+from cdm_diffusers.evaluation.sample import SampleConfig, SamplingJob, sample
+from cdm_diffusers.evaluation.seeded_sampling import counted_evaluations, image_generator
+from cdm_diffusers.pipelines.solvers import solver_name, with_schedulers
 
 
 ROOT = Path(__file__).parent.parent

@@ -11,14 +11,17 @@ from PIL import Image
 from small_cascade import small_cascade
 
 from cdm_diffusers import CascadedDiffusionPipeline
-from cdm_diffusers.evaluation import SearchConfig, load_image_set, search
-from cdm_diffusers.evaluation.drawing import image_generator
+from cdm_diffusers.data.config import DataConfig
+from cdm_diffusers.data.image_sets import load_image_set
+from cdm_diffusers.data.sources import open_images
+from cdm_diffusers.data.transforms import area_resize, to_float
+from cdm_diffusers.evaluation.classifier import ClassifierConfig, build_classifier
 from cdm_diffusers.evaluation.features import load_extractor
 from cdm_diffusers.evaluation.sample_store import store_real_images
-from cdm_diffusers.evaluation.search_grid import Setting, read_grid, settings_of
-from cdm_diffusers.evaluation.search_report import summarise, table, write_best
-from cdm_diffusers.training.classifier import ClassifierConfig, build_classifier
-from cdm_diffusers.training.data import DataConfig, area_resize, load_training_data, to_float
+from cdm_diffusers.evaluation.seeded_sampling import image_generator
+from cdm_diffusers.studies.search import SearchConfig, search
+from cdm_diffusers.studies.search_grid import Setting, read_grid, settings_of
+from cdm_diffusers.studies.search_report import summarise, table, write_best
 
 
 NAMES = "T-shirt/top,Trouser,Ankle boot"
@@ -73,7 +76,7 @@ def real_images(folders, split, size):
     options = DataConfig(
         source_resolution=16, train_data_dir=str(folders / "data"), num_channels=1, dataset_split=split
     )
-    images = to_float(load_training_data(options).dataset.images)
+    images = to_float(open_images(options).dataset.images)
     return area_resize(images, size)
 
 
@@ -239,7 +242,7 @@ def test_another_search_in_the_folder(searched, folders):
 
 
 def test_more_real_images_than_there_are(folders, tmp_path):
-    dataset = load_training_data(
+    dataset = open_images(
         DataConfig(source_resolution=16, train_data_dir=str(folders / "data"), num_channels=1)
     ).dataset
     with pytest.raises(ValueError, match="`num_images` is 13, but there are only 12 real images"):

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from cdm_diffusers import CascadedDiffusionPipeline
-from cdm_diffusers.evaluation.drawing import counted_evaluations
-from cdm_diffusers.training.data import area_resize
+from cdm_diffusers.data.transforms import area_resize
+from cdm_diffusers.evaluation.seeded_sampling import counted_evaluations
 
 
 CASCADE = Path(__file__).parent.parent / "checkpoints" / "avatars-64"

@@ -8,8 +8,8 @@ import torch
 from diffusers import UniPCMultistepScheduler
 
 from cdm_diffusers import CascadedDDPMScheduler, CascadedDiffusionPipeline, ContinuousDDPMScheduler
-from cdm_diffusers.evaluation.drawing import counted_evaluations
-from cdm_diffusers.training.classifier import Classifier
+from cdm_diffusers.evaluation.classifier import Classifier
+from cdm_diffusers.evaluation.seeded_sampling import counted_evaluations
 
 
 CHECKPOINTS = Path(__file__).parent.parent / "checkpoints"

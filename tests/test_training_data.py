@@ -11,17 +11,10 @@ import pytest
 import torch
 from PIL import Image
 
-from cdm_diffusers.training.data import (
-    DataConfig,
-    area_resize,
-    held_in_memory,
-    image_to_tensor,
-    load_training_data,
-    random_crop,
-    random_flip,
-    to_float,
-    to_uint8,
-)
+from cdm_diffusers.data.config import DataConfig
+from cdm_diffusers.data.memory import held_in_memory
+from cdm_diffusers.data.sources import open_images
+from cdm_diffusers.data.transforms import area_resize, image_to_tensor, random_crop, random_flip, to_float, to_uint8
 
 
 @pytest.fixture(autouse=True)
@@ -82,7 +75,7 @@ def write_idx(folder, images, labels, split="train", compress=False):
 
 
 def test_image_folder_gives_sorted_class_names_and_exact_pixels(image_folder):
-    data = load_training_data(config_for(image_folder))
+    data = open_images(config_for(image_folder))
     assert data.id2label == {0: "boot", 1: "shirt", 2: "test_tube"}
     assert len(data.dataset) == 12
     for index in range(12):
@@ -94,14 +87,14 @@ def test_image_folder_gives_sorted_class_names_and_exact_pixels(image_folder):
 
 
 def test_data_loader_collates_batches_of_rows(image_folder):
-    data = load_training_data(config_for(image_folder))
+    data = open_images(config_for(image_folder))
     (batch,) = torch.utils.data.DataLoader(data.dataset, batch_size=12, num_workers=1)
     assert batch["image"].shape == (12, 3, 4, 4) and batch["image"].dtype == torch.uint8
     assert batch["label"].tolist() == [0] * 4 + [1] * 4 + [2] * 4
 
 
 def test_unconditional_items_have_no_label(image_folder):
-    data = load_training_data(config_for(image_folder, class_conditional=False))
+    data = open_images(config_for(image_folder, class_conditional=False))
     assert data.id2label is None
     assert set(data.dataset[0]) == {"image"}
 
@@ -112,11 +105,11 @@ def test_folder_of_splits_is_entered_at_the_split(tmp_path):
             (tmp_path / split / name).mkdir(parents=True)
             for i in range(count):
                 Image.fromarray(random_pixels((4, 4, 3), i)).save(tmp_path / split / name / f"{i}.png")
-    assert len(load_training_data(config_for(tmp_path)).dataset) == 6
-    data = load_training_data(config_for(tmp_path, dataset_split="test"))
+    assert len(open_images(config_for(tmp_path)).dataset) == 6
+    data = open_images(config_for(tmp_path, dataset_split="test"))
     assert len(data.dataset) == 4 and data.id2label == {0: "a", 1: "b"}
     with pytest.raises(ValueError, match=r"dataset_split='validation' is not in .*\['test', 'train'\]"):
-        load_training_data(config_for(tmp_path, dataset_split="validation"))
+        open_images(config_for(tmp_path, dataset_split="validation"))
 
 
 def test_folder_whose_name_holds_glob_characters(tmp_path):
@@ -124,7 +117,7 @@ def test_folder_whose_name_holds_glob_characters(tmp_path):
     for name in ("a", "b"):
         (folder / name).mkdir(parents=True)
         Image.fromarray(random_pixels((4, 4, 3))).save(folder / name / "0.png")
-    assert len(load_training_data(config_for(folder)).dataset) == 2
+    assert len(open_images(config_for(folder)).dataset) == 2
 
 
 @pytest.mark.parametrize("compress", [False, True])
@@ -132,7 +125,7 @@ def test_idx_files(tmp_path, compress):
     images, labels = random_pixels((6, 4, 4)), np.array([2, 0, 1, 1, 2, 0], np.uint8)
     write_idx(tmp_path, images, labels, compress=compress)
     write_idx(tmp_path, images[:2], labels[:2], split="t10k", compress=compress)
-    data = load_training_data(config_for(tmp_path, source_resolution=8, padding=2, num_channels=1))
+    data = open_images(config_for(tmp_path, source_resolution=8, padding=2, num_channels=1))
     assert data.id2label == {0: "0", 1: "1", 2: "2"}
     expected = np.zeros((6, 1, 8, 8), np.uint8)
     expected[:, 0, 2:6, 2:6] = images
@@ -140,44 +133,44 @@ def test_idx_files(tmp_path, compress):
     assert torch.equal(batch["image"], torch.from_numpy(expected))
     assert batch["label"].dtype == torch.int64 and batch["label"].tolist() == labels.tolist()
     assert torch.equal(data.dataset[3]["image"], batch["image"][3]) and data.dataset[3]["label"] == 1
-    assert len(load_training_data(config_for(tmp_path, dataset_split="test")).dataset) == 2
+    assert len(open_images(config_for(tmp_path, dataset_split="test")).dataset) == 2
 
 
 def test_idx_images_are_prepared_as_pictures_are(tmp_path):
     images = random_pixels((3, 11, 14))
     write_idx(tmp_path, images, np.zeros(3, np.uint8))
-    data = load_training_data(config_for(tmp_path, source_resolution=5, padding=1))
+    data = open_images(config_for(tmp_path, source_resolution=5, padding=1))
     for image, item in zip(images, data.dataset, strict=True):
         assert torch.equal(item["image"], image_to_tensor(Image.fromarray(image), 5, 3, padding=1))
 
 
 def test_idx_class_names_from_a_list_or_a_file(tmp_path):
     write_idx(tmp_path, random_pixels((2, 4, 4)), np.array([1, 0], np.uint8))
-    data = load_training_data(config_for(tmp_path, label_names="shirt, boot"))
+    data = open_images(config_for(tmp_path, label_names="shirt, boot"))
     assert data.id2label == {0: "shirt", 1: "boot"}
     (tmp_path / "classes.txt").write_text("Ankle boot\nT-shirt/top\n")
-    assert load_training_data(config_for(tmp_path)).id2label == {0: "Ankle boot", 1: "T-shirt/top"}
+    assert open_images(config_for(tmp_path)).id2label == {0: "Ankle boot", 1: "T-shirt/top"}
     names = tmp_path / "names"
     names.write_text("x\ny\nz\n")
-    assert load_training_data(config_for(tmp_path, label_names=str(names))).id2label == {0: "x", 1: "y", 2: "z"}
+    assert open_images(config_for(tmp_path, label_names=str(names))).id2label == {0: "x", 1: "y", 2: "z"}
 
 
 def test_parquet_with_string_labels(tmp_path):
     write_rows(tmp_path / "part-0.parquet", ["shirt", "boot", "shirt"])
-    data = load_training_data(config_for(tmp_path))
+    data = open_images(config_for(tmp_path))
     assert data.id2label == {0: "boot", 1: "shirt"}
     assert [int(item["label"]) for item in data.dataset] == [1, 0, 1]
     assert torch.equal(data.dataset[2]["image"], torch.from_numpy(random_pixels((4, 4, 3), 2)).permute(2, 0, 1))
-    data = load_training_data(config_for(tmp_path, label_names="shirt,boot"))
+    data = open_images(config_for(tmp_path, label_names="shirt,boot"))
     assert [int(item["label"]) for item in data.dataset] == [0, 1, 0]
 
 
 def test_parquet_with_integer_labels_and_named_columns(tmp_path):
     write_rows(tmp_path / "part-0.parquet", [0, 0], label=["x", "y"], kind=[0, 2])
-    data = load_training_data(config_for(tmp_path, label_column="kind", image_column="image"))
+    data = open_images(config_for(tmp_path, label_column="kind", image_column="image"))
     assert data.id2label == {0: "0", 1: "1", 2: "2"}
     assert [int(item["label"]) for item in data.dataset] == [0, 2]
-    data = load_training_data(config_for(tmp_path, label_column="kind", num_classes=5))
+    data = open_images(config_for(tmp_path, label_column="kind", num_classes=5))
     assert len(data.id2label) == 5
 
 
@@ -190,7 +183,7 @@ def test_repository_by_name_takes_its_split_and_class_labels(tmp_path):
         rows.to_parquet(tmp_path / "data" / f"{split}-00000-of-00001.parquet")
     for split, count in (("train", 4), ("test", 2)):
         config = DataConfig(dataset_name=str(tmp_path), source_resolution=4, dataset_split=split)
-        data = load_training_data(config)
+        data = open_images(config)
         assert len(data.dataset) == count and data.id2label == {0: "cat", 1: "ant"}
         assert [int(item["label"]) for item in data.dataset] == [i % 2 for i in range(count)]
 
@@ -199,8 +192,8 @@ def test_repository_by_name_takes_its_split_and_class_labels(tmp_path):
 
 
 def test_stream_holds_what_the_map_style_set_holds(image_folder):
-    stream = load_training_data(config_for(image_folder, streaming=True))
-    mapped = load_training_data(config_for(image_folder))
+    stream = open_images(config_for(image_folder, streaming=True))
+    mapped = open_images(config_for(image_folder))
     assert stream.id2label == mapped.id2label
     assert by_image(stream.dataset) == by_image(mapped.dataset)
     item = next(iter(stream.dataset))
@@ -210,7 +203,7 @@ def test_stream_holds_what_the_map_style_set_holds(image_folder):
 
 def test_stream_order_depends_on_seed_and_epoch_only(image_folder):
     def order(seed, epoch):
-        dataset = load_training_data(config_for(image_folder, streaming=True, seed=seed)).dataset
+        dataset = open_images(config_for(image_folder, streaming=True, seed=seed)).dataset
         dataset.set_epoch(epoch)
         return [item["image"].numpy().tobytes() for item in dataset]
 
@@ -220,7 +213,7 @@ def test_stream_order_depends_on_seed_and_epoch_only(image_folder):
 
 
 def test_stream_batches_and_stays_unconditional(image_folder):
-    stream = load_training_data(config_for(image_folder, streaming=True, class_conditional=False)).dataset
+    stream = open_images(config_for(image_folder, streaming=True, class_conditional=False)).dataset
     batches = list(torch.utils.data.DataLoader(stream, batch_size=5))
     assert [tuple(batch["image"].shape) for batch in batches] == [(5, 3, 4, 4), (5, 3, 4, 4), (2, 3, 4, 4)]
     assert set(batches[0]) == {"image"}
@@ -229,16 +222,16 @@ def test_stream_batches_and_stays_unconditional(image_folder):
 def test_stream_of_labels_without_names(tmp_path):
     write_rows(tmp_path / "part-0.parquet", ["shirt", "boot", "shirt"])
     with pytest.raises(ValueError, match=r"'label' is streamed without class names; give --label_names"):
-        load_training_data(config_for(tmp_path, streaming=True))
-    data = load_training_data(config_for(tmp_path, streaming=True, label_names="boot,shirt"))
+        open_images(config_for(tmp_path, streaming=True))
+    data = open_images(config_for(tmp_path, streaming=True, label_names="boot,shirt"))
     assert sorted(int(item["label"]) for item in data.dataset) == [0, 1, 1]
 
 
 def test_stream_of_integer_labels_needs_their_number(tmp_path):
     write_rows(tmp_path / "part-0.parquet", [0, 2, 1])
     with pytest.raises(ValueError, match=r"without class names; give --num_classes or --label_names"):
-        load_training_data(config_for(tmp_path, streaming=True))
-    data = load_training_data(config_for(tmp_path, streaming=True, num_classes=2))
+        open_images(config_for(tmp_path, streaming=True))
+    data = open_images(config_for(tmp_path, streaming=True, num_classes=2))
     assert data.id2label == {0: "0", 1: "1"}
     with pytest.raises(ValueError, match=r"row \d has label 2, outside 0\.\.1"):
         list(data.dataset)
@@ -357,7 +350,7 @@ def test_flips_mirror_half_of_the_images_reproducibly():
 @pytest.mark.parametrize("size", [2, 4])
 def test_images_held_in_memory(image_folder, size):
     """Pixels as they are at the source resolution, averages below it; labels and classes as they were."""
-    data = load_training_data(config_for(image_folder))
+    data = open_images(config_for(image_folder))
     held = held_in_memory(data, size, "cpu", batch_size=2)
     assert held.id2label == data.id2label and len(held.dataset) == len(data.dataset)
     for ours, theirs in zip(held.dataset, data.dataset, strict=True):
@@ -366,7 +359,7 @@ def test_images_held_in_memory(image_folder, size):
         assert ours["image"].dtype == expected.dtype and torch.equal(ours["image"], expected)
         assert ours["label"] == theirs["label"]
     with pytest.raises(ValueError, match="`hold_in_memory` is given with `streaming`"):
-        held_in_memory(load_training_data(config_for(image_folder, streaming=True)), size, "cpu")
+        held_in_memory(open_images(config_for(image_folder, streaming=True)), size, "cpu")
 
 
 def test_random_crops_of_a_pair_show_the_same_place():
@@ -396,7 +389,7 @@ def test_corrupt_file_is_named(image_folder, streaming, damage):
     file = image_folder / "shirt" / "2.png"
     content = {"text": b"not a picture", "truncated": file.read_bytes()[:60], "empty": b""}[damage]
     file.write_bytes(content)
-    dataset = load_training_data(config_for(image_folder, streaming=streaming)).dataset
+    dataset = open_images(config_for(image_folder, streaming=streaming)).dataset
     with pytest.raises(ValueError, match=r"shirt/2\.png' \(row \d+\) cannot be read .*; remove it or convert it"):
         list(dataset)
 
@@ -404,7 +397,7 @@ def test_corrupt_file_is_named(image_folder, streaming, damage):
 def test_corrupt_row_is_named_by_a_worker_too(tmp_path):
     table = {"image": [png_bytes(random_pixels((4, 4))), b"no", None], "label": [0, 0, 0]}
     pq.write_table(pa.table(table), tmp_path / "rows.parquet")
-    dataset = load_training_data(config_for(tmp_path)).dataset
+    dataset = open_images(config_for(tmp_path)).dataset
     assert dataset[0]["image"].shape == (3, 4, 4)
     with pytest.raises(ValueError, match="row 1 cannot be read as an image"):
         list(torch.utils.data.DataLoader(dataset, batch_size=2, num_workers=1))
@@ -418,9 +411,9 @@ def test_missing_columns_are_named_with_those_there_are(tmp_path, streaming):
     columns = r"whose columns are \['image', 'kind'\]"
     for overrides, start in (({}, "no label_column was found"), ({"label_column": "y"}, "label_column='y' is not")):
         with pytest.raises(ValueError, match=rf"{start}.*{columns}; give --label_column"):
-            load_training_data(config_for(tmp_path, streaming=streaming, **overrides))
+            open_images(config_for(tmp_path, streaming=streaming, **overrides))
     with pytest.raises(ValueError, match=rf"image_column='picture' is not.*{columns}; give --image_column"):
-        load_training_data(config_for(tmp_path, streaming=streaming, image_column="picture"))
+        open_images(config_for(tmp_path, streaming=streaming, image_column="picture"))
 
 
 @pytest.mark.parametrize(
@@ -441,7 +434,7 @@ def test_missing_columns_are_named_with_those_there_are(tmp_path, streaming):
 def test_bad_labels_are_refused_before_training(tmp_path, labels, overrides, message):
     write_rows(tmp_path / "part-0.parquet", labels)
     with pytest.raises(ValueError, match=message):
-        load_training_data(config_for(tmp_path, **overrides))
+        open_images(config_for(tmp_path, **overrides))
 
 
 @pytest.mark.parametrize(
@@ -457,7 +450,7 @@ def test_unfit_pictures_are_named(image_folder, pixels, overrides, message):
         for file in folder.glob("*.png"):
             Image.fromarray(random_pixels((4, 4))).save(file)
     Image.fromarray(pixels).save(image_folder / "boot" / "3.png")
-    dataset = load_training_data(config_for(image_folder, **overrides)).dataset
+    dataset = open_images(config_for(image_folder, **overrides)).dataset
     with pytest.raises(ValueError, match=rf"boot/3\.png' \(row 3\) .*{message}"):
         list(dataset)
 
@@ -466,29 +459,29 @@ def test_bad_idx_files(tmp_path):
     images, labels = random_pixels((3, 4, 4)), np.array([0, 1, 2], np.uint8)
     write_idx(tmp_path, images, labels)
     with pytest.raises(ValueError, match=r"row 2 of .*labels-idx1-ubyte has label 2, outside 0..1"):
-        load_training_data(config_for(tmp_path, num_classes=2))
+        open_images(config_for(tmp_path, num_classes=2))
     with pytest.raises(ValueError, match=r"train-images-idx3-ubyte is 4x4 pixels .* source_resolution=8"):
-        load_training_data(config_for(tmp_path, source_resolution=8))
+        open_images(config_for(tmp_path, source_resolution=8))
     with pytest.raises(ValueError, match=r"one file \*t10k-images-idx3-ubyte.*dataset_split='test'"):
-        load_training_data(config_for(tmp_path, dataset_split="test"))
+        open_images(config_for(tmp_path, dataset_split="test"))
     with pytest.raises(ValueError, match="leave out --streaming"):
-        load_training_data(config_for(tmp_path, streaming=True))
+        open_images(config_for(tmp_path, streaming=True))
     write_idx(tmp_path, images, labels[:2])
     with pytest.raises(ValueError, match="2 labels for 3 images"):
-        load_training_data(config_for(tmp_path))
+        open_images(config_for(tmp_path))
     (tmp_path / "train-images-idx3-ubyte").write_bytes(idx_bytes(images)[:-1])
     with pytest.raises(ValueError, match="train-images-idx3-ubyte is not a complete IDX file"):
-        load_training_data(config_for(tmp_path))
+        open_images(config_for(tmp_path))
     (tmp_path / "train-images-idx3-ubyte").unlink()
     (tmp_path / "train-images-idx3-ubyte.gz").write_bytes(gzip.compress(idx_bytes(images))[:-20])
     with pytest.raises(ValueError, match=r"train-images-idx3-ubyte\.gz cannot be decompressed"):
-        load_training_data(config_for(tmp_path))
+        open_images(config_for(tmp_path))
 
 
 def test_folder_without_images(tmp_path):
     (tmp_path / "boot").mkdir()
     with pytest.raises(ValueError, match="holds no images, parquet files or IDX files"):
-        load_training_data(config_for(tmp_path))
+        open_images(config_for(tmp_path))
 
 
 @pytest.mark.parametrize(

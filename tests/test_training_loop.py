@@ -34,13 +34,14 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import HfArgumentParser
 
+from cdm_diffusers.data.sources import open_images
 from cdm_diffusers.pipelines import CascadedDiffusionPipeline, SuperResolutionPipeline
 from cdm_diffusers.presets import BlurAugmentationPreset, get_preset
-from cdm_diffusers.training import TrainingConfig, cpu, train
+from cdm_diffusers.training import cpu
 from cdm_diffusers.training.checkpoints import checkpoints_in, rotate, step_of
-from cdm_diffusers.training.data import load_training_data
+from cdm_diffusers.training.config import TrainingConfig
 from cdm_diffusers.training.ema import LerpEMAModel
-from cdm_diffusers.training.loop import Trainer
+from cdm_diffusers.training.loop import Trainer, train
 from cdm_diffusers.training.resolve import (
     check_resumable,
     data_config,
@@ -134,7 +135,7 @@ def trainer_of(options):
     config = TrainingConfig(**options)
     preset = resolve_preset(config, super_resolution=True)
     preset = dataclasses.replace(preset, unet=dataclasses.replace(preset.unet, num_classes=len(CLASSES)))
-    data = load_training_data(data_config(config, preset))
+    data = open_images(data_config(config, preset))
     return Trainer(config, preset, data, Accelerator(), {})
 
 

@@ -2,7 +2,8 @@
 
 from transformers import HfArgumentParser
 
-from cdm_diffusers.training import TrainingConfig, train
+from cdm_diffusers.training.config import TrainingConfig
+from cdm_diffusers.training.loop import train
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 from transformers import HfArgumentParser
 
-from cdm_diffusers.training.classifier import ClassifierConfig, train_classifier
+from cdm_diffusers.evaluation.classifier import ClassifierConfig, train_classifier
 
 
 if __name__ == "__main__":

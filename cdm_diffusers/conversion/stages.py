@@ -6,16 +6,15 @@ from pathlib import Path
 
 from diffusers import DDPMPipeline, DDPMScheduler, DiffusionPipeline, SchedulerMixin, UNet2DModel
 
+from ..files import staged_folder, write_json
 from ..models import CascadedUNet2DModel
 from ..pipelines import CascadedDiffusionPipeline, SuperResolutionPipeline
-from ..training.checkpoints import write_json
-from ..training.export import staged_folder
 from . import openai, sr3
 from .cards import Source, write_converted_card
-from .files import read_state_dict
 from .known_files import repository_of
 from .openai_structure import OpenAISettings
 from .openai_structure import read_structure as read_openai_structure
+from .state_dicts import read_state_dict
 from .unet_2d import scheduler_from_diffusers, unet_from_diffusers, unet_to_diffusers
 
 

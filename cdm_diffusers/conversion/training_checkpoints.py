@@ -1,29 +1,17 @@
 """Checkpoints of this package's own training as stages."""
 
-import dataclasses
 import json
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from safetensors.torch import load_file
 
-from ..presets import (
-    BlurAugmentationPreset,
-    DataPreset,
-    GaussianAugmentationPreset,
-    InferencePreset,
-    SchedulerPreset,
-    StagePreset,
-    TrainingPreset,
-    UNetPreset,
-)
-from ..training.checkpoints import loading, write_json
+from ..files import write_json
+from ..training.checkpoints import loading
 from ..training.export import save_pipeline, stage_pipeline
+from ..training.resolve import preset_of
 from ..training.stage import build_stage
 from .cards import say_which_weights
-
-
-AUGMENTATIONS = {"gaussian": GaussianAugmentationPreset, "blur": BlurAugmentationPreset}
 
 
 def convert_training_checkpoint(
@@ -51,7 +39,7 @@ def convert_training_checkpoint(
     with loading(checkpoint):
         resolved = json.loads((checkpoint / "training_config.json").read_text())
         progress = json.loads((checkpoint / "progress.json").read_text())
-        preset = preset_from_resolved(resolved)
+        preset = preset_of(resolved)
         stage = build_stage(preset)
         file = checkpoint / ("ema.safetensors" if weights == "ema" else "model.safetensors")
         stage.unet.load_state_dict(load_file(file), strict=True)
@@ -59,24 +47,3 @@ def convert_training_checkpoint(
     save_pipeline(pipeline, resolved, {"loss": progress["loss"]}, None, output_dir)
     say_which_weights(output_dir / "README.md", weights, progress["step"])
     write_json(output_dir / "training_config.json", resolved)
-
-
-def preset_from_resolved(resolved: dict[str, Any]) -> StagePreset:
-    """The preset that a run's `training_config.json` describes."""
-    augmentation = resolved["augmentation"]
-    return StagePreset(
-        name=resolved["name"],
-        source=resolved["source"],
-        unet=_section(UNetPreset, resolved["unet"]),
-        scheduler=_section(SchedulerPreset, resolved["scheduler"]),
-        augmentation=None if augmentation is None else _section(AUGMENTATIONS[augmentation["kind"]], augmentation),
-        training=_section(TrainingPreset, resolved["training"]),
-        inference=_section(InferencePreset, resolved["inference"]),
-        data=_section(DataPreset, resolved["data"]),
-    )
-
-
-def _section(kind: type, values: dict[str, Any]) -> Any:
-    """A part of a preset from JSON, which has lists for tuples, and entries that are not the preset's."""
-    names = [field.name for field in dataclasses.fields(kind) if field.name in values]
-    return kind(**{name: tuple(values[name]) if isinstance(values[name], list) else values[name] for name in names})

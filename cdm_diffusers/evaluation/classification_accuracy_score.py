@@ -13,23 +13,21 @@ from typing import Any, Literal
 import matplotlib.figure
 import torch
 from PIL import Image
-from torch.utils.data import Dataset, Subset
+from torch.utils.data import Dataset
 
-from ..training.checkpoints import write_json
-from ..training.classifier import (
-    ClassifierConfig,
-    ClassifierRecipe,
-    LabelledDataOptions,
-    check_same_classes,
-    fit_classifier,
-)
+from ..data.averages import AreaAverages
+from ..data.config import LabelledDataOptions
+from ..data.image_sets import ImageSet, load_image_set
+from ..data.labels import check_same_classes
+from ..data.memory import ImageData, ImageSubset
+from ..data.pictures import grid_of
+from ..data.sources import open_images
+from ..data.transforms import to_float, to_unit
+from ..files import write_json
 from ..training.config import check_at_least, option
-from ..training.data import TrainingData, load_training_data, to_float
-from ..training.validation import grid_of, to_unit
-from .image_sets import ImageSet, load_image_set
+from .classifier import ClassifierConfig, ClassifierRecipe, fit_classifier
 from .records import check_same_settings, digest
-from .references import AreaAverages, dataset_fingerprint
-from .sampling import open_state
+from .sample import open_state
 
 
 REPORT_NAME = "classification_accuracy_score.json"
@@ -131,7 +129,7 @@ def classification_accuracy_score(config: ClassificationAccuracyConfig) -> dict[
 # ------------------------------------------------------------------------------------------------------------------
 
 
-def open_real(config: ClassificationAccuracyConfig, samples: ImageSet) -> tuple[TrainingData, Dataset]:
+def open_real(config: ClassificationAccuracyConfig, samples: ImageSet) -> tuple[ImageData, Dataset]:
     """Training split and test images, at the size of the samples."""
     resolution = config.source_resolution or samples.source_resolution or samples.size
     if resolution % samples.size:
@@ -140,13 +138,13 @@ def open_real(config: ClassificationAccuracyConfig, samples: ImageSet) -> tuple[
             f"{samples.size}, which does not divide it: give a multiple, or leave it out."
         )
     data_config = config.data_config(resolution, samples.channels, config.padding)
-    train = load_training_data(data_config)
-    test = load_training_data(dataclasses.replace(data_config, dataset_split=config.eval_split))
+    train = open_images(data_config)
+    test = open_images(dataclasses.replace(data_config, dataset_split=config.eval_split))
     check_same_classes(f"the split {config.eval_split!r}", test.id2label, train.id2label)
     if resolution == samples.size:
         return train, test.dataset
     averaged = AreaAverages(train.dataset, samples.size)
-    return TrainingData(averaged, train.id2label), AreaAverages(test.dataset, samples.size)
+    return ImageData(averaged, train.id2label), AreaAverages(test.dataset, samples.size)
 
 
 def check_labels(samples: ImageSet, id2label: dict[int, str]) -> None:
@@ -177,7 +175,7 @@ def settings_of(
     """What decides the accuracies, and what does not, as JSON has it."""
     settings = dataclasses.asdict(config) | {"samples_fingerprint": samples.fingerprint()}
     settings["data"] = {
-        split: digest([dataset_fingerprint(dataset), labels_of(dataset).tolist()])
+        split: digest([dataset.fingerprint(), dataset.labels.tolist()])
         for split, dataset in ((config.dataset_split, train), (config.eval_split, test))
     }
     settings |= {"num_samples": len(samples), "image_size": samples.size, "num_channels": samples.channels}
@@ -199,26 +197,15 @@ def open_report(file: Path, settings: dict[str, Any]) -> dict[str, Any]:
     return {**report, "settings": settings}
 
 
-def training_sets(
-    config: ClassificationAccuracyConfig, samples: ImageSet, real: TrainingData
-) -> dict[str, TrainingData]:
+def training_sets(config: ClassificationAccuracyConfig, samples: ImageSet, real: ImageData) -> dict[str, ImageData]:
     """What classifiers are trained on, by name."""
-    sets = {"samples": TrainingData(samples, real.id2label)}
+    sets = {"samples": ImageData(samples, real.id2label)}
     if config.real in ("same", "both"):
-        indices = same_counts(labels_of(real.dataset), samples.labels)
-        sets["real"] = TrainingData(Subset(real.dataset, indices), real.id2label)
+        indices = same_counts(real.dataset.labels, samples.labels)
+        sets["real"] = ImageData(ImageSubset(real.dataset, indices), real.id2label)
     if config.real in ("all", "both"):
         sets["all_real"] = real
     return sets
-
-
-def labels_of(dataset: Dataset) -> torch.Tensor:
-    """int64 (N,), without decoding an image where that can be avoided."""
-    if isinstance(dataset, AreaAverages):
-        return labels_of(dataset.dataset)
-    if hasattr(dataset, "labels"):
-        return dataset.labels
-    return torch.tensor([dataset.decode.labels.encode(label) for label in dataset.rows[dataset.decode.label_column]])
 
 
 def same_counts(labels: torch.Tensor, wanted: torch.Tensor) -> list[int]:
@@ -311,7 +298,7 @@ def report_table(report: dict[str, Any], eval_split: str) -> str:
 
 
 def draw_report(
-    report: dict[str, Any], config: ClassificationAccuracyConfig, samples: ImageSet, real: TrainingData
+    report: dict[str, Any], config: ClassificationAccuracyConfig, samples: ImageSet, real: ImageData
 ) -> None:
     """per_class.png, best_classes.png and worst_classes.png in `config.output_dir`."""
     folder = Path(config.output_dir)
@@ -357,8 +344,8 @@ def class_rows(samples: ImageSet, real: Dataset, labels: list[int], count: int) 
     """A row for each of `labels`: `count` samples, a black column, and as many real images."""
     cells = []
     for label in labels:
-        for dataset, all_labels in ((samples, samples.labels), (real, labels_of(real))):
-            indices = (all_labels == label).nonzero().flatten()[:count].tolist()
+        for dataset in (samples, real):
+            indices = (dataset.labels == label).nonzero().flatten()[:count].tolist()
             images = [dataset[index]["image"] for index in indices]
             cells += images + [torch.zeros_like(images[0])] * (count - len(images))
             if dataset is samples:

@@ -15,8 +15,8 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 from transformers import AutoModel
 
-from ..training.classifier import Classifier
-from ..training.data import to_float
+from ..data.transforms import to_float
+from .classifier import Classifier
 
 
 # NVIDIA's TorchScript translation of the network of Heusel et al. (2017), inception-2015-12-05.tgz.

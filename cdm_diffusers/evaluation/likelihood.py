@@ -24,16 +24,19 @@ from diffusers.utils.torch_utils import randn_tensor
 from torch.utils.data import DataLoader, Dataset, Subset
 from tqdm.auto import tqdm
 
+from ..data.config import DataOptions
+from ..data.labels import check_same_classes
+from ..data.sources import open_images
+from ..data.transforms import area_resize, to_float, to_uint8
 from ..diffusion import DiffusionTable, diffuse, discretized_gaussian_nll, gaussian_kl
+from ..files import write_json
 from ..pipelines import CascadedDiffusionPipeline, SuperResolutionPipeline
 from ..pipelines.denoising import OWN_SCHEDULERS, Denoiser
 from ..pipelines.inputs import check_augmentation_level
 from ..pipelines.pipeline_base import CascadeStage, num_classes_of
-from ..training.checkpoints import write_json
-from ..training.classifier import DataOptions, check_same_classes
+from ..pipelines.solvers import scheduler_of
 from ..training.config import check_at_least, check_is_no_folder, device_option, option
-from ..training.data import area_resize, load_training_data, to_float, to_uint8
-from .drawing import image_generator, scheduler_of
+from .seeded_sampling import image_generator
 
 
 Pipeline = CascadedDiffusionPipeline | SuperResolutionPipeline
@@ -89,7 +92,7 @@ def measure_likelihood(config: LikelihoodConfig) -> dict[str, Any]:
     chain = [] if config.cascade is None else cascade_up_to(stages, levels, config.cascade)
     if not alone and not chain:
         raise ValueError("`stages` is none, and there is no `cascade`: name what is to be measured.")
-    dataset, indices = open_images(config, pipeline, stages)
+    dataset, indices = open_split(config, pipeline, stages)
     Path(config.output).parent.mkdir(parents=True, exist_ok=True)
 
     report = {"num_images": len(indices), "stages": {}, "cascade": None}
@@ -194,11 +197,11 @@ def check_own_scheduler(stage: CascadeStage) -> None:
         )
 
 
-def open_images(config: LikelihoodConfig, pipeline: Pipeline, stages: list[CascadeStage]) -> tuple[Dataset, list[int]]:
+def open_split(config: LikelihoodConfig, pipeline: Pipeline, stages: list[CascadeStage]) -> tuple[Dataset, list[int]]:
     """The split at its source resolution, and the indices of the images that are measured."""
     last = stages[-1].unet.config
     num_classes = num_classes_of(stages)
-    data = load_training_data(
+    data = open_images(
         config.split_config(
             config.split,
             source_resolution=pipeline.config.source_resolution or last.sample_size,

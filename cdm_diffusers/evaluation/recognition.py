@@ -19,14 +19,20 @@ from scipy import stats
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
+from ..data.config import DataConfig, LabelledDataOptions
+from ..data.labels import check_same_classes
+from ..data.memory import ImageData
+from ..data.pictures import grid_of
+from ..data.sources import open_images
+from ..data.transforms import area_resize, to_float, to_uint8, to_unit
+from ..files import write_json
 from ..pipelines import CascadedDiffusionPipeline
-from ..training.checkpoints import write_json
-from ..training.classifier import Classifier, LabelledDataOptions, accuracies, check_same_classes
+from ..pipelines.solvers import stage_options
 from ..training.config import check_at_least, check_is_no_folder, device_option, option
-from ..training.data import DataConfig, TrainingData, area_resize, load_training_data, to_float, to_uint8
-from ..training.validation import MAX_GRID_CLASSES, grid_of, to_unit
-from .drawing import draw, stage_options
+from ..training.validation import MAX_GRID_CLASSES
+from .classifier import Classifier, accuracies
 from .records import provenance
+from .seeded_sampling import draw
 
 
 GRID_PAIRS = 6
@@ -130,8 +136,8 @@ def check_fit(pipeline: CascadedDiffusionPipeline, classifier: Classifier) -> No
         )
 
 
-def open_split(data_config: DataConfig, pipeline) -> TrainingData:
-    data = load_training_data(data_config)
+def open_split(data_config: DataConfig, pipeline) -> ImageData:
+    data = open_images(data_config)
     check_same_classes(f"the split {data_config.dataset_split!r}", data.id2label, pipeline.config.id2label)
     return data
 

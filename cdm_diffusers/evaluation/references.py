@@ -7,17 +7,16 @@ import hashlib
 import json
 import os
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch.utils.data import DataLoader, Dataset, Subset
+from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
-from ..training.checkpoints import TEMPORARY_PREFIX, sync_file
-from ..training.data import DecodedRows, InMemoryImages, area_resize, to_float, to_uint8
+from ..data.memory import ImageSubset
+from ..files import reveal, temporary_name
 from .features import FeatureExtractor, extract
 from .metrics import FeatureStatistics, frechet_distance
 
@@ -85,7 +84,7 @@ def real_distance(
         options: `batch_size` and `device`.
     """
     order = torch.randperm(len(other), generator=torch.Generator().manual_seed(0))
-    features, _ = reference_features(Subset(other, order[:count].tolist()), extractor, cache_dir, **options)
+    features, _ = reference_features(ImageSubset(other, order[:count].tolist()), extractor, cache_dir, **options)
     statistics = reference_statistics(dataset, extractor, cache_dir, **options)
     return frechet_distance(FeatureStatistics.from_features(features), statistics)
 
@@ -106,43 +105,9 @@ def provenance(dataset: Dataset, extractor: FeatureExtractor) -> dict[str, str]:
     return {
         "extractor": extractor.name,
         "extractor_fingerprint": extractor.fingerprint(),
-        "data_fingerprint": dataset_fingerprint(dataset),
+        "data_fingerprint": dataset.fingerprint(),
         "count": str(len(dataset)),
     }
-
-
-def dataset_fingerprint(dataset: Dataset) -> str:
-    """
-    Hash of the images and of how they are prepared: of the pixels where they are in memory; of the hash that the
-    `datasets` library keeps, which follows files and their changes, where they are not.
-    """
-    if isinstance(dataset, Subset):
-        parts = [dataset_fingerprint(dataset.dataset), list(dataset.indices)]
-    elif isinstance(dataset, InMemoryImages):
-        pixels = hashlib.sha256(dataset.images.contiguous().numpy()).hexdigest()
-        parts = [list(dataset.images.shape), pixels]
-    elif isinstance(dataset, DecodedRows):
-        parts = [dataset.rows._fingerprint, asdict(dataset.decode.config)]
-    else:
-        return dataset.fingerprint()
-    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
-
-
-class AreaAverages(Dataset):
-    """Images of a data set as a stage of this size is trained on them, rounded to uint8 as samples are."""
-
-    def __init__(self, dataset: Dataset, size: int):
-        self.dataset, self.size = dataset, size
-
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
-        item = self.dataset[index]
-        return {**item, "image": to_uint8(area_resize(to_float(item["image"][None]), self.size))[0]}
-
-    def fingerprint(self) -> str:
-        return hashlib.sha256(f"{dataset_fingerprint(self.dataset)} {self.size}".encode()).hexdigest()
 
 
 # ------------------------------------------------------------------------------------------------------------------
@@ -159,10 +124,9 @@ def _cached(
         return _read(file, source)
     tensors = compute()
     file.parent.mkdir(parents=True, exist_ok=True)
-    temporary = file.with_name(f"{TEMPORARY_PREFIX}{os.getpid()}-{file.name}")
+    temporary = temporary_name(file)
     save_file(tensors, temporary, metadata=source)
-    sync_file(temporary)
-    os.rename(temporary, file)
+    reveal(temporary, file)
     return tensors
 
 

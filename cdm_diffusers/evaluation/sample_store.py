@@ -4,7 +4,6 @@ then a folder of PNGs or an npz file, and the low-resolution stages as arrays. `
 """
 
 import json
-import os
 import shutil
 import zipfile
 from collections.abc import Iterable, Iterator
@@ -18,10 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch.utils.data import DataLoader, Dataset, Subset
 
-from ..training.checkpoints import TEMPORARY_PREFIX, replace_folder, sync_file, sync_folder, write_json
-from ..training.data import area_resize, to_float, to_uint8
-from ..training.validation import to_unit
-from .image_sets import (
+from ..data.image_sets import (
     IMAGES_FOLDER,
     LABELS_NAME,
     LOW_RES_FOLDER,
@@ -31,8 +27,9 @@ from .image_sets import (
     SHARDS_FOLDER,
     read_settings,
 )
+from ..data.transforms import area_resize, to_float, to_uint8, to_unit
+from ..files import TEMPORARY_PREFIX, replace_folder, reveal, temporary_name, write_json
 from .records import check_same_settings
-from .references import dataset_fingerprint
 
 
 RESULTS_NAME = "results.json"
@@ -82,9 +79,9 @@ class SampleStore:
             for path in folder.glob(f"{TEMPORARY_PREFIX}*"):
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
         if labels is not None:
-            temporary = _temporary(self.folder / LABELS_NAME)
+            temporary = temporary_name(self.folder / LABELS_NAME)
             np.save(temporary, labels.numpy())
-            _reveal(temporary, self.folder / LABELS_NAME)
+            reveal(temporary, self.folder / LABELS_NAME)
 
     # Micro-batches
 
@@ -109,10 +106,10 @@ class SampleStore:
             metadata: JSON; see `assemble`.
         """
         file = self.shard(indices)
-        temporary = _temporary(file)
+        temporary = temporary_name(file)
         images = {name: tensor.contiguous().cpu() for name, tensor in images.items()}
         save_file(images, temporary, metadata={"record": json.dumps(metadata)})
-        _reveal(temporary, file)
+        reveal(temporary, file)
 
     def load_shard(self, indices: torch.Tensor) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         file = self.shard(indices)
@@ -150,10 +147,10 @@ class SampleStore:
             (self.folder / LOW_RES_FOLDER).mkdir(exist_ok=True)
             size = self.settings["stages"][name]
             shape = (self.settings["num_images"], self.settings["channels"], size, size)
-            temporary = _temporary(self.folder / LOW_RES_FOLDER / f"{name}.npy")
+            temporary = temporary_name(self.folder / LOW_RES_FOLDER / f"{name}.npy")
             kept[name] = np.lib.format.open_memmap(temporary, "w+", np.float32, shape)
         batches = _storing(kept, batches)
-        temporary = _temporary(self.final)
+        temporary = temporary_name(self.final)
         labels = None
         if (self.folder / LABELS_NAME).exists():
             labels = np.load(self.folder / LABELS_NAME)
@@ -167,9 +164,9 @@ class SampleStore:
         for name, array in kept.items():
             array.flush()
             file = self.folder / LOW_RES_FOLDER / f"{name}.npy"
-            _reveal(_temporary(file), file)
+            reveal(temporary_name(file), file)
         write_json(self.folder / RESULTS_NAME, record)
-        replace_folder(temporary, self.final) if temporary.is_dir() else _reveal(temporary, self.final)
+        replace_folder(temporary, self.final) if temporary.is_dir() else reveal(temporary, self.final)
 
 
 def _storing(
@@ -208,18 +205,6 @@ def _write_npz(
         if labels is not None:
             with archive.open(zipfile.ZipInfo("arr_1.npy"), "w", force_zip64=True) as stream:
                 np.lib.format.write_array(stream, labels)
-
-
-def _temporary(final: Path) -> Path:
-    """Of this process: another that works in the same folder by mistake never writes to the same file."""
-    return final.with_name(f"{TEMPORARY_PREFIX}{os.getpid()}-{final.name}")
-
-
-def _reveal(temporary: Path, final: Path) -> None:
-    """A file that is on disk gets its name."""
-    sync_file(temporary)
-    os.rename(temporary, final)
-    sync_folder(final.parent)
 
 
 # ------------------------------------------------------------------------------------------------------------------
@@ -286,7 +271,7 @@ def store_real_images(
         "channels": dataset[0]["image"].shape[0],
         "kept_stages": [stage],
         "image_format": "npz",
-        "real_images": dataset_fingerprint(dataset),
+        "real_images": dataset.fingerprint(),
     }
     store = SampleStore(folder, settings)
     store.check()

@@ -1,7 +1,1 @@
-"""What the training scripts share: data, configuration, the stage being trained and the loop."""
-
-from .config import TrainingConfig
-from .loop import train
-
-
-__all__ = ["TrainingConfig", "train"]
+"""Training of one stage: the loop, what a run is configured by, and what it leaves."""

@@ -13,10 +13,11 @@ from typing import Any
 
 from safetensors import SafetensorError
 
+from ..files import TEMPORARY_PREFIX
+
 
 EMA_NAME = "ema.safetensors"
 CHECKPOINT_NAME = re.compile(r"checkpoint-(\d+)")
-TEMPORARY_PREFIX = ".tmp-"
 
 
 def checkpoints_in(output_dir: Path) -> list[Path]:
@@ -109,26 +110,6 @@ def read_checkpoint(checkpoint: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         return saved, json.loads((checkpoint / "progress.json").read_text())
 
 
-def replace_folder(temporary: Path, final: Path) -> None:
-    """Makes a complete folder visible under its name. What had that name goes only when the new one is on disk."""
-    sync_to_disk(temporary)
-    if final.exists():
-        replaced = final.with_name(f"{TEMPORARY_PREFIX}replaced-{final.name}")
-        os.rename(final, replaced)
-        os.rename(temporary, final)
-        shutil.rmtree(replaced)
-    else:
-        os.rename(temporary, final)
-    sync_folder(final.parent)
-
-
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    temporary = path.with_name(f"{TEMPORARY_PREFIX}{path.name}")
-    temporary.write_text(json.dumps(content, indent=2) + "\n")
-    sync_file(temporary)
-    os.rename(temporary, path)
-
-
 def rotate(output_dir: Path, limit: int | None, newest: Path) -> None:
     """Keeps the `limit` last checkpoints up to `newest`, which has just been saved."""
     if limit is not None:
@@ -138,29 +119,3 @@ def rotate(output_dir: Path, limit: int | None, newest: Path) -> None:
             removed = path.with_name(f"{TEMPORARY_PREFIX}removed-{path.name}")
             os.rename(path, removed)
             shutil.rmtree(removed)
-
-
-def remove_temporaries(output_dir: Path) -> None:
-    """What an interrupted run left behind."""
-    for path in output_dir.glob(f"{TEMPORARY_PREFIX}*"):
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
-
-
-def sync_to_disk(folder: Path) -> None:
-    for parent, _, names in os.walk(folder, topdown=False):
-        for name in names:
-            sync_file(Path(parent) / name)
-        sync_folder(Path(parent))
-
-
-def sync_file(path: Path) -> None:
-    with open(path, "rb") as file:
-        os.fsync(file.fileno())
-
-
-def sync_folder(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

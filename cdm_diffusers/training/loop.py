@@ -16,33 +16,16 @@ from safetensors.torch import load_file, save_file
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
+from ..data.memory import ImageData, held_in_memory
+from ..data.sources import open_images
+from ..data.transforms import area_resize, random_crop, random_flip, to_float
+from ..files import TEMPORARY_PREFIX, remove_temporaries, replace_folder, write_json
 from ..models import CascadedUNet2DModel
 from ..pipelines import CascadedDiffusionPipeline, SuperResolutionPipeline
 from ..presets import StagePreset
-from .checkpoints import (
-    EMA_NAME,
-    TEMPORARY_PREFIX,
-    checkpoint_to_resume,
-    last_good,
-    loading,
-    read_checkpoint,
-    remove_temporaries,
-    replace_folder,
-    rotate,
-    saving,
-    write_json,
-)
+from .checkpoints import EMA_NAME, checkpoint_to_resume, last_good, loading, read_checkpoint, rotate, saving
 from .config import TrainingConfig, check_mixed_precision
 from .cpu import warn_of_slow_cpu
-from .data import (
-    TrainingData,
-    area_resize,
-    held_in_memory,
-    load_training_data,
-    random_crop,
-    random_flip,
-    to_float,
-)
 from .ema import LerpEMAModel
 from .export import save_pipeline, stage_pipeline
 from .resolve import check_resumable, data_config, describe, flatten, resolve_channels_last, resolve_preset
@@ -72,7 +55,7 @@ def train(config: TrainingConfig, super_resolution: bool) -> None:
     channels_last = resolve_channels_last(config, saved, accelerator.device)
     config = dataclasses.replace(config, channels_last=channels_last)
     with accelerator.main_process_first():
-        data = load_training_data(data_config(config, preset))
+        data = open_images(data_config(config, preset))
     if data.id2label is not None:
         unet = dataclasses.replace(preset.unet, num_classes=len(data.id2label))
         preset = dataclasses.replace(preset, unet=unet)
@@ -125,7 +108,7 @@ class Trainer:
         self,
         config: TrainingConfig,
         preset: StagePreset,
-        data: TrainingData,
+        data: ImageData,
         accelerator: Accelerator,
         resolved: dict[str, Any],
     ):

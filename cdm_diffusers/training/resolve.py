@@ -10,18 +10,23 @@ from typing import Any
 
 import torch
 
+from ..data.config import DataConfig
 from ..presets import (
     COSINE_AUGMENTATION,
     BlurAugmentationPreset,
+    DataPreset,
     GaussianAugmentationPreset,
+    InferencePreset,
+    SchedulerPreset,
     StagePreset,
     TrainingPreset,
     UNetPreset,
     get_preset,
 )
 from .config import TrainingConfig
-from .data import DataConfig
 
+
+AUGMENTATIONS = {"gaussian": GaussianAugmentationPreset, "blur": BlurAugmentationPreset}
 
 # What a resumed run may change; everything else would make it another run.
 MAY_CHANGE = {
@@ -299,7 +304,7 @@ def describe(
     """
     resolved = dataclasses.asdict(preset)
     if preset.augmentation is not None:
-        kind = "gaussian" if isinstance(preset.augmentation, GaussianAugmentationPreset) else "blur"
+        kind = next(kind for kind, of in AUGMENTATIONS.items() if isinstance(preset.augmentation, of))
         resolved["augmentation"] = {"kind": kind} | resolved["augmentation"]
     resolved["training"] |= {
         "gradient_accumulation_steps": config.gradient_accumulation_steps,
@@ -312,6 +317,27 @@ def describe(
         resolved["data"]["num_workers"] = config.dataloader_num_workers  # each shuffles a part of the stream
     resolved["run"] = {name: getattr(config, name) for name in RUN_OPTIONS}
     return json.loads(json.dumps(resolved))
+
+
+def preset_of(resolved: dict[str, Any]) -> StagePreset:
+    """The inverse of [`describe`]: the preset that a run's `training_config.json` describes."""
+    augmentation = resolved["augmentation"]
+    return StagePreset(
+        name=resolved["name"],
+        source=resolved["source"],
+        unet=_section(UNetPreset, resolved["unet"]),
+        scheduler=_section(SchedulerPreset, resolved["scheduler"]),
+        augmentation=None if augmentation is None else _section(AUGMENTATIONS[augmentation["kind"]], augmentation),
+        training=_section(TrainingPreset, resolved["training"]),
+        inference=_section(InferencePreset, resolved["inference"]),
+        data=_section(DataPreset, resolved["data"]),
+    )
+
+
+def _section(kind: type, values: dict[str, Any]) -> Any:
+    """A part of a preset from JSON, which has lists for tuples, and entries that are not the preset's."""
+    names = [field.name for field in dataclasses.fields(kind) if field.name in values]
+    return kind(**{name: tuple(values[name]) if isinstance(values[name], list) else values[name] for name in names})
 
 
 def check_resumable(saved: dict[str, Any], resolved: dict[str, Any], checkpoint: Path) -> None:

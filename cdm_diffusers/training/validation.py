@@ -5,17 +5,17 @@ import itertools
 import numpy as np
 import torch
 from accelerate import Accelerator
-from diffusers.utils import make_image_grid
 from PIL import Image
 
+from ..data.memory import ImageData
+from ..data.pictures import grid_of
+from ..data.transforms import area_resize, to_float, to_unit
 from ..presets import StagePreset
 from .config import TrainingConfig
-from .data import TrainingData, area_resize, to_float
 
 
 NUM_STATISTICS_IMAGES = 1024
 MAX_GRID_CLASSES = 10
-CELL_SIZE = 64
 
 
 class Validation:
@@ -24,7 +24,7 @@ class Validation:
     stage: as many images of the data, each as low-resolution input, sample and original side by side.
     """
 
-    def __init__(self, config: TrainingConfig, preset: StagePreset, data: TrainingData):
+    def __init__(self, config: TrainingConfig, preset: StagePreset, data: ImageData):
         self.config, self.preset, self.id2label = config, preset, data.id2label
         self.is_base = preset.unet.low_res_size is None
         items = take(data, NUM_STATISTICS_IMAGES if self.is_base else config.num_validation_images)
@@ -75,24 +75,9 @@ def log_sample_grid(accelerator: Accelerator, grid: Image.Image, step: int) -> N
             tracker.log_images({"validation/samples": pixels}, step=step)
 
 
-def take(data: TrainingData, count: int) -> list[dict[str, torch.Tensor]]:
+def take(data: ImageData, count: int) -> list[dict[str, torch.Tensor]]:
     """`count` items, spread evenly where the data has a length, since folders are sorted by class."""
     if not isinstance(data.dataset, torch.utils.data.IterableDataset):
         count = min(count, len(data.dataset))
         return [data.dataset[i * len(data.dataset) // count] for i in range(count)]
     return list(itertools.islice(data.dataset, count))
-
-
-def to_unit(images: torch.Tensor) -> torch.Tensor:
-    return (images / 2 + 0.5).clamp(0, 1)
-
-
-def grid_of(images: torch.Tensor, columns: int) -> Image.Image:
-    """Images (B, C, H, W) in [0, 1] in rows of `columns`; small ones are enlarged, the last row filled with black."""
-    size = max(CELL_SIZE, images.shape[-1])
-    pixels = (images * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
-    cells = [Image.fromarray(cell.squeeze(-1) if cell.shape[-1] == 1 else cell) for cell in pixels]
-    cells = [cell.convert("RGB").resize((size, size), Image.Resampling.NEAREST) for cell in cells]
-    rows = -(-len(cells) // columns)
-    cells += [Image.new("RGB", (size, size))] * (rows * columns - len(cells))
-    return make_image_grid(cells, rows, columns)

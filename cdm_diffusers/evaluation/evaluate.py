@@ -10,14 +10,16 @@ from typing import Any
 
 import torch
 from scipy import stats
-from torch.utils.data import Dataset, Subset
+from torch.utils.data import Dataset
 
-from ..training.checkpoints import write_json
-from ..training.classifier import LabelledDataOptions
+from ..data.averages import AreaAverages
+from ..data.config import LabelledDataOptions
+from ..data.image_sets import ImageSet, load_image_set
+from ..data.memory import ImageSubset
+from ..data.sources import open_images
+from ..files import write_json
 from ..training.config import check_at_least, check_is_no_folder, device_option, option, switch
-from ..training.data import load_training_data
 from .features import ClassifierExtractor, FeatureExtractor, extract, load_extractor
-from .image_sets import ImageSet, load_image_set
 from .metrics import (
     FeatureStatistics,
     frechet_distance,
@@ -28,13 +30,7 @@ from .metrics import (
 )
 from .recognition import wilson_interval
 from .records import provenance
-from .references import (
-    AreaAverages,
-    dataset_fingerprint,
-    read_statistics,
-    reference_features,
-    reference_statistics,
-)
+from .references import read_statistics, reference_features, reference_statistics
 
 
 NUM_SPLITS = 10
@@ -173,7 +169,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
 # ------------------------------------------------------------------------------------------------------------------
 
 
-def draw_samples(samples: ImageSet, config: EvaluateConfig) -> Subset:
+def draw_samples(samples: ImageSet, config: EvaluateConfig) -> ImageSubset:
     """
     `num_images` of the samples in random order, as many of each label as can be.
 
@@ -194,7 +190,7 @@ def draw_samples(samples: ImageSet, config: EvaluateConfig) -> Subset:
             of_label = samples.labels[order] == label
             rank[of_label] = torch.arange(of_label.sum())
         order = order[rank.argsort(stable=True)]
-    return Subset(samples, order[:count].tolist())
+    return ImageSubset(samples, order[:count].tolist())
 
 
 def check_labels(samples: ImageSet, extractor: FeatureExtractor) -> None:
@@ -222,7 +218,7 @@ def open_split(config: EvaluateConfig, split: str, samples: ImageSet) -> Dataset
         padding=config.padding,
         class_conditional=False,
     )
-    dataset = load_training_data(data_config).dataset
+    dataset = open_images(data_config).dataset
     if config.num_reference_images is not None and config.num_reference_images > len(dataset):
         raise ValueError(
             f"`num_reference_images` is {config.num_reference_images}, and the split {split!r} has only "
@@ -242,10 +238,10 @@ def open_reference(
     """The statistics of a split, and the features of `count` images (or all, if fewer) drawn from it."""
     order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(config.seed)).tolist()
     if config.num_reference_images is not None:
-        dataset = Subset(dataset, order[: config.num_reference_images])
+        dataset = ImageSubset(dataset, order[: config.num_reference_images])
         order = range(len(dataset))
     options = {"batch_size": config.batch_size, "device": config.device}
-    drawn = Subset(dataset, list(order[:count]))
+    drawn = ImageSubset(dataset, list(order[:count]))
     features, logits = reference_features(drawn, extractor, config.cache_dir, **options)
     if statistics_file is not None:
         statistics = read_statistics(statistics_file, dataset, extractor)
@@ -253,13 +249,13 @@ def open_reference(
         statistics = FeatureStatistics.from_features(features)
     else:
         statistics = reference_statistics(dataset, extractor, config.cache_dir, **options)
-    return Reference(split, dataset_fingerprint(dataset), statistics, features, logits)
+    return Reference(split, dataset.fingerprint(), statistics, features, logits)
 
 
-def describe_samples(samples: ImageSet, drawn: Subset) -> dict[str, Any]:
+def describe_samples(samples: ImageSet, drawn: ImageSubset) -> dict[str, Any]:
     description = {
         "source": samples.source,
-        "fingerprint": dataset_fingerprint(samples),
+        "fingerprint": samples.fingerprint(),
         "size": samples.size,
         "channels": samples.channels,
         "num_images": len(drawn),
@@ -331,7 +327,7 @@ def around(value: float, half_width: float) -> list[float]:
 # ------------------------------------------------------------------------------------------------------------------
 
 
-def list_warnings(samples: ImageSet, drawn: Subset, references: list[Reference]) -> list[str]:
+def list_warnings(samples: ImageSet, drawn: ImageSubset, references: list[Reference]) -> list[str]:
     """What a reader of the figures must know."""
     warnings = []
     num_features = references[0].features.shape[1]

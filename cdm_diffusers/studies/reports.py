@@ -10,10 +10,10 @@ import torch
 from PIL import Image
 from scipy import stats
 
-from ..training.data import to_float
-from ..training.validation import grid_of, to_unit
+from ..data.image_sets import load_image_set
+from ..data.pictures import grid_of
+from ..data.transforms import to_float, to_unit
 from .experiments import Experiment
-from .image_sets import load_image_set
 
 
 NUM_SHOWN_IMAGES = 16

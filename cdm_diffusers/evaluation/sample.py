@@ -20,20 +20,15 @@ from accelerate import PartialState
 from accelerate.utils import parse_flag_from_env
 from tqdm.auto import tqdm
 
+from ..data.transforms import to_uint8
 from ..pipelines import CascadedDiffusionPipeline
 from ..pipelines.inputs import resolve_class_labels
 from ..pipelines.pipeline_base import noise_rule, num_classes_of
+from ..pipelines.solvers import stage_options, with_schedulers
 from ..training.config import check_at_least, option
-from ..training.data import to_uint8
-from .drawing import (
-    check_call,
-    counted_evaluations,
-    draw,
-    stage_options,
-    with_schedulers,
-)
 from .records import fingerprint, provenance
 from .sample_store import FINAL_NAMES, LowResImages, SampleStore
+from .seeded_sampling import check_call, counted_evaluations, draw
 
 
 DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}

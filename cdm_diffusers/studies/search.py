@@ -18,19 +18,24 @@ import torch
 from accelerate import PartialState
 from torch.utils.data import DataLoader, Dataset
 
+from ..data.averages import AreaAverages
+from ..data.image_sets import load_image_set
+from ..data.labels import check_same_classes
+from ..data.memory import ImageData
+from ..data.sources import open_images
+from ..data.transforms import to_float
+from ..evaluation.classifier import Classifier
+from ..evaluation.features import ClassifierExtractor, extract, load_extractor
+from ..evaluation.metrics import FeatureStatistics, frechet_distance
+from ..evaluation.records import check_same_settings, digest, fingerprint, provenance, weights_fingerprint
+from ..evaluation.references import real_distance, reference_statistics
+from ..evaluation.sample import DTYPES, SampleConfig, all_labels, call_options, open_state, sample
+from ..evaluation.sample_store import RESULTS_NAME, store_real_images
+from ..evaluation.seeded_sampling import check_call
+from ..files import reveal, temporary_name, write_json
 from ..pipelines import CascadedDiffusionPipeline
 from ..pipelines.pipeline_base import NOISE_RULE, num_classes_of
-from ..training.checkpoints import TEMPORARY_PREFIX, sync_file, write_json
-from ..training.classifier import Classifier, check_same_classes
-from ..training.data import TrainingData, load_training_data, to_float
-from .drawing import check_call, with_schedulers
-from .features import ClassifierExtractor, extract, load_extractor
-from .image_sets import load_image_set
-from .metrics import FeatureStatistics, frechet_distance
-from .records import check_same_settings, digest, fingerprint, provenance, weights_fingerprint
-from .references import AreaAverages, dataset_fingerprint, real_distance, reference_statistics
-from .sample_store import RESULTS_NAME, store_real_images
-from .sampling import DTYPES, SampleConfig, all_labels, call_options, open_state, sample
+from ..pipelines.solvers import with_schedulers
 from .search_grid import SearchConfig, Setting, settings_of
 from .search_report import summarise, write_best, write_report
 
@@ -125,7 +130,7 @@ class Search:
             "classifier": None if self.classifier is None else weights_fingerprint(self.classifier),
             "weights_and_schedulers": fingerprint(cascade.stages),
             "defaults": {k: v for k, v in cascade.config.items() if k.startswith("default_")},
-            "data": {split: dataset_fingerprint(data.dataset) for split, data in self.data.items()},
+            "data": {split: data.dataset.fingerprint() for split, data in self.data.items()},
             "about": {
                 "config": dataclasses.asdict(config),
                 **provenance("torch", "diffusers", "numpy"),
@@ -173,7 +178,7 @@ class Search:
             check_same_classes("the classifier", classifier.config.id2label, id2label)
         return classifier
 
-    def open_split(self, split: str) -> TrainingData:
+    def open_split(self, split: str) -> ImageData:
         """Real images at the resolution from which stages are averaged down; with labels if they condition a stage."""
         stages = self.pipeline.stages
         data_config = self.config.split_config(
@@ -184,7 +189,7 @@ class Search:
             class_conditional=self.pipeline.config.id2label is not None
             and any(setting.conditioning != "generated" for setting in self.settings),
         )
-        data = load_training_data(data_config)
+        data = open_images(data_config)
         if data.id2label is not None:
             check_same_classes(f"the split {split!r}", data.id2label, self.pipeline.config.id2label)
         return data
@@ -207,10 +212,9 @@ class Search:
 
     def append(self, line: dict[str, Any]) -> None:
         """The file is replaced as a whole, so that a kill leaves no half a line."""
-        temporary = self.folder / f"{TEMPORARY_PREFIX}{LINES_NAME}"
+        temporary = temporary_name(self.folder / LINES_NAME)
         temporary.write_text("".join(json.dumps(line) + "\n" for line in [*self.results(), line]))
-        sync_file(temporary)
-        temporary.rename(self.folder / LINES_NAME)
+        reveal(temporary, self.folder / LINES_NAME)
 
     # One setting
 

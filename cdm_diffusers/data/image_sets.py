@@ -23,7 +23,7 @@ import torch
 from PIL import Image
 from torch.utils.data import Dataset
 
-from ..training.data import to_uint8
+from .transforms import to_uint8
 
 
 SETTINGS_NAME = "settings.json"

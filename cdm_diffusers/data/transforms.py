@@ -3,7 +3,9 @@
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageColor, ImageOps
+from PIL import Image, ImageOps
+
+from .config import parse_color
 
 
 # ------------------------------------------------------------------------------------------------------------------
@@ -56,14 +58,6 @@ def grey_images_to_tensor(
         size = (source_resolution, source_resolution)
         images = np.stack([Image.fromarray(image).resize(size, Image.Resampling.BILINEAR) for image in images])
     return torch.from_numpy(images)[:, None].repeat(1, num_channels, 1, 1)  # (N, C, R, R)
-
-
-def parse_color(color: str) -> tuple[int, int, int]:
-    """Red, green and blue (0 to 255) of a colour name or hex string; ValueError if it is neither."""
-    try:
-        return ImageColor.getrgb(color)[:3]
-    except ValueError as error:
-        raise ValueError(f"background={color!r} is not a colour; use a name (white) or hex (#ffffff)") from error
 
 
 def _to_eight_bits(image: Image.Image) -> Image.Image:
@@ -169,3 +163,7 @@ def _crop(images: torch.Tensor, offsets: torch.Tensor, size: int) -> torch.Tenso
     rows, columns = offsets[:, :, None] + torch.arange(size, device=images.device)  # (B, size)
     which = torch.arange(len(images), device=images.device)
     return images[which[:, None, None], :, rows[:, :, None], columns[:, None]].permute(0, 3, 1, 2)  # (B, C, s, s)
+
+
+def to_unit(images: torch.Tensor) -> torch.Tensor:
+    return (images / 2 + 0.5).clamp(0, 1)

@@ -19,10 +19,14 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 from transformers import ResNetConfig, ResNetForImageClassification
 
-from .checkpoints import write_json
-from .config import check_at_least, check_mixed_precision, option, switch
-from .cpu import warn_of_slow_cpu
-from .data import DataConfig, TrainingData, load_training_data, random_flip, to_float
+from ..data.config import LabelledDataOptions
+from ..data.labels import check_same_classes
+from ..data.memory import ImageData
+from ..data.sources import open_images
+from ..data.transforms import random_flip, to_float
+from ..files import write_json
+from ..training.config import check_at_least, check_mixed_precision, option, switch
+from ..training.cpu import warn_of_slow_cpu
 
 
 # `upsampling` is ours: a ResNet reduces its input by 4 before its first block, too much for images of 32x32.
@@ -63,42 +67,6 @@ RECIPES = {
 }
 WARMUP_SHARE = 5 / 90
 DECAY_SHARES = (30 / 90, 60 / 90, 80 / 90)
-
-
-@dataclass(kw_only=True)
-class DataOptions:
-    """Command line options that name a data set of images."""
-
-    dataset_name: str | None = option("A data set of the Hub, e.g. zalando-datasets/fashion_mnist.")
-    dataset_config_name: str | None = option("Configuration of the Hub data set.")
-    train_data_dir: str | None = option(
-        "Folder of images (one sub-folder a class), of parquet files, or of MNIST-style IDX files."
-    )
-    image_column: str | None = option("Column with the images. Default: found by its type.")
-    label_column: str | None = option("Column with the class labels. Default: found by its type.")
-    label_names: str | None = option(
-        "Names of the classes 0, 1, ...: a file with one a line, or a comma-separated list."
-    )
-    background: str | None = option("Colour behind transparent images. Without it, such images are an error.")
-
-    def split_config(self, split: str, **further) -> DataConfig:
-        """[`DataConfig`] of one split; `further` are its arguments that no option here gives."""
-        names = [f.name for f in dataclasses.fields(DataOptions)]
-        return DataConfig(dataset_split=split, **{name: getattr(self, name) for name in names}, **further)
-
-
-@dataclass(kw_only=True)
-class LabelledDataOptions(DataOptions):
-    """Command line options of scripts that train on one split of labelled images and measure on another."""
-
-    dataset_split: str = option("Split for training.", "train")
-    eval_split: str = option("Split of the same data that no training sees.", "test")
-
-    def data_config(self, source_resolution: int, num_channels: int, padding: int) -> DataConfig:
-        """The training split's; the other's has `dataset_split=eval_split`."""
-        return self.split_config(
-            self.dataset_split, source_resolution=source_resolution, num_channels=num_channels, padding=padding
-        )
 
 
 @dataclass(kw_only=True)
@@ -236,13 +204,13 @@ def train_classifier(config: ClassifierConfig) -> dict[str, Any]:
         RuntimeError: when the loss is not finite.
     """
     data_config = config.data_config(config.image_size, config.num_channels, config.padding)
-    train = load_training_data(data_config)
-    test = load_training_data(dataclasses.replace(data_config, dataset_split=config.eval_split))
+    train = open_images(data_config)
+    test = open_images(dataclasses.replace(data_config, dataset_split=config.eval_split))
     check_same_classes(f"the split {config.eval_split!r}", test.id2label, train.id2label)
     return fit_classifier(config, train, test.dataset)
 
 
-def fit_classifier(config: ClassifierConfig, train: TrainingData, test: Dataset) -> dict[str, Any]:
+def fit_classifier(config: ClassifierConfig, train: ImageData, test: Dataset) -> dict[str, Any]:
     """`train_classifier` on data that are already open."""
     accelerator = Accelerator(
         mixed_precision=config.mixed_precision,
@@ -416,28 +384,3 @@ def results_table(results: dict[str, Any], eval_split: str) -> str:
     lines = [f"| {results['num_images']:,} images of {eval_split!r} | accuracy |", "|---|---|"]
     lines += [f"| {name} | {'no images' if value is None else f'{value:.2%}'} |" for name, value in rows.items()]
     return "\n".join(lines)
-
-
-def check_same_classes(what: str, id2label: dict[int, str], expected: dict[int, str]) -> None:
-    """
-    Raises:
-        ValueError: `what` has other classes than expected: another number of them, or other names. Data without
-            names, whose classes are called "0", "1", ..., fit any names.
-    """
-    numbers = {index: str(index) for index in id2label}
-    if len(id2label) != len(expected):
-        raise ValueError(
-            f"{what} has {len(id2label)} classes ({_first(id2label)}) and not {len(expected)} ({_first(expected)}): "
-            "they must be the same; --label_names gives all names where some do not occur."
-        )
-    if id2label != expected and numbers not in (id2label, expected):
-        index = next(index for index in expected if id2label.get(index) != expected[index])
-        raise ValueError(
-            f"{what} has other classes: number {index} is {id2label.get(index)!r} and not {expected[index]!r}; "
-            "--label_names gives the names in their order."
-        )
-
-
-def _first(id2label: dict[int, str]) -> str:
-    names = list(id2label.values())
-    return ", ".join(names[:10]) + (", ..." if len(names) > 10 else "")

@@ -1,19 +1,13 @@
 """How images are drawn from a cascade when sets of them are made: a generator for each image, the stages that run,
 their schedulers, and how often their networks are called."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from functools import partial
-
-import numpy as np
-import torch
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, SchedulerMixin, UniPCMultistepScheduler
 
-from ..pipelines import CascadedDiffusionPipeline
-from ..pipelines.denoising import OWN_SCHEDULERS
-from ..pipelines.inputs import check_stage_names, per_stage
-from ..pipelines.pipeline_base import CascadeStage, num_classes_of
 from ..schedulers import CascadedDDPMScheduler, ContinuousDDPMScheduler
+from . import CascadedDiffusionPipeline
+from .denoising import OWN_SCHEDULERS
+from .inputs import check_stage_names, per_stage
+from .pipeline_base import CascadeStage
 
 
 # What a name stands for: a scheduler of Diffusers, and what its config says besides the stage's.
@@ -24,52 +18,6 @@ SOLVERS = {
     "unipc": (UniPCMultistepScheduler, {}),
 }
 SOLVER_NAMES = ("ancestral", *SOLVERS)
-
-
-def image_generator(seed: int, index: int, first_stage: int = 0) -> torch.Generator:
-    """
-    The generator of one image; on the CPU, so that every device draws the same noise.
-
-    Args:
-        seed: of the whole set.
-        index: of the image.
-        first_stage: the number of the stage that starts; 0 for the base. A run that goes on from stored low-resolution
-            images draws other noise than the run that made them: otherwise z_0 and the noise added to it would be
-            functions of the same numbers.
-    """
-    state = np.random.SeedSequence([seed, index, first_stage]).generate_state(1, np.uint64)
-    return torch.Generator().manual_seed(int(state[0]))
-
-
-def draw(
-    pipeline: CascadedDiffusionPipeline,
-    indices: torch.Tensor,
-    labels: torch.Tensor | None,
-    seed: int,
-    low_res: torch.Tensor | None = None,
-    first_stage: int = 0,
-    **options,
-) -> dict[str, torch.Tensor]:
-    """
-    One call of the pipeline for the images of a set that `indices` (B,) names.
-
-    Args:
-        labels: int64 (N,) of the whole set, None for an unconditional cascade.
-        seed: image i has the generator of (seed, i).
-        low_res: float32 (B, C, h, w) in [0, 1] to start stage number `first_stage` from.
-        options: further arguments of the call.
-
-    Returns:
-        `dict`: float32 images (B, C, H, W) in [0, 1] of each stage that ran, by its name.
-    """
-    arguments = {"generator": [image_generator(seed, index, first_stage) for index in indices.tolist()]}
-    if low_res is not None:
-        arguments["image"] = low_res
-    if num_classes_of(pipeline.stages[first_stage:]) is not None:
-        arguments["class_labels"] = labels[indices]
-    elif low_res is None:
-        arguments["batch_size"] = len(indices)
-    return pipeline(**arguments, output_type="pt", output_stages=True, **options).stages
 
 
 # ------------------------------------------------------------------------------------------------------------------
@@ -193,38 +141,6 @@ def stage_options(
     }
 
 
-def check_call(pipeline: CascadedDiffusionPipeline, labels, seed: int, low_res, first_stage: int, **options) -> None:
-    """
-    One step of one image: the pipeline checks all of its arguments before that.
-
-    Raises:
-        ValueError: an argument of `draw` is out of range or does not fit the stages.
-    """
-
-    def stop(pipe, step, timestep, tensors):
-        pipe._interrupt = True
-        return {}
-
-    first = torch.tensor([0])
-    draw(pipeline, first, labels, seed, low_res, first_stage, callback_on_step_end=stop, **options)
-
-
 # ------------------------------------------------------------------------------------------------------------------
 # Cost
 # ------------------------------------------------------------------------------------------------------------------
-
-
-@contextmanager
-def counted_evaluations(pipeline: CascadedDiffusionPipeline) -> Iterator[dict[str, int]]:
-    """Counts, stage by stage, the images that networks are called on; guidance calls them on two for each image."""
-    counts = {stage.name: 0 for stage in pipeline.stages}
-
-    def count(name, unet, arguments):
-        counts[name] += len(arguments[0])
-
-    hooks = [stage.unet.register_forward_pre_hook(partial(count, stage.name)) for stage in pipeline.stages]
-    try:
-        yield counts
-    finally:
-        for hook in hooks:
-            hook.remove()

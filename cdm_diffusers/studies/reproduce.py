@@ -17,25 +17,25 @@ import torch
 from accelerate.state import AcceleratorState
 
 from ..conditioning_augmentation import gaussian_blur
+from ..data.config import DataOptions
+from ..data.sources import open_images
+from ..data.transforms import to_uint8
+from ..evaluation.classification_accuracy_score import ClassificationAccuracyConfig, classification_accuracy_score
+from ..evaluation.evaluate import NUM_SPLITS, EvaluateConfig, evaluate
+from ..evaluation.features import load_extractor
+from ..evaluation.records import digest, fingerprint, provenance
+from ..evaluation.sample import DTYPES, SampleConfig, open_state, sample
+from ..evaluation.sample_store import LowResImages, SampleStore, store_real_images
+from ..files import write_json
 from ..pipelines import CascadedDiffusionPipeline, SuperResolutionPipeline
 from ..pipelines.pipeline_base import CascadeStage, noise_rule
+from ..pipelines.solvers import stage_options, with_schedulers
 from ..presets import GaussianAugmentationPreset, StagePreset, content, get_preset
-from ..training import TrainingConfig, train
-from ..training.checkpoints import write_json
-from ..training.classifier import DataOptions
-from ..training.config import check_at_least, option
-from ..training.data import load_training_data, to_uint8
+from ..training.config import TrainingConfig, check_at_least, option
+from ..training.loop import train
 from ..training.resolve import resolve_preset
-from .classification_accuracy_score import ClassificationAccuracyConfig, classification_accuracy_score
-from .drawing import stage_options, with_schedulers
 from .experiments import Arm, Experiment, Row, TrainedStage, get_experiment
-from .features import load_extractor
-from .quality import NUM_SPLITS, EvaluateConfig, evaluate
-from .records import digest, fingerprint, provenance
-from .references import dataset_fingerprint
 from .reports import write_figure, write_table
-from .sample_store import LowResImages, SampleStore, store_real_images
-from .sampling import DTYPES, SampleConfig, open_state, sample
 
 
 SPLITS = {"train": "dataset_split", "validation": "eval_split"}
@@ -341,7 +341,7 @@ class Study:
         key = {"data": self.measured_with["data"][arm.ground_truth], "count": count, "size": size}
         folder = self.output_dir / "low_res" / digest(key)
         if folder not in self.real_images:
-            dataset = load_training_data(self.data_config(arm.ground_truth)).dataset
+            dataset = open_images(self.data_config(arm.ground_truth)).dataset
             if self.state.is_main_process:
                 store_real_images(folder, dataset, stage, size, count, seed=0)
             self.state.wait_for_everyone()
@@ -390,8 +390,8 @@ class Study:
         """Hashes of what the samples are measured with and compared with."""
         with self.state.main_process_first():  # it may download
             extractor = load_extractor(self.settings["evaluation"]["extractor"], self.state.device)
-            data = {split: load_training_data(self.data_config(split)).dataset for split in SPLITS}
-        hashes = {split: dataset_fingerprint(dataset) for split, dataset in data.items()}
+            data = {split: open_images(self.data_config(split)).dataset for split in SPLITS}
+        hashes = {split: dataset.fingerprint() for split, dataset in data.items()}
         return {"extractor": extractor.fingerprint(), "data": hashes}
 
     def figures(self, samples: Path) -> dict[str, Any]:

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from matplotlib.figure import Figure
 
+from ..files import TEMPORARY_PREFIX, replace_folder, write_json
 from ..pipelines import CascadedDiffusionPipeline
-from ..training.checkpoints import TEMPORARY_PREFIX, replace_folder, write_json
-from .drawing import with_schedulers
+from ..pipelines.solvers import with_schedulers
 
 
 CALL_ONLY = ("truncated", "restart_timestep")  # arguments of a call, for which a pipeline's config has no place

@@ -7,11 +7,11 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
+from ..data.config import LabelledDataOptions
+from ..evaluation.sample import parse_json
 from ..pipelines import CascadedDiffusionPipeline
-from ..training.classifier import LabelledDataOptions
+from ..pipelines.solvers import solver_name, stage_options
 from ..training.config import check_at_least, option
-from .drawing import solver_name, stage_options
-from .sampling import parse_json
 
 
 CONDITIONINGS = ("generated", "train", "eval")

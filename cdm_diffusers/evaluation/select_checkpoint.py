@@ -20,38 +20,25 @@ from safetensors.torch import load_file
 from torch.utils.data import DataLoader, Dataset, Subset
 from tqdm.auto import tqdm
 
+from ..data.averages import AreaAverages
+from ..data.config import DataConfig
+from ..data.image_sets import load_image_set
+from ..data.memory import ImageData, InMemoryImages
+from ..data.sources import open_images
+from ..data.transforms import area_resize, to_float, to_uint8, to_unit
+from ..files import write_json
 from ..pipelines import CascadedDiffusionPipeline, SuperResolutionPipeline
 from ..pipelines.pipeline_base import NOISE_RULE
-from ..presets import (
-    BlurAugmentationPreset,
-    DataPreset,
-    GaussianAugmentationPreset,
-    InferencePreset,
-    SchedulerPreset,
-    StagePreset,
-    TrainingPreset,
-    UNetPreset,
-)
-from ..training.checkpoints import EMA_NAME, checkpoints_in, step_of, write_json
+from ..training.checkpoints import EMA_NAME, checkpoints_in, step_of
 from ..training.config import check_at_least, check_is_no_folder, device_option, option
-from ..training.data import (
-    DataConfig,
-    InMemoryImages,
-    TrainingData,
-    area_resize,
-    load_training_data,
-    to_float,
-    to_uint8,
-)
 from ..training.export import save_pipeline, stage_pipeline
+from ..training.resolve import preset_of
 from ..training.stage import build_stage
-from ..training.validation import to_unit
-from .drawing import draw, image_generator
 from .features import FeatureExtractor, extract, load_extractor
-from .image_sets import load_image_set
 from .metrics import FeatureStatistics, frechet_distance, frechet_standard_error
 from .records import check_same_settings
-from .references import AreaAverages, dataset_fingerprint, real_distance, reference_statistics
+from .references import real_distance, reference_statistics
+from .seeded_sampling import draw, image_generator
 
 
 Pipeline = CascadedDiffusionPipeline | SuperResolutionPipeline
@@ -193,29 +180,6 @@ def _incomplete(checkpoint: Path, error: Exception) -> ValueError:
     return ValueError(f"{str(checkpoint)!r} is incomplete, damaged or has been rotated away ({error}).")
 
 
-def preset_of(resolved: dict[str, Any]) -> StagePreset:
-    """The inverse of `training.resolve.describe`."""
-    sections = {
-        "unet": UNetPreset,
-        "scheduler": SchedulerPreset,
-        "training": TrainingPreset,
-        "inference": InferencePreset,
-        "data": DataPreset,
-    }
-    parts = {name: only_fields(kind, resolved[name]) for name, kind in sections.items()}
-    augmentation = resolved["augmentation"]
-    if augmentation is not None:
-        is_gaussian = augmentation["kind"] == "gaussian"
-        augmentation = only_fields(GaussianAugmentationPreset if is_gaussian else BlurAugmentationPreset, augmentation)
-    return StagePreset(name=resolved["name"], source=resolved["source"], augmentation=augmentation, **parts)
-
-
-def only_fields(kind: type, values: dict[str, Any]) -> Any:
-    """An object of the dataclass `kind` from those of `values` that it has; JSON has made lists of tuples."""
-    names = {f.name for f in dataclasses.fields(kind)} & values.keys()
-    return kind(**{name: tuple(values[name]) if isinstance(values[name], list) else values[name] for name in names})
-
-
 # ------------------------------------------------------------------------------------------------------------------
 # Distances
 # ------------------------------------------------------------------------------------------------------------------
@@ -299,14 +263,14 @@ class Comparison:
         return tqdm(indices.split(self.config.batch_size), desc="sampling", unit="batch", leave=False)
 
 
-def open_split(config: SelectionConfig, resolved: dict[str, Any], split: str) -> TrainingData:
+def open_split(config: SelectionConfig, resolved: dict[str, Any], split: str) -> ImageData:
     """A split of the data that the run was trained on, prepared in the same way."""
     names = {f.name for f in dataclasses.fields(DataConfig)} & resolved["data"].keys()
     arguments = {name: resolved["data"][name] for name in names}
     arguments |= {"dataset_split": split, "streaming": False}
     if config.train_data_dir is not None:
         arguments |= {"train_data_dir": config.train_data_dir, "dataset_name": None}
-    return load_training_data(DataConfig(**arguments))
+    return open_images(DataConfig(**arguments))
 
 
 def open_low_res(config: SelectionConfig, unet: dict[str, Any]) -> Dataset:
@@ -338,8 +302,8 @@ def settings_of(config: SelectionConfig, selecting: Comparison, reporting: Compa
         "noise_rule": None if config.augmentation_level else NOISE_RULE,
         "extractor": extractor.name,
         "extractor_fingerprint": extractor.fingerprint(),
-        "data": {part.split: dataset_fingerprint(part.data.dataset) for part in (selecting, reporting)},
-        "low_res": None if config.low_res is None else dataset_fingerprint(selecting.source),
+        "data": {part.split: part.data.dataset.fingerprint() for part in (selecting, reporting)},
+        "low_res": None if config.low_res is None else selecting.source.fingerprint(),
     }
 
 

@@ -1,0 +1,95 @@
+"""Images as data sets, and those that are held in memory."""
+
+import hashlib
+import json
+from dataclasses import dataclass
+
+import datasets
+import torch
+from tqdm.auto import tqdm
+
+from .transforms import area_resize, to_float
+
+
+@dataclass
+class ImageData:
+    """
+    Args:
+        dataset: a `torch.utils.data.Dataset` with length, `labels` (int64 (N,), or None) and `fingerprint()`, a hash
+            of the images and of how they are prepared; or a `datasets.IterableDataset` (call `set_epoch` on it).
+        id2label: name of every class id, None for unconditional training.
+    """
+
+    dataset: torch.utils.data.Dataset | datasets.IterableDataset
+    id2label: dict[int, str] | None
+
+
+class InMemoryImages(torch.utils.data.Dataset):
+    """
+    Images (N, C, R, R), uint8 or float32 in [-1, 1], and labels (N,) int64 or None, held as tensors on any device.
+
+    A batch is fetched by one indexing operation and handed out as a list of views, which every collate function takes.
+    """
+
+    def __init__(self, images: torch.Tensor, labels: torch.Tensor | None):
+        self.images, self.labels = images, labels
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        return self.__getitems__([index])[0]
+
+    def __getitems__(self, indices: list[int]) -> list[dict[str, torch.Tensor]]:
+        images = self.images[indices].unbind()
+        if self.labels is None:
+            return [{"image": image} for image in images]
+        labels = self.labels[indices].unbind()
+        return [{"image": image, "label": label} for image, label in zip(images, labels, strict=True)]
+
+    def fingerprint(self) -> str:
+        pixels = hashlib.sha256(self.images.contiguous().numpy()).hexdigest()
+        return hash_of([list(self.images.shape), pixels])
+
+
+class ImageSubset(torch.utils.data.Subset):
+    """Some images of a data set, by their indices."""
+
+    @property
+    def labels(self) -> torch.Tensor | None:
+        labels = self.dataset.labels
+        return None if labels is None else labels[torch.as_tensor(self.indices)]
+
+    def fingerprint(self) -> str:
+        return hash_of([self.dataset.fingerprint(), list(self.indices)])
+
+
+def hash_of(parts: list) -> str:
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+
+def held_in_memory(
+    data: ImageData, size: int, device: torch.device | str, num_workers: int = 0, batch_size: int = 256
+) -> ImageData:
+    """
+    `data` decoded once and held on `device`: as uint8 where `size` is the source resolution, else as float32 averages
+    of `size` x `size`, which are all that a stage of that size takes. Training on them is the same up to rounding.
+
+    Raises:
+        ValueError: for a stream, which has no end to wait for.
+    """
+    if isinstance(data.dataset, torch.utils.data.IterableDataset):
+        raise ValueError("`hold_in_memory` is given with `streaming`: leave one of them out.")
+    channels, source_resolution, _ = data.dataset[0]["image"].shape
+    dtype = torch.uint8 if size == source_resolution else torch.float32
+    images = torch.empty(len(data.dataset), channels, size, size, dtype=dtype, device=device)
+    labels, start = [], 0
+    loader = torch.utils.data.DataLoader(data.dataset, batch_size, num_workers=num_workers)
+    for batch in tqdm(loader, desc="decoding", unit="batch"):
+        decoded = batch["image"].to(device)
+        end = start + len(decoded)
+        images[start:end] = decoded if size == source_resolution else area_resize(to_float(decoded), size)
+        labels.append(batch.get("label"))
+        start = end
+    labels = None if labels[0] is None else torch.cat(labels).to(device)
+    return ImageData(InMemoryImages(images, labels), data.id2label)

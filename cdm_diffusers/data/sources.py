@@ -1,0 +1,238 @@
+"""
+Training images from a Hub data set, a folder of images, parquet files or IDX files, map-style or streamed.
+
+Every source ends in items `{"image": uint8 tensor (C, R, R), "label": int64 scalar tensor}` with R the source
+resolution (no "label" for unconditional training). Images stay uint8 until they are on the training device, where
+`to_float`, `random_flip` and `area_resize` make of a batch what a stage needs.
+"""
+
+import glob
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import datasets
+import torch
+from datasets import ClassLabel, load_dataset
+from datasets.exceptions import DatasetNotFoundError
+from huggingface_hub.errors import RepositoryNotFoundError
+from PIL import Image
+
+from .config import DataConfig
+from .idx import open_idx
+from .labels import LabelEncoding, check_num_classes, naming, read_label_names
+from .memory import ImageData, hash_of
+from .transforms import (
+    image_to_tensor,
+)
+
+
+IMAGE_COLUMNS = ("image", "img")
+LABEL_COLUMNS = ("label", "labels", "fine_label")
+SPLIT_FOLDERS = ("train", "test", "val", "valid", "validation")
+
+Rows = datasets.Dataset | datasets.IterableDataset
+
+
+def open_images(config: DataConfig) -> ImageData:
+    """
+    Open the images that `config` names, whichever kind of source holds them.
+
+    Raises:
+        ValueError: a column, split or class name that is not there, a label that is missing or out of range. Bad
+            pictures raise it when they are read, naming file or row.
+    """
+    load_options = {"split": config.dataset_split, "streaming": config.streaming}
+    if config.dataset_name is not None:
+        try:
+            rows = load_dataset(config.dataset_name, config.dataset_config_name, **load_options)
+        except (DatasetNotFoundError, RepositoryNotFoundError) as error:
+            raise ValueError(
+                f"dataset_name={config.dataset_name!r} is neither on the Hub nor a local folder; check its spelling, "
+                "log in if it is private or gated (`hf auth login`), or give --train_data_dir a folder"
+            ) from error
+        return _from_rows(rows, config)
+    folder = Path(config.train_data_dir)
+    if any(folder.glob("*images-idx3-ubyte*")):
+        return open_idx(folder, config)
+    if any(folder.rglob("*.parquet")):
+        return _from_rows(load_dataset(str(folder), **load_options), config)
+    # Explicit files: left to itself, `datasets` takes a class named test_tube for the test split.
+    files = {config.dataset_split: [f"{glob.escape(str(_image_folder(folder, config)))}/**"]}
+    return _from_rows(load_dataset("imagefolder", data_files=files, **load_options), config)
+
+
+def _image_folder(folder: Path, config: DataConfig) -> Path:
+    """The folder whose sub-folders are the classes: `folder`, or its sub-folder for the split."""
+    names = sorted(child.name for child in folder.iterdir() if child.is_dir() and not child.name.startswith("."))
+    if names and all(name in SPLIT_FOLDERS for name in names):
+        root = folder / config.dataset_split
+    elif config.dataset_split == "train":
+        root = folder
+    else:
+        root = None
+    if root is None or not root.is_dir():
+        raise ValueError(
+            f"dataset_split={config.dataset_split!r} is not in {str(folder)!r}, whose sub-folders are {names}; "
+            "give --dataset_split the name of one, or leave it out for a folder with one sub-folder a class"
+        )
+    extensions = Image.registered_extensions()
+    if not any(path.suffix.lower() in extensions for path in root.rglob("*")):
+        raise ValueError(
+            f"{str(root)!r} holds no images, parquet files or IDX files; give --train_data_dir a folder with one "
+            "sub-folder of images a class"
+        )
+    return root
+
+
+# ------------------------------------------------------------------------------------------------------------------
+# Labels
+# ------------------------------------------------------------------------------------------------------------------
+
+
+def _label_encoding(rows: Rows, column: str, config: DataConfig) -> LabelEncoding:
+    """Class names from `label_names`, the data set's own ClassLabel, or (map-style) the labels that occur."""
+    feature = rows.features[column]
+    dtype = getattr(feature, "dtype", None)
+    if not isinstance(dtype, str) or not (dtype.startswith(("int", "uint")) or dtype in ("string", "large_string")):
+        raise ValueError(f"label_column={column!r} is of type {feature}; labels are integers or strings")
+    from_strings = dtype.endswith("string")
+    if config.label_names is not None:
+        names = read_label_names(config.label_names)
+    elif isinstance(feature, ClassLabel):
+        names = feature.names
+    elif isinstance(rows, datasets.IterableDataset):
+        if from_strings or config.num_classes is None:
+            option = "--label_names" if from_strings else "--num_classes or --label_names"
+            raise ValueError(f"label_column={column!r} is streamed without class names; give {option}")
+        names = [str(index) for index in range(config.num_classes)]
+    elif from_strings:
+        names = sorted(label for label in rows.unique(column) if label is not None)
+    else:
+        largest = max((label for label in rows.unique(column) if label is not None), default=-1)
+        names = [str(index) for index in range(config.num_classes or largest + 1)]
+    return LabelEncoding(check_num_classes(names, config), from_strings)
+
+
+def _check_labels(rows: datasets.Dataset, column: str, labels: LabelEncoding) -> None:
+    """Encode every label that occurs once, before training, and name the first row of one that is wrong."""
+    for label in rows.unique(column):
+        try:
+            labels.encode(label)
+        except ValueError as error:
+            raise ValueError(f"row {list(rows[column]).index(label)} {error}") from error
+
+
+# ------------------------------------------------------------------------------------------------------------------
+# Rows of `datasets`: Hub data sets, image folders, parquet files
+# ------------------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class RowDecoder:
+    """
+    Turns a row of an undecoded data set into an item of tensors; `labels` is None for unconditional training.
+
+    Errors name the row: its place in the data set, or in the stream as shuffled, and its file where that is known.
+    """
+
+    config: DataConfig
+    image_column: str
+    label_column: str | None
+    labels: LabelEncoding | None
+
+    def __call__(self, row: dict[str, Any], index: int) -> dict[str, torch.Tensor]:
+        file = row[self.image_column]
+        if file is None:
+            raise ValueError(f"row {index} has no image in column {self.image_column!r}; remove it")
+        where = f"{file['path']!r} (row {index})" if file["path"] else f"row {index}"
+        try:
+            image = datasets.Image().decode_example(file)
+        except Exception as error:  # PIL's decoders raise OSError, SyntaxError, ValueError, struct.error and others
+            raise ValueError(f"{where} cannot be read as an image ({error}); remove it or convert it") from error
+        with naming(where):
+            size, channels = self.config.source_resolution, self.config.num_channels
+            item = {"image": image_to_tensor(image, size, channels, self.config.padding, self.config.background)}
+            if self.labels is not None:
+                item["label"] = torch.tensor(self.labels.encode(row[self.label_column]))
+        return item
+
+
+class DecodedRows(torch.utils.data.Dataset):
+    """A map-style data set whose rows are decoded when they are asked for."""
+
+    def __init__(self, rows: datasets.Dataset, decode: RowDecoder):
+        self.rows, self.decode = rows, decode
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        return self.decode(self.rows[index], index)
+
+    def __getitems__(self, indices: list[int]) -> list[dict[str, torch.Tensor]]:
+        return [self.decode(row, index) for row, index in zip(self.rows.__getitems__(indices), indices, strict=True)]
+
+    @cached_property
+    def labels(self) -> torch.Tensor | None:
+        """Read without decoding an image."""
+        if self.decode.labels is None:
+            return None
+        return torch.tensor([self.decode.labels.encode(label) for label in self.rows[self.decode.label_column]])
+
+    def fingerprint(self) -> str:
+        """From the hash that the `datasets` library keeps, which follows files and their changes."""
+        return hash_of([self.rows._fingerprint, asdict(self.decode.config)])
+
+
+def _from_rows(rows: Rows, config: DataConfig) -> ImageData:
+    if rows.features is None:
+        raise ValueError(
+            f"dataset_name={config.dataset_name!r} does not declare its columns, so it cannot be streamed; "
+            "leave out --streaming"
+        )
+    image_column = _find_image_column(rows.features, config)
+    label_column = labels = None
+    if config.class_conditional:
+        label_column = _find_label_column(rows.features, config)
+        labels = _label_encoding(rows, label_column, config)
+    rows = rows.select_columns([image_column] if labels is None else [image_column, label_column])
+    rows = rows.cast_column(image_column, datasets.Image(decode=False))
+    decode = RowDecoder(config, image_column, label_column, labels)
+    if isinstance(rows, datasets.IterableDataset):
+        rows = rows.shuffle(seed=config.seed, buffer_size=config.shuffle_buffer_size)
+        dataset = rows.map(decode, with_indices=True, remove_columns=rows.column_names)
+    else:
+        if labels is not None:
+            _check_labels(rows, label_column, labels)
+        dataset = DecodedRows(rows, decode)
+    return ImageData(dataset, None if labels is None else labels.id2label)
+
+
+def _find_image_column(features: datasets.Features, config: DataConfig) -> str:
+    found = [name for name, feature in features.items() if isinstance(feature, datasets.Image)]
+    found += [name for name in IMAGE_COLUMNS if name in features]
+    return _column(config.image_column, found, features, "image_column")
+
+
+def _find_label_column(features: datasets.Features, config: DataConfig) -> str:
+    found = [name for name in LABEL_COLUMNS if name in features]
+    class_labels = [name for name, feature in features.items() if isinstance(feature, ClassLabel)]
+    if len(class_labels) == 1:
+        found += class_labels
+    return _column(config.label_column, found, features, "label_column")
+
+
+def _column(asked: str | None, found: list[str], features: datasets.Features, option: str) -> str:
+    if asked is None and found:
+        return found[0]
+    if asked not in features:
+        missing = f"no {option} was found in" if asked is None else f"{option}={asked!r} is not a column of"
+        raise ValueError(f"{missing} the data set, whose columns are {list(features)}; give --{option} one of them")
+    return asked
+
+
+# ------------------------------------------------------------------------------------------------------------------
+# IDX files (the format of MNIST and Fashion-MNIST)
+# ------------------------------------------------------------------------------------------------------------------
