@@ -1,6 +1,6 @@
 # make demo        sample the shipped cascade into samples.png
-# make test        run the tests but for the slowest
-# make test-all    run all of them
+# make test        run the tests but for the slow ones; what CI runs
+# make test-all    run all of them; each slow one says why it is slow, where it is defined
 # make train-demo  train a small cascade on Fashion-MNIST from nothing, all stages, and sample it
 # make lint        what CI checks besides the tests
 
@@ -18,15 +18,18 @@ TRAIN_DEMO ?= runs/train-demo
 define install
 test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV)
 $(BIN)/pip install --quiet "$$(grep '^torch==' constraints.txt)"
-$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[$(1)]"
+$(BIN)/pip install --quiet --constraint constraints.txt --editable ".$(if $(1),[$(1)])"
 touch $@
 endef
+
+$(VENV)/installed: setup.cfg constraints.txt
+	$(call install,)
 
 $(VENV)/installed-%: setup.cfg constraints.txt
 	$(call install,$*)
 
-demo: $(VENV)/installed-demo
-	$(BIN)/python examples/sample_grid.py --pipeline checkpoints/fashion-mnist-32 --output samples.png
+demo: $(VENV)/installed
+	$(BIN)/cdm sample checkpoints/fashion-mnist-32 --output samples.png
 
 test: $(VENV)/installed-test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 -m "not slow"

@@ -1,21 +1,22 @@
 """Cascaded Diffusion Models (Ho et al., 2021) for Hugging Face Diffusers."""
 
-from diffusers import ModelMixin, SchedulerMixin
-from diffusers.pipelines.pipeline_loading_utils import LOADABLE_CLASSES
+from typing import TYPE_CHECKING
 
-from .conditioning_augmentation import BlurConditioningAugmentation, GaussianConditioningAugmentation
-from .losses import HybridLoss, SimpleLoss
-from .models import CascadedUNet2DModel
-from .pipelines import CascadedDiffusionPipeline, CascadedDiffusionPipelineOutput, SuperResolutionPipeline
-from .presets import PRESETS, get_preset
-from .schedulers import CascadedDDPMScheduler, ContinuousDDPMScheduler
+from ._lazy import lazy
+from .registration import register
 
 
-# Saved pipelines name this package, not the files inside it, for their components. From the Hub, Diffusers loads
-# components of the libraries in its table only, and finds the bases listed there in the library by their names.
-LOADABLE_CLASSES[__name__] = {
-    base.__name__: ["save_pretrained", "from_pretrained"] for base in (ModelMixin, SchedulerMixin)
-}
+if TYPE_CHECKING:
+    from diffusers import ModelMixin, SchedulerMixin
+
+    from .conditioning_augmentation import BlurConditioningAugmentation, GaussianConditioningAugmentation
+    from .losses import HybridLoss, SimpleLoss
+    from .models import CascadedUNet2DModel
+    from .pipelines import CascadedDiffusionPipeline, CascadedDiffusionPipelineOutput, SuperResolutionPipeline
+    from .presets import PRESETS, get_preset
+    from .schedulers import CascadedDDPMScheduler, ContinuousDDPMScheduler
+
+register()
 
 __version__ = "0.1.0"
 
@@ -35,3 +36,19 @@ __all__ = [
     "SuperResolutionPipeline",
     "get_preset",
 ]
+
+# Nothing heavy is imported before it is used: `cdm --help` and misspelt options answer at once.
+__getattr__, __dir__ = lazy(
+    __name__,
+    {
+        "conditioning_augmentation": ["BlurConditioningAugmentation", "GaussianConditioningAugmentation"],
+        "losses": ["HybridLoss", "SimpleLoss"],
+        "models": ["CascadedUNet2DModel"],
+        "pipelines": ["CascadedDiffusionPipeline", "CascadedDiffusionPipelineOutput", "SuperResolutionPipeline"],
+        "presets": ["PRESETS", "get_preset"],
+        "schedulers": ["CascadedDDPMScheduler", "ContinuousDDPMScheduler"],
+        # Diffusers finds the bases of our components under these names in the library that saved them.
+        "diffusers.models.modeling_utils": ["ModelMixin"],
+        "diffusers.schedulers.scheduling_utils": ["SchedulerMixin"],
+    },
+)

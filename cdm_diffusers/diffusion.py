@@ -87,6 +87,7 @@ class DiffusionTable:
 
     @classmethod
     def from_betas(cls, betas: torch.Tensor) -> "DiffusionTable":
+        """The process whose steps add noise of variance beta `(n,)`."""
         return cls(torch.cumprod(1 - betas.double(), dim=0))
 
     def __len__(self) -> int:
@@ -148,7 +149,7 @@ def look_up(values: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
 
 
 def per_image(values: torch.Tensor) -> torch.Tensor:
-    """Appends three axes, so that scalars () or one value an image (B,) broadcast over (B, C, H, W)."""
+    """Appends three axes, so that scalars () or one value per image (B,) broadcast over (B, C, H, W)."""
     return values[..., None, None, None]
 
 
@@ -175,12 +176,15 @@ class EpsilonPrediction:
     """The network predicts the noise epsilon (Section 2.1)."""
 
     def target(self, x_0, noise, alpha, sigma):
+        """What the network should output, like `x_0`, for images `x_0` and `noise` mixed by `alpha` and `sigma`."""
         return noise
 
     def x_0(self, prediction, x_t, alpha, sigma):
+        """The clean images that an output `prediction` at `x_t` stands for."""
         return (x_t - per_image(sigma) * prediction) / per_image(alpha)
 
     def loss_weight(self, sigma):
+        """The factor of each image's squared error."""
         return 1.0
 
 
@@ -188,12 +192,15 @@ class VelocityPrediction:
     """The network predicts v = sqrt(alpha_bar) epsilon - sqrt(1 - alpha_bar) x_0 (Salimans and Ho, 2022)."""
 
     def target(self, x_0, noise, alpha, sigma):
+        """What the network should output, like `x_0`, for images `x_0` and `noise` mixed by `alpha` and `sigma`."""
         return per_image(alpha) * noise - per_image(sigma) * x_0
 
     def x_0(self, prediction, x_t, alpha, sigma):
+        """The clean images that an output `prediction` at `x_t` stands for."""
         return per_image(alpha) * x_t - per_image(sigma) * prediction
 
     def loss_weight(self, sigma):
+        """The factor of each image's squared error."""
         return 1.0
 
 
@@ -208,12 +215,15 @@ class SamplePrediction:
     """
 
     def target(self, x_0, noise, alpha, sigma):
+        """What the network should output, like `x_0`, for images `x_0` and `noise` mixed by `alpha` and `sigma`."""
         return x_0
 
     def x_0(self, prediction, x_t, alpha, sigma):
+        """The clean images that an output `prediction` at `x_t` stands for."""
         return prediction
 
     def loss_weight(self, sigma):
+        """The factor of each image's squared error."""
         return 1 / sigma.clamp(min=0.3) ** 2
 
 

@@ -72,6 +72,7 @@ class HybridLoss(SimpleLoss):
         self.vlb_weight = vlb_weight
 
     def of_output(self, output, target, x_0, x_t, times) -> torch.Tensor:
+        """The loss (B,) of a network output, variances included."""
         prediction, raw_variance = output.split(x_0.shape[1], dim=1)
         predicted_x_0 = self.prediction.x_0(prediction.detach(), x_t, times.alpha, times.sigma)
         vlb = len(self.scheduler.table) * self.vlb_term(predicted_x_0, raw_variance, x_0, x_t, times.index)

@@ -81,13 +81,13 @@ def write_cascade_card(
         tags=["cdm_diffusers", "cascaded-diffusion", type(pipeline).__name__],
         datasets=[data["dataset_name"]] if data.get("dataset_name") else None,
     )
-    labels = pipeline.config.id2label
+    labels, options = pipeline.config.id2label, pipeline.stage_options()
     sections = [
         f"---\n{card_data.to_yaml()}\n---",
         f"# {name}: a cascade {sizes}",
         "A cascade of diffusion models, as in [Cascaded Diffusion Models for High Fidelity Image Generation]"
-        "(https://arxiv.org/abs/2106.15282), made with `cdm_diffusers`. Diffusers' own "
-        "`DiffusionPipeline.from_pretrained` does not know this class: load it as shown.",
+        "(https://arxiv.org/abs/2106.15282), made with `cdm_diffusers`. After `import cdm_diffusers`, Diffusers' own "
+        "`DiffusionPipeline.from_pretrained` loads it too.",
         "![samples, every stage beside the next](samples.png)" if (output_dir / "samples.png").is_file() else "",
         f"## How to use\n\n```python\n{usage(pipeline, {'id2label': labels})}\n```",
         f"## Classes\n\n{', '.join(f'{index} {name}' for index, name in labels.items())}" if labels else "",
@@ -97,7 +97,7 @@ def write_cascade_card(
                 "| stage | size | parameters | predicts | scheduler | steps | s | guidance | trained on | "
                 "images seen |",
                 "|---|---|---|---|---|---|---|---|---|---|",
-                *(stage_row(stage, resolved_configs.get(stage.name), pipeline.config) for stage in pipeline.stages),
+                *(stage_row(stage, resolved_configs.get(stage.name), options) for stage in pipeline.stages),
             ]
         )
         + "\n\nScheduler, steps, s and guidance are the defaults of a call. `training_config.json` has "
@@ -107,7 +107,15 @@ def write_cascade_card(
     ModelCard("\n\n".join(section for section in sections if section) + "\n").save(output_dir / "README.md")
 
 
-def stage_row(stage: Any, resolved: dict[str, Any] | None, config: Any) -> str:
+def stage_row(stage: Any, resolved: dict[str, Any] | None, options: dict[str, dict[str, Any]]) -> str:
+    """
+    A stage's row in the card of its cascade.
+
+    Args:
+        stage ([`CascadeStage`]): the stage.
+        resolved (`dict`, *optional*): its run's `training_config.json`.
+        options (`dict`): what [`CascadedDiffusionPipeline.stage_options`] returns.
+    """
     size, parameters = stage.unet.config.sample_size, stage.unet.num_parameters() / 1e6
     prediction = stage.scheduler.config.prediction_type
     trained_on = images_seen = "unknown"
@@ -117,9 +125,9 @@ def stage_row(stage: Any, resolved: dict[str, Any] | None, config: Any) -> str:
         images_seen = f"{training['max_train_steps'] * training['train_batch_size']:,}"
     cells = [stage.name, f"{size}x{size}", f"{parameters:.2f}M", prediction, type(stage.scheduler).__name__]
     cells += [
-        (config.default_num_inference_steps or {}).get(stage.name, "all"),
-        (config.default_augmentation_levels or {}).get(stage.name, "-"),
-        (config.default_guidance_scales or {}).get(stage.name, "-"),
+        options["num_inference_steps"][stage.name],
+        options["augmentation_levels"].get(stage.name, "-"),
+        options["guidance_scale"][stage.name] if stage.unet.config.null_class else "-",
         trained_on,
         images_seen,
     ]
@@ -127,6 +135,7 @@ def stage_row(stage: Any, resolved: dict[str, Any] | None, config: Any) -> str:
 
 
 def usage(pipeline: Any, data: dict[str, Any]) -> str:
+    """Code that loads a pipeline and samples; `data` has the class names, `id2label`, or None for them."""
     name = type(pipeline).__name__
     lines = [f"from cdm_diffusers import {name}", "", f'pipe = {name}.from_pretrained("path/to/this/folder")']
     arguments = []
@@ -139,4 +148,5 @@ def usage(pipeline: Any, data: dict[str, Any]) -> str:
 
 
 def table(rows: dict[str, Any]) -> str:
+    """Names and values as a table in markdown."""
     return "\n".join(["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows.items())])

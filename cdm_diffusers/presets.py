@@ -7,6 +7,7 @@ training, sampling and data. Where the paper leaves a value open, `docs/presets.
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
+from functools import partial
 from typing import Any
 
 
@@ -18,7 +19,8 @@ def added(default: Any) -> Any:
 @dataclass(frozen=True)
 class UNetPreset:
     """
-    The arguments of [`CascadedUNet2DModel`]: same names, same defaults; `dataclasses.asdict` gives its keywords.
+    The arguments of [`CascadedUNet2DModel`] without importing torch: same names, types and defaults, as a test checks;
+    `dataclasses.asdict` gives its keywords.
 
     `attention_resolutions` are real resolutions in pixels, as in Appendix B; with patches, those of the feature maps.
     Exactly one of `num_attention_heads` and `attention_head_dim` is given. `in_channels` and `out_channels` count
@@ -169,510 +171,147 @@ class StagePreset:
     data: DataPreset
 
 
-# The diffusion processes that several stages share.
-COSINE_LEARNED = SchedulerPreset(
-    continuous=False, num_train_timesteps=4000, beta_schedule="squaredcos_cap_v2", variance_type="learned_range"
-)
-COSINE_CONTINUOUS = SchedulerPreset(
-    continuous=True,
-    num_train_timesteps=4000,
-    beta_schedule="squaredcos_cap_v2",
-    variance_type="fixed_large",
-    inference_beta_schedule="squaredcos_cap_v2",
-)
-LINEAR_CONTINUOUS = SchedulerPreset(
-    continuous=True,
-    num_train_timesteps=2000,
-    beta_schedule="linear",
-    beta_start=1e-6,
-    beta_end=1e-2,
-    variance_type="fixed_large",
-    inference_beta_schedule="linear",
-)
-COSINE_AUGMENTATION = GaussianAugmentationPreset(num_train_timesteps=4000, beta_schedule="squaredcos_cap_v2")
+def network(
+    size: int, base_channels: int, multipliers: tuple[int, ...], blocks: int | tuple[int, ...], **others: Any
+) -> UNetPreset:
+    """A network in Appendix B's words: base channels, channel multipliers, residual blocks per resolution."""
+    channels = tuple(base_channels * multiplier for multiplier in multipliers)
+    return UNetPreset(size, block_out_channels=channels, layers_per_block=blocks, **others)
+
+
+# Rows of the tables below: name and source; network; diffusion process and conditioning augmentation; training (batch
+# size, learning rate, steps) and sampling (steps, s). What the rows of a table share stands above it.
+# fmt: off
+
+COSINE = SchedulerPreset(continuous=False, num_train_timesteps=4000, beta_schedule="squaredcos_cap_v2",
+                         variance_type="fixed_small")
+COSINE_LEARNED = replace(COSINE, variance_type="learned_range")
+COSINE_CONTINUOUS = replace(COSINE, continuous=True, variance_type="fixed_large",
+                            inference_beta_schedule="squaredcos_cap_v2")
+LINEAR = SchedulerPreset(continuous=True, num_train_timesteps=2000, beta_schedule="linear", beta_start=1e-6,
+                         beta_end=1e-2, variance_type="fixed_small")
+LINEAR_CONTINUOUS = replace(LINEAR, variance_type="fixed_large", inference_beta_schedule="linear")
+COSINE_AUGMENTATION = GaussianAugmentationPreset(4000, "squaredcos_cap_v2")
 # In a short training s = 0 would hardly be seen: docs/presets.md has what was measured.
 SMALL_AUGMENTATION = replace(COSINE_AUGMENTATION, zero_level_probability=0.1)
+BLUR = BlurAugmentationPreset()
+TOLD_S = {"augmentation_level_embedding": True}
+NOISE_LEVELS = {"time_conditioning": "noise_level", "time_scale": 5000.0}
+BIGGAN_BLOCKS = {"downsample_type": "resnet", "upsample_type": "resnet"}
 
-
-# Appendix B.1 and Section 4.3: architectures like DDPM and Improved DDPM.
-IMAGENET_32 = StagePreset(
-    name="imagenet_32",
-    source="Appendix B.1, 32x32 base model",
-    unet=UNetPreset(
-        sample_size=32,
-        learned_variance=True,
-        block_out_channels=(256, 512, 768, 1024),
-        layers_per_block=6,
-        attention_resolutions=(16, 8),
-        num_attention_heads=4,
-        dropout=0.1,
-        num_classes=1000,
-    ),
-    scheduler=COSINE_LEARNED,
-    augmentation=None,
-    training=TrainingPreset(
-        train_batch_size=2048,
-        learning_rate=1e-4,
-        max_train_steps=700_000,
-        vlb_weight=0.001,
-        lr_warmup_steps=5000,
-        random_flip=True,
-    ),
-    inference=InferencePreset(num_inference_steps=4000),
-    data=DataPreset(source_resolution=256),
-)
-
-IMAGENET_32_TO_64 = StagePreset(
-    name="imagenet_32_to_64",
-    source="Appendix B.1, 32x32 to 64x64 super-resolution; s from Table 3a",
-    unet=UNetPreset(
-        sample_size=64,
-        learned_variance=True,
-        block_out_channels=(256, 512, 768, 1024),
-        layers_per_block=5,
-        attention_resolutions=(16, 8),
-        num_attention_heads=4,
-        dropout=0.1,
-        num_classes=1000,
-        low_res_size=32,
-        augmentation_level_embedding=True,
-    ),
-    scheduler=COSINE_LEARNED,
-    augmentation=COSINE_AUGMENTATION,
-    training=TrainingPreset(
-        train_batch_size=2048,
-        learning_rate=1e-4,
-        max_train_steps=400_000,
-        vlb_weight=0.001,
-        lr_warmup_steps=5000,
-        random_flip=True,
-    ),
-    inference=InferencePreset(num_inference_steps=4000, augmentation_level=751),
-    data=DataPreset(source_resolution=256),
-)
-
-# Appendix B.1 and Section 4.4: architectures like SR3.
-IMAGENET_64_TO_128 = StagePreset(
-    name="imagenet_64_to_128",
-    source="Appendix B.1, 64x64 to 128x128 super-resolution",
-    unet=UNetPreset(
-        sample_size=128,
-        block_out_channels=(128, 256, 512, 1024, 1024),
-        layers_per_block=3,
-        attention_resolutions=(16,),
-        num_attention_heads=1,
-        downsample_type="resnet",
-        upsample_type="resnet",
-        skip_rescale=True,
-        time_conditioning="noise_level",
-        time_scale=5000.0,
-        num_classes=1000,
-        low_res_size=64,
-        low_res_interpolation="bicubic",
-    ),
-    scheduler=LINEAR_CONTINUOUS,
-    augmentation=BlurAugmentationPreset(),
-    training=TrainingPreset(
-        train_batch_size=1024,
-        learning_rate=1e-4,
-        max_train_steps=500_000,
-        vlb_weight=None,
-        lr_warmup_steps=10_000,
-        random_flip=True,
-    ),
-    inference=InferencePreset(num_inference_steps=100),
-    data=DataPreset(source_resolution=256),
-)
-
-IMAGENET_64_TO_256 = StagePreset(
-    name="imagenet_64_to_256",
-    source="Appendix B.1, 64x64 to 256x256 super-resolution; blur and flips from Table 4",
-    unet=UNetPreset(
-        sample_size=256,
-        block_out_channels=(128, 256, 512, 512, 1024, 1024),
-        layers_per_block=3,
-        attention_resolutions=(16,),
-        num_attention_heads=1,
-        downsample_type="resnet",
-        upsample_type="resnet",
-        skip_rescale=True,
-        time_conditioning="noise_level",
-        time_scale=5000.0,
-        num_classes=1000,
-        low_res_size=64,
-        low_res_interpolation="bicubic",
-    ),
-    scheduler=LINEAR_CONTINUOUS,
-    augmentation=BlurAugmentationPreset(),
-    training=TrainingPreset(
-        train_batch_size=1024,
-        learning_rate=1e-4,
-        max_train_steps=500_000,
-        vlb_weight=None,
-        lr_warmup_steps=10_000,
-        random_flip=True,
-    ),
-    inference=InferencePreset(num_inference_steps=100),
-    data=DataPreset(source_resolution=256),
+# Appendix B.1: architectures like DDPM and Improved DDPM (Section 4.3), then like SR3 (Section 4.4).
+improved_ddpm = partial(network, learned_variance=True, num_attention_heads=4, dropout=0.1, num_classes=1000)
+sr3 = partial(network, attention_resolutions=(16,), num_attention_heads=1, skip_rescale=True, num_classes=1000,
+              low_res_size=64, low_res_interpolation="bicubic", **NOISE_LEVELS, **BIGGAN_BLOCKS)
+hybrid = partial(TrainingPreset, vlb_weight=0.001, lr_warmup_steps=5000)
+simple = partial(TrainingPreset, vlb_weight=None, lr_warmup_steps=5000)
+imagenet = partial(StagePreset, data=DataPreset(source_resolution=256))
+IMAGENET = (
+    imagenet("imagenet_32", "Appendix B.1, 32x32 base model",
+             improved_ddpm(32, 256, (1, 2, 3, 4), 6),
+             COSINE_LEARNED, None,
+             hybrid(2048, 1e-4, 700_000, random_flip=True), InferencePreset(4000)),
+    imagenet("imagenet_32_to_64", "Appendix B.1, 32x32 to 64x64 super-resolution; s from Table 3a",
+             improved_ddpm(64, 256, (1, 2, 3, 4), 5, low_res_size=32, **TOLD_S),
+             COSINE_LEARNED, COSINE_AUGMENTATION,
+             hybrid(2048, 1e-4, 400_000, random_flip=True), InferencePreset(4000, 751)),
+    imagenet("imagenet_64_to_128", "Appendix B.1, 64x64 to 128x128 super-resolution",
+             sr3(128, 128, (1, 2, 4, 8, 8), 3),
+             LINEAR_CONTINUOUS, BLUR,
+             simple(1024, 1e-4, 500_000, lr_warmup_steps=10_000, random_flip=True), InferencePreset(100)),
+    imagenet("imagenet_64_to_256", "Appendix B.1, 64x64 to 256x256 super-resolution; blur and flips from Table 4",
+             sr3(256, 128, (1, 2, 4, 4, 8, 8), 3),
+             LINEAR_CONTINUOUS, BLUR,
+             simple(1024, 1e-4, 500_000, lr_warmup_steps=10_000, random_flip=True), InferencePreset(100)),
 )
 
 # Sections 4.2 and 4.3: the small-scale ablation, Improved DDPM's class-conditional 64x64 model with dropout.
-IMAGENET_16 = StagePreset(
-    name="imagenet_16",
-    source="Section 4.3, 16x16 base model of the ablation",
-    unet=UNetPreset(
-        sample_size=16,
-        learned_variance=True,
-        block_out_channels=(192, 384, 576),
-        layers_per_block=3,
-        attention_resolutions=(16, 8),
-        num_attention_heads=4,
-        dropout=0.1,
-        num_classes=1000,
-    ),
-    scheduler=COSINE_LEARNED,
-    augmentation=None,
-    training=TrainingPreset(
-        train_batch_size=2048, learning_rate=3e-4, max_train_steps=500_000, vlb_weight=0.001, lr_warmup_steps=5000
-    ),
-    inference=InferencePreset(num_inference_steps=4000),
-    data=DataPreset(source_resolution=64),
-)
-
-IMAGENET_16_TO_64 = StagePreset(
-    name="imagenet_16_to_64",
-    source="Section 4.3, 16x16 to 64x64 super-resolution; s from Table 2b",
-    unet=UNetPreset(
-        sample_size=64,
-        learned_variance=True,
-        block_out_channels=(192, 384, 576, 768),
-        layers_per_block=3,
-        attention_resolutions=(16, 8),
-        num_attention_heads=4,
-        dropout=0.1,
-        num_classes=1000,
-        low_res_size=16,
-    ),
-    scheduler=COSINE_LEARNED,
-    augmentation=GaussianAugmentationPreset(num_train_timesteps=4000, beta_schedule="squaredcos_cap_v2", level=1001),
-    training=TrainingPreset(
-        train_batch_size=2048, learning_rate=3e-4, max_train_steps=500_000, vlb_weight=0.001, lr_warmup_steps=5000
-    ),
-    inference=InferencePreset(num_inference_steps=4000, augmentation_level=1001),
-    data=DataPreset(source_resolution=64),
-)
-
-IMAGENET_64 = StagePreset(
-    name="imagenet_64",
-    source="Section 4.2, non-cascaded 64x64 baseline",
-    unet=UNetPreset(
-        sample_size=64,
-        learned_variance=True,
-        block_out_channels=(192, 384, 576, 768),
-        layers_per_block=3,
-        attention_resolutions=(16, 8),
-        num_attention_heads=4,
-        dropout=0.1,
-        num_classes=1000,
-    ),
-    scheduler=COSINE_LEARNED,
-    augmentation=None,
-    training=TrainingPreset(
-        train_batch_size=2048, learning_rate=3e-4, max_train_steps=500_000, vlb_weight=0.001, lr_warmup_steps=5000
-    ),
-    inference=InferencePreset(num_inference_steps=4000),
-    data=DataPreset(source_resolution=64),
+ablation = partial(StagePreset, data=DataPreset(source_resolution=64))
+ABLATION = (
+    ablation("imagenet_16", "Section 4.3, 16x16 base model of the ablation",
+             improved_ddpm(16, 192, (1, 2, 3), 3),
+             COSINE_LEARNED, None,
+             hybrid(2048, 3e-4, 500_000), InferencePreset(4000)),
+    ablation("imagenet_16_to_64", "Section 4.3, 16x16 to 64x64 super-resolution; s from Table 2b",
+             improved_ddpm(64, 192, (1, 2, 3, 4), 3, low_res_size=16),
+             COSINE_LEARNED, replace(COSINE_AUGMENTATION, level=1001),
+             hybrid(2048, 3e-4, 500_000), InferencePreset(4000, 1001)),
+    ablation("imagenet_64", "Section 4.2, non-cascaded 64x64 baseline",
+             improved_ddpm(64, 192, (1, 2, 3, 4), 3),
+             COSINE_LEARNED, None,
+             hybrid(2048, 3e-4, 500_000), InferencePreset(4000)),
 )
 
 # Appendix B.2 and Section 4.5: unconditional; Bedroom and Church use the same hyperparameters.
-LSUN_64 = StagePreset(
-    name="lsun_64",
-    source="Appendix B.2, 64x64 base model",
-    unet=UNetPreset(
-        sample_size=64,
-        block_out_channels=(128, 256, 384, 512),
-        layers_per_block=3,
-        attention_resolutions=(32, 16, 8),
-        attention_head_dim=64,
-        dropout=0.1,
-        downsample_type="resnet",
-        upsample_type="resnet",
-        time_conditioning="noise_level",
-        time_scale=5000.0,
-    ),
-    scheduler=COSINE_CONTINUOUS,
-    augmentation=None,
-    training=TrainingPreset(
-        train_batch_size=2048, learning_rate=3e-4, max_train_steps=100_000, vlb_weight=None, lr_warmup_steps=5000
-    ),
-    inference=InferencePreset(num_inference_steps=256),
-    data=DataPreset(source_resolution=128),
+adm = partial(network, attention_resolutions=(32, 16, 8), attention_head_dim=64, dropout=0.1,
+              **NOISE_LEVELS, **BIGGAN_BLOCKS)
+lsun = partial(StagePreset, data=DataPreset(source_resolution=128))
+LSUN = (
+    lsun("lsun_64", "Appendix B.2, 64x64 base model",
+         adm(64, 128, (1, 2, 3, 4), 3),
+         COSINE_CONTINUOUS, None,
+         simple(2048, 3e-4, 100_000), InferencePreset(256)),
+    lsun("lsun_64_to_128", "Appendix B.2, 64x64 to 128x128 super-resolution; s from Table 5 (Bedroom; Church: 1251)",
+         adm(128, 64, (1, 2, 4, 6, 8), 3, low_res_size=64, **TOLD_S),
+         COSINE_CONTINUOUS, COSINE_AUGMENTATION,
+         simple(1024, 2e-4, 220_000), InferencePreset(256, 251)),
 )
 
-LSUN_64_TO_128 = StagePreset(
-    name="lsun_64_to_128",
-    source="Appendix B.2, 64x64 to 128x128 super-resolution; s from Table 5 (Bedroom; Church: 1251)",
-    unet=UNetPreset(
-        sample_size=128,
-        block_out_channels=(64, 128, 256, 384, 512),
-        layers_per_block=3,
-        attention_resolutions=(32, 16, 8),
-        attention_head_dim=64,
-        dropout=0.1,
-        downsample_type="resnet",
-        upsample_type="resnet",
-        time_conditioning="noise_level",
-        time_scale=5000.0,
-        low_res_size=64,
-        augmentation_level_embedding=True,
-    ),
-    scheduler=COSINE_CONTINUOUS,
-    augmentation=COSINE_AUGMENTATION,
-    training=TrainingPreset(
-        train_batch_size=1024, learning_rate=2e-4, max_train_steps=220_000, vlb_weight=None, lr_warmup_steps=5000
-    ),
-    inference=InferencePreset(num_inference_steps=256, augmentation_level=251),
-    data=DataPreset(source_resolution=128),
-)
-
-# A cascade of the paper's kind, small enough for two CPU cores.
-FASHION_MNIST_TRAINING = TrainingPreset(
-    train_batch_size=64,
-    learning_rate=5e-4,
-    max_train_steps=4000,
-    vlb_weight=0.001,
-    lr_scheduler="cosine",
-    lr_warmup_steps=200,
-    ema_decay=0.999,
-    ema_warmup=True,
-    random_flip=True,
-)
-
-FASHION_MNIST_8 = StagePreset(
-    name="fashion_mnist_8",
-    source="ours: the small counterpart of the 32x32 base model",
-    unet=UNetPreset(
-        sample_size=8,
-        in_channels=1,
-        out_channels=1,
-        learned_variance=True,
-        block_out_channels=(32, 64),
-        layers_per_block=2,
-        attention_resolutions=(4,),
-        attention_head_dim=32,
-        norm_num_groups=16,
-        num_classes=10,
-        null_class=True,
-    ),
-    scheduler=COSINE_LEARNED,
-    augmentation=None,
-    training=replace(FASHION_MNIST_TRAINING, train_batch_size=128, max_train_steps=3000, label_dropout=0.1),
-    inference=InferencePreset(num_inference_steps=50),
-    data=DataPreset(source_resolution=32, padding=2),
-)
-
-FASHION_MNIST_8_TO_16 = StagePreset(
-    name="fashion_mnist_8_to_16",
-    source="ours: the small counterpart of 32x32 to 64x64",
-    unet=UNetPreset(
-        sample_size=16,
-        in_channels=1,
-        out_channels=1,
-        learned_variance=True,
-        block_out_channels=(32, 64, 64),
-        layers_per_block=1,
-        attention_resolutions=(4,),
-        attention_head_dim=32,
-        norm_num_groups=16,
-        num_classes=10,
-        low_res_size=8,
-        augmentation_level_embedding=True,
-    ),
-    scheduler=SchedulerPreset(
-        continuous=False,
-        num_train_timesteps=4000,
-        beta_schedule="squaredcos_cap_v2",
-        variance_type="learned_range",
-        prediction_type="v_prediction",
-    ),
-    augmentation=SMALL_AUGMENTATION,
-    training=replace(FASHION_MNIST_TRAINING, max_train_steps=5000),
-    inference=InferencePreset(num_inference_steps=25, augmentation_level=150),
-    data=DataPreset(source_resolution=32, padding=2),
-)
-
-FASHION_MNIST_16_TO_32 = StagePreset(
-    name="fashion_mnist_16_to_32",
-    source="ours: the small counterpart of 64x64 to 128x128",
-    unet=UNetPreset(
-        sample_size=32,
-        in_channels=1,
-        out_channels=1,
-        block_out_channels=(16, 16, 32, 64),
-        layers_per_block=1,
-        attention_resolutions=(8,),
-        attention_head_dim=32,
-        norm_num_groups=16,
-        skip_rescale=True,
-        time_conditioning="noise_level",
-        time_scale=5000.0,
-        num_classes=10,
-        low_res_size=16,
-        low_res_interpolation="bicubic",
-    ),
-    scheduler=SchedulerPreset(
-        continuous=True,
-        num_train_timesteps=2000,
-        beta_schedule="linear",
-        beta_start=1e-6,
-        beta_end=1e-2,
-        variance_type="fixed_small",
-        prediction_type="v_prediction",
-    ),
-    augmentation=BlurAugmentationPreset(),
-    training=replace(FASHION_MNIST_TRAINING, max_train_steps=3000, vlb_weight=None),
-    inference=InferencePreset(num_inference_steps=25),
-    data=DataPreset(source_resolution=32, padding=2),
-)
-
-# Section 4.3's small-scale experiment: a non-cascaded model, and one of the same architecture that takes an image.
-FASHION_MNIST_32 = StagePreset(
-    name="fashion_mnist_32",
-    source="ours: the small counterpart of the non-cascaded 64x64 model",
-    unet=UNetPreset(
-        sample_size=32,
-        in_channels=1,
-        out_channels=1,
-        learned_variance=True,
-        block_out_channels=(16, 16, 32, 64),
-        layers_per_block=1,
-        attention_resolutions=(8,),
-        attention_head_dim=32,
-        norm_num_groups=16,
-        num_classes=10,
-    ),
-    scheduler=FASHION_MNIST_8_TO_16.scheduler,
-    augmentation=None,
-    training=FASHION_MNIST_TRAINING,
-    inference=InferencePreset(num_inference_steps=100),
-    data=DataPreset(source_resolution=32, padding=2),
-)
-
-FASHION_MNIST_8_TO_32 = replace(
-    FASHION_MNIST_32,
-    name="fashion_mnist_8_to_32",
-    source="ours: the small counterpart of 16x16 to 64x64",
-    unet=replace(FASHION_MNIST_32.unet, low_res_size=8, augmentation_level_embedding=True),
-    augmentation=SMALL_AUGMENTATION,
-    inference=InferencePreset(num_inference_steps=100, augmentation_level=1000),
+# A cascade of the paper's kind, small enough for two CPU cores; then, for experiments like those of Section 4.3, a
+# non-cascaded model and one of the same architecture that takes an image.
+small = partial(network, attention_head_dim=32, norm_num_groups=16)
+grey = partial(small, in_channels=1, out_channels=1, num_classes=10)
+small_training = partial(TrainingPreset, lr_scheduler="cosine", ema_decay=0.999, ema_warmup=True)
+fashion_training = partial(small_training, vlb_weight=0.001, lr_warmup_steps=200, random_flip=True)
+fashion = partial(StagePreset, data=DataPreset(source_resolution=32, padding=2))
+FASHION_MNIST = (
+    fashion("fashion_mnist_8", "ours: the small counterpart of the 32x32 base model",
+            grey(8, 32, (1, 2), 2, attention_resolutions=(4,), learned_variance=True, null_class=True),
+            COSINE_LEARNED, None,
+            fashion_training(128, 5e-4, 3000, label_dropout=0.1), InferencePreset(50)),
+    fashion("fashion_mnist_8_to_16", "ours: the small counterpart of 32x32 to 64x64",
+            grey(16, 32, (1, 2, 2), 1, attention_resolutions=(4,), learned_variance=True, low_res_size=8, **TOLD_S),
+            replace(COSINE_LEARNED, prediction_type="v_prediction"), SMALL_AUGMENTATION,
+            fashion_training(64, 5e-4, 5000), InferencePreset(25, 150)),
+    fashion("fashion_mnist_16_to_32", "ours: the small counterpart of 64x64 to 128x128",
+            grey(32, 16, (1, 1, 2, 4), 1, attention_resolutions=(8,), skip_rescale=True, low_res_size=16,
+                 low_res_interpolation="bicubic", **NOISE_LEVELS),
+            replace(LINEAR, prediction_type="v_prediction"), BLUR,
+            fashion_training(64, 5e-4, 3000, vlb_weight=None), InferencePreset(25)),
+    fashion("fashion_mnist_32", "ours: the small counterpart of the non-cascaded 64x64 model",
+            grey(32, 16, (1, 1, 2, 4), 1, attention_resolutions=(8,), learned_variance=True),
+            replace(COSINE_LEARNED, prediction_type="v_prediction"), None,
+            fashion_training(64, 5e-4, 4000), InferencePreset(100)),
+    fashion("fashion_mnist_8_to_32", "ours: the small counterpart of 16x16 to 64x64",
+            grey(32, 16, (1, 1, 2, 4), 1, attention_resolutions=(8,), learned_variance=True, low_res_size=8, **TOLD_S),
+            replace(COSINE_LEARNED, prediction_type="v_prediction"), SMALL_AUGMENTATION,
+            fashion_training(64, 5e-4, 4000), InferencePreset(100, 1000)),
 )
 
 # A cascade in colour, 16 to 64 to 256, for two CPU cores and a day, or a GPU and minutes: the avatars of
 # examples/avatars/, whose styles are the classes.
-AVATARS_COSINE = SchedulerPreset(
-    continuous=False,
-    num_train_timesteps=4000,
-    beta_schedule="squaredcos_cap_v2",
-    variance_type="fixed_small",
-    prediction_type="v_prediction",
-)
-AVATARS_TRAINING = TrainingPreset(
-    train_batch_size=64,
-    learning_rate=1e-3,
-    max_train_steps=8000,
-    vlb_weight=None,
-    lr_scheduler="cosine",
-    lr_warmup_steps=500,
-    ema_decay=0.999,
-    ema_warmup=True,
-)
-
-AVATARS_16 = StagePreset(
-    name="avatars_16",
-    source="ours: the small counterpart of the 16x16 base model",
-    unet=UNetPreset(
-        sample_size=16,
-        block_out_channels=(64, 128),
-        layers_per_block=2,
-        attention_resolutions=(8,),
-        attention_head_dim=32,
-        norm_num_groups=16,
-        num_classes=13,
-        null_class=True,
-    ),
-    scheduler=AVATARS_COSINE,
-    augmentation=None,
-    training=replace(AVATARS_TRAINING, label_dropout=0.1),
-    inference=InferencePreset(num_inference_steps=20),
-    data=DataPreset(source_resolution=256),
+colour = partial(small, num_classes=13)
+avatars_training = partial(small_training, vlb_weight=None, lr_warmup_steps=500)
+avatars = partial(StagePreset, data=DataPreset(source_resolution=256))
+AVATARS = (
+    avatars("avatars_16", "ours: the small counterpart of the 16x16 base model",
+            colour(16, 64, (1, 2), 2, attention_resolutions=(8,), null_class=True),
+            replace(COSINE, prediction_type="v_prediction"), None,
+            avatars_training(64, 1e-3, 8000, label_dropout=0.1), InferencePreset(20)),
+    avatars("avatars_16_to_64", "ours: the small counterpart of 16x16 to 64x64, on patches",
+            colour(64, 64, (1, 2, 2), (1, 1, 2), attention_resolutions=(8,), low_res_size=16, patch_size=2, **TOLD_S),
+            replace(COSINE, prediction_type="v_prediction"), SMALL_AUGMENTATION,
+            avatars_training(32, 1e-3, 8000), InferencePreset(10, 100)),
+    avatars("avatars_64_to_256", "ours: the small counterpart of 64x64 to 256x256, on patches and crops",
+            colour(256, 48, (1, 2), (1, 3), attention_resolutions=(), mid_block_attention=False, attention_head_dim=48,
+                   low_res_size=64, low_res_interpolation="bicubic", patch_size=4),
+            replace(COSINE, prediction_type="sample"), BLUR,
+            avatars_training(32, 1e-3, 8000, crop_size=128, whole_image_fraction=0.1), InferencePreset(4)),
 )
 
-AVATARS_16_TO_64 = StagePreset(
-    name="avatars_16_to_64",
-    source="ours: the small counterpart of 16x16 to 64x64, on patches",
-    unet=UNetPreset(
-        sample_size=64,
-        block_out_channels=(64, 128, 128),
-        layers_per_block=(1, 1, 2),
-        attention_resolutions=(8,),
-        attention_head_dim=32,
-        norm_num_groups=16,
-        num_classes=13,
-        low_res_size=16,
-        augmentation_level_embedding=True,
-        patch_size=2,
-    ),
-    scheduler=AVATARS_COSINE,
-    augmentation=SMALL_AUGMENTATION,
-    training=replace(AVATARS_TRAINING, train_batch_size=32),
-    inference=InferencePreset(num_inference_steps=10, augmentation_level=100),
-    data=DataPreset(source_resolution=256),
-)
-
-AVATARS_64_TO_256 = StagePreset(
-    name="avatars_64_to_256",
-    source="ours: the small counterpart of 64x64 to 256x256, on patches and crops",
-    unet=UNetPreset(
-        sample_size=256,
-        block_out_channels=(48, 96),
-        layers_per_block=(1, 3),
-        attention_resolutions=(),
-        mid_block_attention=False,
-        attention_head_dim=48,
-        norm_num_groups=16,
-        num_classes=13,
-        low_res_size=64,
-        low_res_interpolation="bicubic",
-        patch_size=4,
-    ),
-    scheduler=replace(AVATARS_COSINE, prediction_type="sample"),
-    augmentation=BlurAugmentationPreset(),
-    training=replace(AVATARS_TRAINING, train_batch_size=32, crop_size=128, whole_image_fraction=0.1),
-    inference=InferencePreset(num_inference_steps=4),
-    data=DataPreset(source_resolution=256),
-)
-
+# fmt: on
 PRESETS: dict[str, StagePreset] = {
-    preset.name: preset
-    for preset in (
-        IMAGENET_32,
-        IMAGENET_32_TO_64,
-        IMAGENET_64_TO_128,
-        IMAGENET_64_TO_256,
-        IMAGENET_16,
-        IMAGENET_16_TO_64,
-        IMAGENET_64,
-        LSUN_64,
-        LSUN_64_TO_128,
-        FASHION_MNIST_8,
-        FASHION_MNIST_8_TO_16,
-        FASHION_MNIST_16_TO_32,
-        FASHION_MNIST_32,
-        FASHION_MNIST_8_TO_32,
-        AVATARS_16,
-        AVATARS_16_TO_64,
-        AVATARS_64_TO_256,
-    )
+    preset.name: preset for preset in (*IMAGENET, *ABLATION, *LSUN, *FASHION_MNIST, *AVATARS)
 }
 
 
@@ -693,8 +332,8 @@ def get_preset(name: str) -> StagePreset:
     The preset called `name`.
 
     Raises:
-        ValueError: if there is none of that name; the message lists those there are.
+        ValueError: if there is no such preset; the message lists all of them.
     """
     if name not in PRESETS:
-        raise ValueError(f"`name` must be one of {', '.join(PRESETS)}, but is {name!r}.")
+        raise ValueError(f"`name` is {name!r}; it must be one of {', '.join(PRESETS)}.")
     return PRESETS[name]

@@ -1,10 +1,7 @@
 """Which steps, s, solver and guidance are best for a trained stage? `python evaluation/search.py --help`"""
 
-from transformers import HfArgumentParser
-
-from cdm_diffusers.studies.search import SearchConfig, search
+from cdm_diffusers.commands.main import script
 
 
 if __name__ == "__main__":
-    (config,) = HfArgumentParser(SearchConfig, description=__doc__).parse_args_into_dataclasses()
-    search(config)
+    script("search")

@@ -11,16 +11,16 @@ else
   DATA=(--dataset_name zalando-datasets/fashion_mnist)
 fi
 
-train() {  # script, preset, steps
-  accelerate launch --num_processes 1 "training/$1.py" --preset "$2" "${DATA[@]}" --output_dir "$OUTPUT/$2" \
+train() {  # kind of stage, preset, steps
+  cdm train "$1" --preset "$2" "${DATA[@]}" --output_dir "$OUTPUT/$2" \
     --max_train_steps "$3" --lr_warmup_steps 50 --checkpointing_steps 200 --resume_from_checkpoint latest \
     --logging_steps 50 --validation_steps 0
 }
 
-train train_base fashion_mnist_8 "${BASE_STEPS:-600}"
-train train_sr fashion_mnist_8_to_16 "${SUPER_RES_STEPS:-400}"
-train train_sr fashion_mnist_16_to_32 "${SUPER_RES_STEPS:-400}"
+train base fashion_mnist_8 "${BASE_STEPS:-600}"
+train sr fashion_mnist_8_to_16 "${SUPER_RES_STEPS:-400}"
+train sr fashion_mnist_16_to_32 "${SUPER_RES_STEPS:-400}"
 
-python conversion/assemble_cascade.py --base "$OUTPUT/fashion_mnist_8" \
-  --super-res "$OUTPUT/fashion_mnist_8_to_16" "$OUTPUT/fashion_mnist_16_to_32" --output "$OUTPUT/cascade"
-python examples/sample_grid.py --pipeline "$OUTPUT/cascade" --output "$OUTPUT/samples.png"
+cdm assemble --base "$OUTPUT/fashion_mnist_8" \
+  --super_res "$OUTPUT/fashion_mnist_8_to_16" "$OUTPUT/fashion_mnist_16_to_32" --output "$OUTPUT/cascade"
+cdm sample "$OUTPUT/cascade" --output "$OUTPUT/samples.png"

@@ -277,9 +277,9 @@ def test_labels_that_do_not_fit(folder, tmp_path, labels, message):
     [
         ({"num_seeds": 0}, "`num_seeds` is 0"),
         ({"train_batch_size": 1}, "`train_batch_size` is 1"),
-        ({"source_resolution": 12}, "`source_resolution` is 12, but the samples .* 8x8"),
-        ({"source_resolution": 16}, "8x8 pixels with padding, less than source_resolution=16"),
-        ({"eval_split": "dev"}, "dataset_split='dev'"),
+        ({"source_resolution": 12}, "`source_resolution` is 12; it must be a multiple of 8"),
+        ({"source_resolution": 16}, "8x8 pixels with padding, less than `source_resolution` 16"),
+        ({"eval_split": "dev"}, "`dataset_split` is 'dev'"),
         ({"samples": "nothing.npz"}, "'nothing.npz' does not exist"),
     ],
 )

@@ -161,10 +161,9 @@ def test_a_resized_crop_is_a_rectangle_of_the_image():
         ("cosine", {0: 0.0, 5: 0.5, 10: 1.0, 95: 0.5, 179: 0.0}),
     ],
 )
-def test_learning_rates(lr_scheduler, expected, tmp_path):
-    config = ClassifierConfig(output_dir=str(tmp_path), optimizer="sgd", lr_scheduler=lr_scheduler, learning_rate=0.2)
-    optimizer = build_optimizer(config, torch.nn.Linear(1, 1))
-    scheduler = build_lr_scheduler(config, optimizer, 180)
+def test_learning_rates(lr_scheduler, expected):
+    optimizer = build_optimizer(torch.nn.Linear(1, 1), "sgd", 0.2, 0.0)
+    scheduler = build_lr_scheduler(optimizer, lr_scheduler, 0.2, 180)
     rates = []
     for _ in range(180):
         rates.append(optimizer.param_groups[0]["lr"])
@@ -197,7 +196,7 @@ def test_splits_with_other_classes_are_refused(image_folder, tmp_path):
             picture(kind, 0).save(tmp_path / "data" / split / kind / "0.png")
     with pytest.raises(ValueError, match=r"split 'test' has 2 classes \(bright, checked\) and not 3 .*--label_names"):
         train_classifier(config_for(tmp_path / "data", tmp_path / "out"))
-    with pytest.raises(ValueError, match=r"dataset_split='dev' is not in"):
+    with pytest.raises(ValueError, match=r"`dataset_split` is 'dev', which is not in"):
         train_classifier(config_for(image_folder, tmp_path / "out", eval_split="dev"))
     assert not (tmp_path / "out").exists()
 
@@ -229,8 +228,8 @@ def test_no_classifier_in_the_folder(tmp_path, trained):
         ({"train_batch_size": 1}, "`train_batch_size` is 1"),
         ({"random_shift": -1}, "`random_shift` is -1"),
         ({"label_smoothing": 1.0}, r"`label_smoothing` is 1.0"),
-        ({"num_channels": 2}, "num_channels=2"),
-        ({"train_data_dir": "no/such/folder"}, "train_data_dir='no/such/folder' is not a folder"),
+        ({"num_channels": 2}, "`num_channels` is 2"),
+        ({"train_data_dir": "no/such/folder"}, "`train_data_dir` is 'no/such/folder', which is not a folder"),
         ({"train_batch_size": 145}, "`train_batch_size` is 145 .* only 144 images"),
     ],
 )

@@ -11,13 +11,13 @@ import torch
 from PIL import Image
 from safetensors import safe_open
 
+from cdm_diffusers import files
 from cdm_diffusers.data.averages import AreaAverages
 from cdm_diffusers.data.config import DataConfig
 from cdm_diffusers.data.image_sets import load_image_set
 from cdm_diffusers.data.memory import ImageSubset, InMemoryImages
 from cdm_diffusers.data.sources import open_images
 from cdm_diffusers.data.transforms import area_resize, to_float
-from cdm_diffusers.evaluation import references as references_module
 from cdm_diffusers.evaluation.classifier import ClassifierConfig, build_classifier
 from cdm_diffusers.evaluation.evaluate import EvaluateConfig, draw_samples, evaluate
 from cdm_diffusers.evaluation.features import ClassifierExtractor, FeatureExtractor, extract, load_extractor
@@ -221,7 +221,7 @@ def test_samples_are_drawn_balanced(tmp_path, config):
     labels = np.repeat([0, 1, 2], [40, 40, 5])
     np.savez(tmp_path / "sorted.npz", arr_0=pixels(85, 3)[..., None], arr_1=labels)
     config = dataclasses.replace(config, samples=str(tmp_path / "sorted.npz"), num_images=21)
-    drawn = draw_samples(load_image_set(config.samples), config)
+    drawn = draw_samples(load_image_set(config.samples), 21, seed=0)
     assert np.bincount(labels[drawn.indices]).tolist() == [8, 8, 5] and len(set(drawn.indices)) == 21
     assert np.bincount(labels[drawn.indices[:12]]).tolist() == [4, 4, 4]  # so is the part that has neighbours
     report = evaluate(config)
@@ -313,7 +313,7 @@ def test_nothing_half_written_is_left(config, monkeypatch, tmp_path):
     def fails(file):
         raise OSError("disk full")
 
-    monkeypatch.setattr(references_module, "sync_file", fails)
+    monkeypatch.setattr(files, "sync_file", fails)
     with pytest.raises(OSError, match="disk full"):
         reference_features(open_data(config), load_extractor(config.extractor), config.cache_dir)
     assert not list((tmp_path / "cache").glob("features-*"))

@@ -98,10 +98,10 @@ def test_download_of_another_file_or_of_none_is_refused(inception_file, monkeypa
 
 
 def test_file_that_is_no_network_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="no file"):
+    with pytest.raises(ValueError, match="not a file"):
         load_extractor(str(tmp_path / "absent.pt"))
     (tmp_path / "broken.pt").write_bytes(b"not a network")
-    with pytest.raises(ValueError, match="no TorchScript file"):
+    with pytest.raises(ValueError, match="not a TorchScript file"):
         load_extractor(str(tmp_path / "broken.pt"))
 
 

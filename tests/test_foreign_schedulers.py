@@ -22,7 +22,8 @@ from known_gaussian import GaussianDenoiser
 
 from cdm_diffusers import CascadedDDPMScheduler, CascadedUNet2DModel, ContinuousDDPMScheduler
 from cdm_diffusers.pipelines import CascadedDiffusionPipeline
-from cdm_diffusers.pipelines.denoising import SOLVERS, Denoiser, make_sampler
+from cdm_diffusers.pipelines.denoising import Denoiser, make_sampler
+from cdm_diffusers.pipelines.solvers import SOLVER_CLASSES
 
 
 FIRST_ORDER = (DDIMScheduler, DDPMScheduler, EulerAncestralDiscreteScheduler, EulerDiscreteScheduler)
@@ -164,7 +165,7 @@ def test_the_noisy_dpm_solver_reaches_the_data(stage):
     assert not torch.equal(samples, sample(unet, DPMSolverMultistepScheduler.from_config(scheduler.config), 50))
 
 
-@pytest.mark.parametrize("scheduler_class", SOLVERS)
+@pytest.mark.parametrize("scheduler_class", SOLVER_CLASSES)
 def test_a_biased_denoiser_moves_the_mean_a_little(scheduler_class):
     """An epsilon off by 0.003 costs the mean 0.015 at most, though at t = T it means an x_0 off by 250."""
     _, unet = known_stage("learned", bias=0.003)
@@ -264,7 +265,7 @@ def cascades(tmp_path_factory):
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-@pytest.mark.parametrize("scheduler_class", SOLVERS)
+@pytest.mark.parametrize("scheduler_class", SOLVER_CLASSES)
 def test_every_stage_takes_every_solver_fresh_and_loaded(cascades, scheduler_class, channels):
     images = []
     for pipe in cascades[channels]:
@@ -331,7 +332,7 @@ def test_an_untested_scheduler_is_refused():
         pipe(num_inference_steps=2)
 
 
-@pytest.mark.parametrize("scheduler_class", SOLVERS)
+@pytest.mark.parametrize("scheduler_class", SOLVER_CLASSES)
 def test_more_steps_than_levels_are_refused(scheduler_class):
     pipe = CascadedDiffusionPipeline(small_unet(4, 1), scheduler_class(50, trained_betas=[0.1] * 50))
     with pytest.raises(ValueError, match=r"`base`: `num_inference_steps` is 51; .* takes 50 at most"):

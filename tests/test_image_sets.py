@@ -99,7 +99,7 @@ def test_files_that_are_no_npz(tmp_path):
     np.savez(tmp_path / "objects.npz", np.array([None, 1]))
     (tmp_path / "empty.npz").touch()
     for name in ("half.npz", "array.npy", "text.npz", "objects.npz", "empty.npz"):
-        with pytest.raises(ValueError, match=f"{name}' is no complete npz file"):
+        with pytest.raises(ValueError, match=f"{name}' is not a valid npz file"):
             load_image_set(tmp_path / name)
     with pytest.raises(ValueError, match=r"nothing.npz' does not exist"):
         load_image_set(tmp_path / "nothing.npz")
@@ -127,7 +127,7 @@ def test_png_folders_that_are_refused(tmp_path):
     with pytest.raises(ValueError, match=r"0.png' cannot be read"):
         load_image_set(tmp_path / "cut")[0]
     (tmp_path / "cut" / "0.png").write_bytes(b"")
-    with pytest.raises(ValueError, match=r"0.png' is no complete PNG"):
+    with pytest.raises(ValueError, match=r"0.png' is not a valid PNG"):
         load_image_set(tmp_path / "cut")
 
 
@@ -141,5 +141,5 @@ def test_a_half_written_sample_folder(tmp_path):
     (tmp_path / "settings.json").write_text("{}")
     with pytest.raises(ValueError, match=r"was not written by evaluation/sample.py"):
         load_image_set(tmp_path)
-    with pytest.raises(ValueError, match=r"no output_dir of evaluation/sample.py"):
+    with pytest.raises(ValueError, match=r"not an output_dir of evaluation/sample.py"):
         load_image_set(tmp_path / "shards", stage="base")

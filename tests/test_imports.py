@@ -17,20 +17,24 @@ SCRIPT_FOLDERS = ("training", "evaluation", "conversion", "examples", "benchmark
 
 # What each part of the package may import of the others: downward only. Parts that are not here yet need a place.
 MAY_IMPORT = {
+    "_lazy": set(),
+    "options": set(),
     "diffusion": set(),
     "files": set(),
     "presets": set(),
+    "registration": set(),
     "tables": set(),
     "model_cards": {"tables"},
     "models": set(),
     "schedulers": {"diffusion"},
     "losses": {"diffusion"},
     "conditioning_augmentation": {"diffusion"},
-    "pipelines": {"models", "schedulers", "diffusion"},
-    "data": {"files", "training"},
+    "pipelines": {"_lazy", "models", "schedulers", "diffusion"},
+    "data": {"files", "options"},
 }
-for part in ("training", "conversion", "evaluation", "studies"):  # each may import all of those before it
+for part in ("training", "evaluation", "conversion", "studies", "commands"):  # each may import all of those before it
     MAY_IMPORT[part] = set(MAY_IMPORT)
+MAY_IMPORT["__main__"] = {"commands"}
 
 MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
 SCRIPTS = sorted(path for folder in SCRIPT_FOLDERS for path in (ROOT / folder).glob("*.py"))

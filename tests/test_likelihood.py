@@ -25,12 +25,11 @@ from cdm_diffusers.evaluation.likelihood import (
     cascade_up_to,
     cut_strata,
     measure_likelihood,
-    run,
+    nats_of,
     stage_figures,
 )
 from cdm_diffusers.losses import HybridLoss
 from cdm_diffusers.pipelines.pipeline_base import CascadeStage
-from cdm_diffusers.pipelines.solvers import with_schedulers
 
 
 def fake_unet(time_conditioning="timestep", **config):
@@ -371,8 +370,7 @@ def gaussian_cascade():
     return base, upper, Images(torch.from_numpy(images)), torch.from_numpy(exact)
 
 
-def run_config(**overrides):
-    return SimpleNamespace(**{"seed": 0, "batch_size": 100, "device": "cpu", **overrides})
+OPTIONS = {"seed": 0, "batch_size": 100, "device": "cpu"}
 
 
 @pytest.mark.parametrize("s", [20, 60, 100])
@@ -380,7 +378,7 @@ def test_equation_3_is_tight_for_an_exact_cascade(gaussian_cascade, s):
     """q(z_s | x_0) is the posterior of z_s under such a cascade, so all the slack is that of few, fixed variances."""
     base, upper, dataset, exact = gaussian_cascade
     bounds = [StageBound(base, stop_at=s), StageBound(upper)]
-    nats = run([(bounds[0], None), (bounds[1], s)], dataset, list(range(100)), run_config())
+    nats = nats_of([(bounds[0], None), (bounds[1], s)], dataset, list(range(100)), **OPTIONS)
     slack = (sum(sum(terms.values()) for terms in nats.values()) - exact) / 64
     error = slack.std().item() / math.sqrt(100)
     assert -3 * error < slack.mean() < 0.07 and error < 0.02
@@ -402,8 +400,8 @@ def test_equation_3_is_tight_for_an_exact_cascade(gaussian_cascade, s):
 def test_batches_make_no_difference(gaussian_cascade):
     _, upper, dataset, _ = gaussian_cascade
     bound = StageBound(upper, 5)
-    together = run([(bound, 40)], dataset, [7, 3, 5], run_config(batch_size=3))["super_res_1"]
-    apart = run([(bound, 40)], dataset, [7, 3, 5], run_config(batch_size=2))["super_res_1"]
+    together = nats_of([(bound, 40)], dataset, [7, 3, 5], **OPTIONS | {"batch_size": 3})["super_res_1"]
+    apart = nats_of([(bound, 40)], dataset, [7, 3, 5], **OPTIONS | {"batch_size": 2})["super_res_1"]
     for name, values in together.items():
         torch.testing.assert_close(values, apart[name], rtol=1e-6, atol=0)
     figures = stage_figures(bound, together, 40)
@@ -505,7 +503,7 @@ def test_one_stage_and_few_images(folder):
 def test_the_bound_is_the_ancestral_sampler_s_whatever_the_pipeline_samples_with(folder, tmp_path):
     ancestral = measure_likelihood(config_for(folder, cascade="super_res_1"))
     pipe = CascadedDiffusionPipeline.from_pretrained(folder / "cascade")
-    with_schedulers(pipe, {"base": "ddim", "super_res_1": "unipc"}).save_pretrained(tmp_path)
+    pipe.with_schedulers({"base": "ddim", "super_res_1": "unipc"}).save_pretrained(tmp_path)
     solved = measure_likelihood(config_for(folder, pipeline=str(tmp_path), cascade="super_res_1"))
     assert solved["stages"] == ancestral["stages"] and solved["cascade"] == ancestral["cascade"]
 
@@ -524,7 +522,7 @@ def test_the_bound_is_the_ancestral_sampler_s_whatever_the_pipeline_samples_with
             "'super_res_1' is given s = 0.*at least 1.*cascade=base",
         ),
         ({"augmentation_level": 13}, r"`augmentation_level` of stage `super_res_1` is 13; .*0\.\.12"),
-        ({"split": "train"}, "dataset_split='train' is not in"),
+        ({"split": "train"}, "`dataset_split` is 'train', which is not in"),
         ({"label_names": "bright,dark,red"}, "split 'test' has 3 classes"),
     ],
 )
@@ -536,7 +534,7 @@ def test_bad_input(folder, overrides, message):
 def test_what_has_no_bound(gaussian_cascade):
     base, upper, _, _ = gaussian_cascade
     other = CascadeStage("super_res_1", upper.unet, upper.scheduler, CascadedDDPMScheduler(200))
-    with pytest.raises(ValueError, match=r"noised by another process \(200 steps\) than that of stage 'base' \(100"):
+    with pytest.raises(ValueError, match=r"noised by a .* of 200 steps, but stage `base` diffuses by a .* of 100"):
         cascade_up_to([base, other], {"base": None, "super_res_1": 5}, "super_res_1")
     with pytest.raises(ValueError, match="give one of the stages of a cascade with a base"):
         cascade_up_to([upper], {"super_res_1": 5}, "super_res_1")

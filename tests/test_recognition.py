@@ -11,26 +11,21 @@ import torch
 from PIL import Image
 
 from cdm_diffusers import CascadedDDPMScheduler, CascadedDiffusionPipeline, CascadedUNet2DModel
+from cdm_diffusers.data.memory import InMemoryImages
 from cdm_diffusers.evaluation.classifier import ClassifierConfig, build_classifier
+from cdm_diffusers.evaluation.intervals import wilson_interval
 from cdm_diffusers.evaluation.recognition import (
     NearestNeighbours,
     RecognitionConfig,
-    Samples,
-    draw_samples,
+    draw_pairs,
     measure,
     measure_recognition,
-    sampling_options,
-    tables,
-    wilson_interval,
 )
+from cdm_diffusers.evaluation.sample import SampleConfig, sample
+from cdm_diffusers.evaluation.tables import recognition_tables
 
 
 ID2LABEL = {0: "dark", 1: "bright"}
-
-
-def config_for(**overrides):
-    options = {"pipeline": "cascade", "classifier": "classifier", "output": "figures.json", "device": "cpu"}
-    return RecognitionConfig(**{**options, "batch_size": 4, "num_images": 8, **overrides})
 
 
 class BrightnessClassifier(torch.nn.Module):
@@ -41,17 +36,6 @@ class BrightnessClassifier(torch.nn.Module):
     def forward(self, images):
         mean = images.flatten(1).mean(1)
         return torch.stack([-mean, mean], dim=1), torch.stack([mean, 2 * images[:, 0, 0, 0]], dim=1)
-
-
-class Items(torch.utils.data.Dataset):
-    def __init__(self, images, labels):
-        self.images, self.labels = images, labels
-
-    def __len__(self):
-        return len(self.images)
-
-    def __getitem__(self, index):
-        return {"image": self.images[index], "label": self.labels[index]}
 
 
 def random_images(count, size, seed, low=0, high=256):
@@ -74,11 +58,13 @@ def measured():
     train_images, train_labels = labelled(7, 8, seed=10)  # 4 dark and 3 bright, larger than the samples
     test_images, test_labels = labelled(6, 8, seed=20, wrong=(5,))
     images[4] = train_images[2].reshape(1, 4, 2, 4, 2).float().mean((2, 4)).round().flip(-1).to(torch.uint8)
-    samples = Samples({"base": random_images(8, 2, 30), "super_res_1": images}, labels)
-    train, test = Items(train_images, train_labels), Items(test_images, test_labels)
-    config = config_for(num_diversity_images=3, num_nearest_images=5)
-    figures, nearest = measure(samples, BrightnessClassifier(), train, test, config)
-    return samples, train, test, figures, nearest
+    stages = {
+        name: InMemoryImages(of, labels) for name, of in (("base", random_images(8, 2, 30)), ("super_res_1", images))
+    }
+    train, test = InMemoryImages(train_images, train_labels), InMemoryImages(test_images, test_labels)
+    options = {"num_diversity_images": 3, "num_nearest_images": 5, "batch_size": 4}
+    figures, nearest = measure(stages, BrightnessClassifier(), train, test, **options)
+    return stages, train, test, figures, nearest
 
 
 def floats(images):
@@ -100,10 +86,10 @@ def test_shares_recognised(measured):
 
 
 def test_moments_of_each_stage_weigh_classes_equally(measured):
-    samples, train, _, figures, _ = measured
+    stages, train, _, figures, _ = measured
     assert list(figures["stages"]) == ["base", "super_res_1"]
     for (name, stage), size in zip(figures["stages"].items(), (2, 4), strict=True):
-        pixels, real = floats(samples.stages[name]), averaged(train.images, size)
+        pixels, real = floats(stages[name].images), averaged(train.images, size)
         weights = np.where(train.labels == 0, 1 / 4, 1 / 3)  # 4 dark and 3 bright images
         mean = np.average(real.mean((1, 2, 3)), weights=weights)
         std = math.sqrt(np.average(((real - mean) ** 2).mean((1, 2, 3)), weights=weights))
@@ -121,7 +107,7 @@ def mean_distance(vectors):
 
 
 def test_distances_within_classes(measured):
-    samples, train, _, figures, _ = measured
+    samples, train, figures = measured[0]["super_res_1"], measured[1], measured[3]
 
     def features(pixels):
         return np.stack([pixels.mean((1, 2, 3)), 2 * pixels[:, 0, 0, 0]], axis=1)
@@ -141,7 +127,8 @@ def test_distances_within_classes(measured):
 
 
 def test_nearest_training_images(measured):
-    samples, train, test, figures, nearest = measured
+    stages, train, test, figures, nearest = measured
+    samples = stages["super_res_1"]
     real = averaged(train.images, 4)
     real = np.concatenate([real, real[..., ::-1]])
 
@@ -173,19 +160,29 @@ def test_distance_to_an_exact_copy_is_zero():
 def test_wilson_interval():
     """Its ends are the p whose own deviation puts the share z deviations away."""
     z = NormalDist().inv_cdf(0.975)
+    assert wilson_interval(1.0, 24)[1] == 1.0 and wilson_interval(0.0, 24)[0] == 0.0  # without rounding
     for share, count in ((0.9, 2000), (0.5, 10), (1.0, 30)):
         for end in wilson_interval(share, count):
             assert (share - end) ** 2 == pytest.approx(z**2 * end * (1 - end) / count, abs=1e-12)
 
 
-def test_tables_hold_the_figures(measured):
-    shown = tables(measured[3])
+def test_the_tables_hold_the_figures(measured):
+    shown = recognition_tables(measured[3])
     assert "| all classes | 62.50% (" in shown and "| bright | 50.00% | 66.67% |" in shown
     mean = measured[3]["stages"]["super_res_1"]["difference"]["mean"]
     assert "| super_res_1 | 4 |" in shown and f"{mean:+.4f}" in shown
 
 
-# From the pipeline
+def test_a_picture_of_pairs():
+    """A row per class of those that occur, as many pairs in each as the rarest has."""
+    samples = torch.arange(6, dtype=torch.uint8)[:, None, None, None].expand(-1, 1, 64, 64)
+    nearest = torch.full((5, 1, 64, 64), 1.0)
+    picture = draw_pairs(InMemoryImages(samples, torch.tensor([2, 0, 0, 2, 0, 1])), nearest)
+    centres = np.array(picture)[32::64, 32::64, 0]
+    assert centres.tolist() == [[1, 255, 2, 255], [0, 255, 3, 255]]
+
+
+# From folders
 
 
 def tiny_cascade(**options):
@@ -222,48 +219,11 @@ def tiny_cascade(**options):
     )
 
 
-def draw(pipeline, **overrides):
-    config = config_for(**overrides)
-    return draw_samples(pipeline, config, sampling_options(pipeline, config))
-
-
-def test_images_do_not_depend_on_batch_size_or_count():
-    pipeline = tiny_cascade()
-    whole = draw(pipeline, num_images=9, batch_size=9)
-    assert whole.labels.tolist() == [0, 1, 0, 1, 0, 1, 0, 1, 0]
-    assert {name: tuple(images.shape) for name, images in whole.stages.items()} == {
-        "base": (9, 1, 4, 4),
-        "super_res_1": (9, 1, 8, 8),
-    }
-    cut = draw(pipeline, num_images=7, batch_size=4)
-    for name, images in cut.stages.items():
-        assert (images.int() - whole.stages[name][:7].int()).abs().max() <= 1
-    other = draw(pipeline, num_images=7, batch_size=4, seed=1)
-    assert (other.images.int() - cut.images.int()).abs().float().mean() > 5
-    assert len(whole.images.flatten(1).unique(dim=0)) == 9
-
-
-def test_settings_are_the_pipelines_own_unless_given():
-    pipeline = tiny_cascade()
-    assert sampling_options(pipeline, config_for()) == {
-        "num_inference_steps": {"base": 3, "super_res_1": 2},
-        "augmentation_levels": {"super_res_1": 5},
-        "guidance_scale": {"base": 1.5, "super_res_1": 1.0},
-    }
-    assert sampling_options(pipeline, config_for(num_inference_steps=4, augmentation_level=0)) == {
-        "num_inference_steps": {"base": 4, "super_res_1": 4},
-        "augmentation_levels": {"super_res_1": 0},
-        "guidance_scale": {"base": 1.5, "super_res_1": 1.0},
-    }
-    bare = tiny_cascade(default_num_inference_steps=None, default_augmentation_levels=None)
-    assert sampling_options(bare, config_for())["num_inference_steps"] == {"base": 20, "super_res_1": 20}
-
-
 @pytest.fixture
 def folders(tmp_path, monkeypatch):
-    """A saved cascade, an untrained classifier for it and pictures of 4x4 that 2 pixels of padding make 8x8."""
+    """A cascade's samples, an untrained classifier for them and pictures of 4x4 that 2 pixels of padding make 8x8."""
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path / "cache"))
-    tiny_cascade().save_pretrained(tmp_path / "cascade")
+    sample_all(tiny_cascade(), tmp_path / "samples", "png")
     save_classifier(tmp_path / "classifier")
     for split, count in (("train", 6), ("test", 3)):
         for kind in ID2LABEL.values():
@@ -271,6 +231,11 @@ def folders(tmp_path, monkeypatch):
             for i, image in enumerate(random_images(count, 4, seed=len(split) + len(kind))):
                 Image.fromarray(image[0].numpy()).save(tmp_path / "data" / split / kind / f"{i}.png")
     return tmp_path
+
+
+def sample_all(pipeline, folder, image_format="npz", **options):
+    options = {"num_images": 8, "batch_size": 4, "keep_stages": True, "image_format": image_format, **options}
+    sample(SampleConfig(pipeline="cascade", output_dir=str(folder), **options), pipeline)
 
 
 def save_classifier(folder, id2label=ID2LABEL, **options):
@@ -281,13 +246,15 @@ def save_classifier(folder, id2label=ID2LABEL, **options):
 
 def run(folders, **overrides):
     options = {
-        "pipeline": str(folders / "cascade"),
+        "samples": str(folders / "samples"),
         "classifier": str(folders / "classifier"),
         "output": str(folders / "out" / "figures.json"),
         "train_data_dir": str(folders / "data"),
         "label_names": "dark,bright",
+        "batch_size": 4,
+        "device": "cpu",
     }
-    return measure_recognition(config_for(**{**options, **overrides}))
+    return measure_recognition(RecognitionConfig(**{**options, **overrides}))
 
 
 def test_from_folders_to_figures_and_picture(folders, capsys):
@@ -296,13 +263,27 @@ def test_from_folders_to_figures_and_picture(folders, capsys):
     assert report["recognised"]["samples"]["num_images"] == 8 and report["recognised"]["test"]["num_images"] == 6
     assert report["settings"]["augmentation_levels"] == {"super_res_1": 5} and report["settings"]["seed"] == 0
     assert report["settings"]["guidance_scale"] == {"base": 1.5, "super_res_1": 1.0}
+    assert report["settings"]["pipeline"] == "cascade" and report["settings"]["num_images"] == 8
     assert report["versions"]["torch"].startswith("2.") and report["command"].startswith("python ")
     assert capsys.readouterr().out.count("|---") > 3
     pixels = [
         np.pad(np.array(Image.open(file)), 2) / 127.5 - 1.0 for file in (folders / "data" / "train").rglob("*.png")
     ]
     assert report["stages"]["super_res_1"]["data"]["mean"] == pytest.approx(np.mean(pixels), abs=1e-6)
+    kept = np.round(np.load(folders / "samples" / "low_res" / "base.npy") * 255) / 127.5 - 1
+    of_base = report["stages"]["base"]
+    assert of_base["samples"] == pytest.approx({"mean": kept.mean(), "std": kept.std()}, abs=1e-6)
+    samples = [np.array(Image.open(file)) / 127.5 - 1 for file in (folders / "samples" / "images").rglob("*.png")]
+    assert report["stages"]["super_res_1"]["samples"]["mean"] == pytest.approx(np.mean(samples), abs=1e-6)
     assert Image.open(folders / "out" / "grid.png").size == (2 * 3 * 64, 2 * 64)  # 2 classes, 3 pairs
+
+
+def test_the_format_of_samples_makes_no_difference(folders):
+    of_pngs = run(folders)
+    sample_all(tiny_cascade(), folders / "npz", "npz")
+    of_npz = run(folders, samples=str(folders / "npz"))
+    names = ("recognised", "stages", "diversity", "nearest_training_image")
+    assert [of_npz[name] for name in names] == [of_pngs[name] for name in names]
 
 
 # Bad input
@@ -313,8 +294,8 @@ def test_from_folders_to_figures_and_picture(folders, capsys):
     [
         ({"id2label": {0: "dark", 1: "shiny"}}, "classifier has other classes: number 1 is 'shiny' and not 'bright'"),
         ({"id2label": {0: "a", 1: "b", 2: "c"}}, r"classifier has 3 classes \(a, b, c\) and not 2 \(dark, bright\)"),
-        ({"num_channels": 3}, r"takes 8x8 images of 3 channels, .* makes 8x8 images of 1: .*--num_channels 1"),
-        ({"image_size": 16}, r"takes 16x16 images of 1 channels, .* makes 8x8 .*--image_size 8"),
+        ({"num_channels": 3}, r"takes 8x8 images of 3 channels, .* samples are 8x8 of 1: .*--num_channels 1"),
+        ({"image_size": 16}, r"takes 16x16 images of 1 channels, .* are 8x8 .*--image_size 8"),
     ],
 )
 def test_a_classifier_that_does_not_fit_is_refused(folders, classifier, message):
@@ -328,15 +309,13 @@ def test_a_classifier_that_does_not_fit_is_refused(folders, classifier, message)
     ("overrides", "message"),
     [
         ({"classifier": "no/such/folder"}, "'no/such/folder' holds no classifier"),
-        ({"train_data_dir": "no/such/folder"}, "train_data_dir='no/such/folder' is not a folder"),
+        ({"train_data_dir": "no/such/folder"}, "`train_data_dir` is 'no/such/folder', which is not a folder"),
         ({"label_names": "dark,shiny"}, "split 'train' has other classes: number 1 is 'shiny'"),
-        ({"eval_split": "dev"}, "dataset_split='dev' is not in"),
-        ({"padding": 1}, r"6x6 pixels with padding, less than source_resolution=8"),
-        ({"num_images": 3}, "`num_images` is 3; 2 classes need at least 4"),
-        ({"num_images": 0}, "`num_images` is 0"),
-        ({"num_inference_steps": 0}, "`num_inference_steps` is 0"),
-        ({"num_inference_steps": 21}, "num_inference_steps.*21"),
-        ({"augmentation_level": 21}, "`augmentation_level` of stage `super_res_1` is 21"),
+        ({"eval_split": "dev"}, "`dataset_split` is 'dev', which is not in"),
+        ({"padding": 1}, r"6x6 pixels with padding, less than `source_resolution` 8"),
+        ({"samples": "no/such/folder"}, "settings.json' was not written by evaluation/sample.py"),
+        ({"num_nearest_images": 0}, "`num_nearest_images` is 0"),
+        ({"output": "."}, "`output` is '.', a folder"),
     ],
 )
 def test_bad_options(folders, overrides, message):
@@ -345,18 +324,27 @@ def test_bad_options(folders, overrides, message):
     assert not (folders / "out" / "figures.json").exists()
 
 
-def test_pipelines_without_classes_or_augmentation(folders):
-    tiny_cascade(id2label=None).save_pretrained(folders / "cascade")
-    with pytest.raises(ValueError, match=r"the pipeline has no classes \(`id2label`\)"):
-        run(folders)
-    base = tiny_cascade()
-    base = CascadedDiffusionPipeline(base.base_unet, base.base_scheduler, id2label=ID2LABEL)
-    with pytest.raises(ValueError, match="`augmentation_level` is 5, but no stage of the pipeline takes one"):
-        sampling_options(base, config_for(augmentation_level=5))
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"keep_stages": False}, r"has not kept the stages \['base'\].*--keep_stages"),
+        ({"num_images": 3}, "has 1 images of some class; each class needs at least 2"),
+    ],
+)
+def test_samples_that_are_not_enough(folders, options, message):
+    sample_all(tiny_cascade(), folders / "few", **options)
+    with pytest.raises(ValueError, match=message):
+        run(folders, samples=str(folders / "few"))
+
+
+def test_samples_without_classes(folders):
+    sample_all(tiny_cascade(id2label=None), folders / "unnamed")
+    with pytest.raises(ValueError, match=r"have no classes \(`id2label`\)"):
+        run(folders, samples=str(folders / "unnamed"))
 
 
 def test_a_class_without_training_images(measured):
-    samples, train, test, _, _ = measured
-    dark = Items(train.images[train.labels == 0], train.labels[train.labels == 0])
+    stages, train, test, _, _ = measured
+    dark = InMemoryImages(train.images[train.labels == 0], train.labels[train.labels == 0])
     with pytest.raises(ValueError, match="training split has 0 images of class 'bright'"):
-        measure(samples, BrightnessClassifier(), dark, test, config_for())
+        measure(stages, BrightnessClassifier(), dark, test)

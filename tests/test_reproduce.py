@@ -15,7 +15,6 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from small_cascade import small_cascade
 
 from cdm_diffusers import CascadedDiffusionPipeline, get_preset
 from cdm_diffusers.conditioning_augmentation import gaussian_blur
@@ -23,9 +22,10 @@ from cdm_diffusers.evaluation.classifier import ClassifierConfig, build_classifi
 from cdm_diffusers.evaluation.evaluate import evaluate
 from cdm_diffusers.evaluation.sample_store import LowResImages
 from cdm_diffusers.studies import reproduce as module
-from cdm_diffusers.studies.experiments import EXPERIMENTS, Experiment, TrainedStage, get_experiment
+from cdm_diffusers.studies.config import ReproduceConfig, StudySettings, read_settings
+from cdm_diffusers.studies.experiments import EXPERIMENTS, Experiment, StageRecipe, table3a
 from cdm_diffusers.studies.reports import classification_lines, over_runs, write_table
-from cdm_diffusers.studies.reproduce import ReproduceConfig, Study, read_settings, reproduce, stage_of_cascade
+from cdm_diffusers.studies.reproduce import Study, reproduce
 
 
 CONFIGS = ("fashion_mnist", "imagenet")
@@ -94,7 +94,11 @@ def write_config(folder, **changes):
 
 def run(folder, name, **options):
     arguments = {"config": str(folder / "config.json"), "output_dir": str(folder / "study"), **options}
-    return reproduce(name, ReproduceConfig(**arguments))
+    return reproduce(ReproduceConfig(name=name, **arguments))
+
+
+def settings_of(folder, name="table2a", **options) -> StudySettings:
+    return read_settings(ReproduceConfig(name=name, config=str(folder / "config.json"), output_dir="x", **options))
 
 
 # What is compared
@@ -103,29 +107,27 @@ def run(folder, name, **options):
 @pytest.mark.parametrize("name", CONFIGS)
 def test_configurations_have_every_experiment(name):
     """With stages that exist, of the right kinds, and every figure of the paper at its place."""
-    settings = read_settings(ReproduceConfig(config=f"configs/{name}.json", output_dir="x"))
+    file = f"configs/{name}.json"
     expected = set(EXPERIMENTS) - ({"table5"} if name == "imagenet" else set())
-    assert set(settings["experiments"]) == expected
-    study = Study(settings, None)
+    assert set(json.loads(Path(file).read_text())["experiments"]) == expected
     for experiment_name in expected:
-        section = dict(settings["experiments"][experiment_name])
-        evaluation = {**settings["evaluation"], **section.pop("evaluation", {})}
-        experiment = get_experiment(experiment_name, section)
-        study.check(experiment)
+        settings = read_settings(ReproduceConfig(name=experiment_name, config=file, output_dir="x"))
+        experiment, stages = settings.experiment(experiment_name), Study(settings, Path("x")).stages
         for row in experiment.rows:
             assert len(row.paper) in (0, len(experiment.paper_columns))
-            for place, stage in enumerate(row.arm.stages):
-                spec = settings["stages"][stage.name]
-                if "preset" in spec:
-                    preset = get_preset(spec["preset"])
-                    assert (preset.unet.low_res_size is None) == (place == 0)
-                    assert preset.data.source_resolution == evaluation["source_resolution"]
+            for place, recipe in enumerate(row.arm.stages):
+                stages.check(recipe, experiment.title, None)
+                source = settings.stages[recipe.name]
+                if source.is_given:
+                    assert (source.stage == "base") == (place == 0)
                 else:
-                    assert (spec["stage"] == "base") == (place == 0)
+                    preset = get_preset(source.preset)
+                    assert (preset.unet.low_res_size is None) == (place == 0)
+                    assert preset.data.source_resolution == settings.evaluation.source_resolution
 
 
 def test_table_3a_asks_for_what_the_paper_compared():
-    rows = get_experiment("table3a", {"base": "a", "super_res": "b", "num_inference_steps": {}}).rows
+    rows = table3a("a", "b").rows
     assert len(rows) == 13
     assert rows[0].paper == ("1.71", "2.46", "61.34 ± 1.58") and rows[0].x == 0
     truncated = [row for row in rows if row.arm.sampling["truncated"]]
@@ -235,9 +237,10 @@ def test_table_3a_from_nothing_and_again(study_folder, monkeypatch):
 
 def test_ground_truth_and_blur(study_folder, tmp_path):
     """The last stage takes area averages of the split's images with their labels, or the same blurred."""
-    study = Study(read_settings(ReproduceConfig(config=str(study_folder / "config.json"), output_dir="x")), tmp_path)
-    arm = get_experiment("table3b", study.settings["experiments"]["table3b"]).rows[0].arm
-    folder = study.low_res(arm, ["base", "super_res_1"], 0, 0)
+    settings = settings_of(study_folder, "table3b")
+    samples = Study(settings, tmp_path).samples
+    arm = settings.experiment("table3b").rows[0].arm
+    folder = samples.low_res(arm, ["base", "super_res_1"], 0, 0)
     low_res = LowResImages(folder, "base")
     images, labels = low_res[torch.arange(20)], low_res.labels
     assert ((images.mean((1, 2, 3)) > 0.5) == (labels == 0)).all() and 0 < labels.sum() < 20
@@ -248,7 +251,7 @@ def test_ground_truth_and_blur(study_folder, tmp_path):
     distances = torch.cdist(images.flatten(1).double(), torch.stack(averages).flatten(1))
     assert distances.min(1).values.max() < 1e-5 and len(distances.argmin(1).unique()) == 20
 
-    blurred = LowResImages(study.blurred(folder, "base", 0.5), "base")
+    blurred = LowResImages(samples.blurred(folder, "base", 0.5), "base")
     assert torch.equal(blurred[torch.arange(20)], gaussian_blur(images, torch.full((20,), 0.5)))
     assert torch.equal(blurred.labels, labels)
 
@@ -392,10 +395,9 @@ def test_steps_of_the_command_line_are_those_of_every_training(study_folder):
     with configured(study_folder) as content:
         content["stages"]["base"]["options"]["max_train_steps"] = 7
         (study_folder / "config.json").write_text(json.dumps(content))
-        config = ReproduceConfig(config=str(study_folder / "config.json"), output_dir="", max_train_steps=3)
-        settings = read_settings(config)
-    study = Study(settings, study_folder / "study")
-    assert [study.training(TrainedStage(name), 0)[0].max_train_steps for name in ("base", "up")] == [3, 3]
+        settings = settings_of(study_folder, max_train_steps=3)
+    stages = Study(settings, study_folder / "study").stages
+    assert [stages.training(StageRecipe(name), 0)[0].max_train_steps for name in ("base", "up")] == [3, 3]
 
 
 def test_every_training_seed_is_another_training(study_folder):
@@ -409,74 +411,110 @@ def test_every_training_seed_is_another_training(study_folder):
 
 
 def test_networks_sample_in_the_type_of_the_configuration(study_folder, tmp_path):
-    settings = read_settings(ReproduceConfig(config=str(study_folder / "config.json"), output_dir=""))
-    settings["sampling"]["dtype"] = "bf16"
-    study = Study(settings, study_folder / "study")
-    cascade = study.cascade((TrainedStage("base"), TrainedStage("up")), 0)
+    with configured(study_folder) as content:
+        content["sampling"]["dtype"] = "bf16"
+        (study_folder / "config.json").write_text(json.dumps(content))
+        settings = settings_of(study_folder)
+    stages = Study(settings, study_folder / "study").stages
+    cascade = stages.cascade((StageRecipe("base"), StageRecipe("up")), 0)
     assert {stage.unet.dtype for stage in cascade.stages} == {torch.bfloat16}
 
 
 def test_batches_are_those_of_all_processes(study_folder):
-    settings = read_settings(ReproduceConfig(config=str(study_folder / "config.json"), output_dir=""))
-    study = Study(settings, study_folder / "study")
-    stage = TrainedStage("base", {"gradient_accumulation_steps": 2})
-    alone = study.training(stage, 0), study.stage_key(stage, 0)
-    study.state = SimpleNamespace(num_processes=2)
-    shared = study.training(stage, 0), study.stage_key(stage, 0)
+    stages = Study(settings_of(study_folder), study_folder / "study").stages
+    recipe = StageRecipe("base", {"gradient_accumulation_steps": 2})
+    alone = stages.training(recipe, 0), stages.key(recipe, 0)
+    stages.state = SimpleNamespace(num_processes=2)
+    shared = stages.training(recipe, 0), stages.key(recipe, 0)
     assert [config.train_batch_size for (config, _), _ in (alone, shared)] == [2, 1]
     assert alone[0][1].training.train_batch_size == shared[0][1].training.train_batch_size == 4
     assert alone[1] == shared[1]
-    study.state.num_processes = 3
+    stages.state.num_processes = 3
     with pytest.raises(ValueError, match="`train_batch_size` of the stage 'base' is 4, which does not divide over 6"):
-        study.training(stage, 0)
-
-
-def test_a_given_stage_keeps_what_the_cascade_recommends(tmp_path):
-    cascade = small_cascade()
-    cascade.register_to_config(
-        default_num_inference_steps={"super_res_1": 7},
-        default_augmentation_levels={"super_res_1": 3},
-        default_guidance_scales={"super_res_1": 1.5},
-    )
-    cascade.save_pretrained(tmp_path)
-    config = stage_of_cascade(str(tmp_path), "super_res_1").config
-    assert config.default_num_inference_steps == 7
-    assert (config.default_augmentation_level, config.default_guidance_scale) == (3, 1.5)
-    with pytest.raises(ValueError, match=r"`stage` is 'super_res_9'; .* has \['base', "):
-        stage_of_cascade(str(tmp_path), "super_res_9")
+        stages.training(recipe, 0)
 
 
 # Bad input
 
 
-def test_bad_configurations(study_folder, tmp_path):
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        ("training.learning_rat", 0.1, "is not an option; did you mean `learning_rate`?"),
+        ("training.seeds", [], "`seeds` is []; it must have at least one item."),
+        ("sampling.batchsize", 4, "is not an option; did you mean `batch_size`?"),
+        ("sampling.num_images", 19, "is 19; it must be at least 20."),
+        ("sampling.dtype", "bf61", "it must be one of ['float32', 'bf16', 'fp16']"),
+        ("data.train_data_dirs", "x", "is not an option; did you mean `train_data_dir`?"),
+        ("evaluation.extracto", "x", "is not an option; did you mean `extractor`?"),
+        ("classification.num_seeds", 0, "is 0; it must be at least 1."),
+        ("stages.base.option", {}, "is not an option; did you mean `options`?"),
+        ("stages.base.options.train_batch_siz", 3, "is not an option; did you mean `train_batch_size`?"),
+        ("stages.base.pipeline", "x", "it must have a preset, or a pipeline and the name of its stage"),
+        ("stages.base.preset", "fashion_mnist_9", "'fashion_mnist_9'"),
+        ("experiments.table2c", {}, "is not an option; did you mean `table2b`?"),
+        ("experiments.table3a.level", [0], "is not an option; did you mean `levels`?"),
+        ("experiments.table3a.levels", [-1], "is [-1]; each item must be at least 0."),
+        ("experiments.table3a.num_inference_steps", {"base": 0}, "each value must be at least 1"),
+        ("experiments.table3a.evaluation", {"batchsize": 1}, "is not an option; did you mean `batch_size`?"),
+        ("experiments.table4b.batch_sizes", [4], "is [4]; it must be 2 whole numbers of at least 1."),
+    ],
+)
+def test_a_misspelt_or_bad_value_is_named_before_anything_runs(study_folder, tmp_path, path, value, message):
+    """Wherever it is in the configuration, with its path, whatever experiment is to be reproduced."""
+    content = json.loads((study_folder / "config.json").read_text())
+    *sections, name = path.split(".")
+    section = content
+    for key in sections:
+        section = section[key]
+    section[name] = value
+    (tmp_path / "config.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError) as error:
+        settings_of(tmp_path)
+    assert message in str(error.value) and f"`{'.'.join(sections)}" in str(error.value)
+
+
+def test_missing_parts_are_named(study_folder, tmp_path):
+    content = json.loads((study_folder / "config.json").read_text())
+    del content["data"], content["experiments"]["table3a"]["base"]
+    (tmp_path / "config.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=r"`data` in .* is missing.*`experiments.table3a.base` in .* is missing"):
+        settings_of(tmp_path)
+
+
+def test_values_are_kept_as_they_were_given(study_folder, tmp_path):
+    """Folders are named by hashes of them: 1 stays 1 where a float is declared, and defaults are not filled in."""
+    content = json.loads((study_folder / "config.json").read_text())
+    content["experiments"]["table2a"]["guidance_scale"] = {"base": 2}
+    content["stages"]["base"]["options"] |= {"blur_sigma_range": [0, 1], "learning_rate": 1, "max_train_steps": None}
+    (tmp_path / "config.json").write_text(json.dumps(content))
+    settings = settings_of(tmp_path)
+    assert json.dumps(settings.given) == json.dumps(content)
+    options = Study(settings, tmp_path).stages.training_options(StageRecipe("base"))
+    assert repr(options["learning_rate"]) == "1" and repr(options["blur_sigma_range"]) == "[0, 1]"
+
+
+def test_what_does_not_fit_is_said_before_anything_runs(study_folder, tmp_path):
     good = json.loads((study_folder / "config.json").read_text())
 
     def refuses(message, name="table3a", **changes):
         (tmp_path / "config.json").write_text(json.dumps({**copy.deepcopy(good), **changes}))
         with pytest.raises(ValueError, match=message):
-            reproduce(name, ReproduceConfig(config=str(tmp_path / "config.json"), output_dir=str(tmp_path / "out")))
+            run(tmp_path, name)
 
-    refuses("has no experiment 'table5'", name="table5")
+    refuses(r"`name` is 'table5'; it must be one of the experiments of .* \['table2a'", name="table5")
     refuses("names the stage 'base'; the configuration has the stages", stages={})
-    refuses("does not fit: .*'base'", experiments={"table3a": {"super_res": "up"}})
-    wrong = {"base": "base", "super_res": "up", "steps": 3}
-    refuses(r"has \['steps'\], which are no options of sampling", experiments={"table3a": wrong})
     given = {**good["stages"], "up": {"pipeline": "x", "stage": "super_res_1"}}
     refuses("trains the stage 'up' with .*augmentation_level", name="table2b", stages=given)
     too_high = {**good["experiments"]["table3a"], "levels": [251, 4001]}
-    refuses(r"s = 4001 for the stage 'up', .* must lie in 0\.\.4000", experiments={"table3a": too_high})
-    training = {**good["training"], "learning_rat": 0.1}
-    refuses(r"The stage 'base' has \['learning_rat'\], which are no options of training", training=training)
-    few = {**good["sampling"], "num_images": 19}
-    refuses("`num_images` is 19; 20 are the least", sampling=few)
-    refuses(r"`evaluation` has \['extracto'\]", evaluation={**good["evaluation"], "extracto": "x"})
-    refuses(r"extractor|classifier", evaluation={**good["evaluation"], "extractor": str(tmp_path / "none")})
-    with pytest.raises(ValueError, match="cannot be read as JSON"):
-        read_settings(ReproduceConfig(config=str(tmp_path), output_dir="x"))
-    (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(ValueError, match=r"has no .*'data'"):
-        read_settings(ReproduceConfig(config=str(tmp_path / "config.json"), output_dir="x"))
-    with pytest.raises(ValueError, match="`sampling_seeds` is empty"):
-        ReproduceConfig(config="x", output_dir="x", sampling_seeds=[])
-    assert not (tmp_path / "out").exists()
+    refuses(r"s = 4001 for the stage 'up', .* must lie between 0 and 4000", experiments={"table3a": too_high})
+    misspelt = {**good["experiments"]["table3a"], "num_inference_steps": {"base": 2, "super_res1": 2}}
+    refuses(r"`num_inference_steps` of .* names \['super_res1'\]", experiments={"table3a": misspelt})
+    no_steps = {**good["experiments"]["table2b"], "num_inference_steps": {"base": 2}}
+    refuses("`num_inference_steps` is .*'super_res_1'", name="table2b", experiments={"table2b": no_steps})
+    refuses("extractor|classifier", evaluation={**good["evaluation"], "extractor": str(tmp_path / "none")})
+    assert not (tmp_path / "study").exists()
+    with pytest.raises(OSError):
+        settings_of(tmp_path / "missing")
+    with pytest.raises(ValueError, match="`sampling_seeds` is \\[\\]"):
+        ReproduceConfig(name="table2a", config="x", output_dir="x", sampling_seeds=[])

@@ -1,8 +1,10 @@
 """Both schedulers against Diffusers, float64 recursions written here, and Gaussians whose exact denoiser is known."""
 
+import copy
 import itertools
 import json
 import math
+import pickle
 
 import numpy as np
 import pytest
@@ -15,6 +17,7 @@ from diffusers import (
     EulerDiscreteScheduler,
     UniPCMultistepScheduler,
 )
+from diffusers.training_utils import compute_snr
 
 from cdm_diffusers import CascadedDDPMScheduler, ContinuousDDPMScheduler
 
@@ -741,3 +744,44 @@ def test_short_linear_schedule_needs_end_points():
     with pytest.raises(ValueError, match="give `beta_start` and `beta_end`"):
         CascadedDDPMScheduler(50, "linear")
     assert CascadedDDPMScheduler(4, "linear", 0.1, 0.5).table.betas.numpy() == pytest.approx(np.linspace(0.1, 0.5, 4))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What Diffusers' training utilities read
+
+
+def cosine_snr(timesteps):
+    """alpha_bar_t = f(t) / f(0), away from the last betas, which are clipped."""
+    f = torch.cos(((timesteps.double() + 1) / 4000 + 0.008) / 1.008 * math.pi / 2) ** 2
+    alpha_bar = f / math.cos(0.008 / 1.008 * math.pi / 2) ** 2
+    return alpha_bar / (1 - alpha_bar)
+
+
+def linear_snr(timesteps):
+    betas = np.linspace(1e-6, 1e-2, 2000)
+    alpha_bar = torch.from_numpy(np.exp(np.cumsum(np.log1p(-betas))))[timesteps]
+    return alpha_bar / (1 - alpha_bar)
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "closed_form"),
+    [(CascadedDDPMScheduler(4000), cosine_snr), (ContinuousDDPMScheduler(2000), linear_snr)],
+    ids=["cosine", "linear"],
+)
+@pytest.mark.parametrize(
+    "copied", [lambda it: it, copy.copy, copy.deepcopy, lambda it: pickle.loads(pickle.dumps(it))]
+)
+def test_compute_snr(scheduler, closed_form, copied):
+    scheduler = copied(scheduler)
+    scheduler.set_timesteps(10)
+    timesteps = torch.tensor([[0, 1], [10, 999], [1500, 1998]])
+    torch.testing.assert_close(compute_snr(scheduler, timesteps), closed_form(timesteps).float(), rtol=1e-5, atol=0)
+    assert torch.equal(torch.cumprod(1 - scheduler.betas, dim=0).float(), scheduler.alphas_cumprod.float())
+    assert scheduler.betas.shape == scheduler.alphas_cumprod.shape == (len(scheduler),)
+
+
+def test_the_process_survives_saving_and_its_config_has_no_tables(tmp_path):
+    scheduler = CascadedDDPMScheduler(100)
+    scheduler.save_pretrained(tmp_path)
+    assert torch.equal(CascadedDDPMScheduler.from_pretrained(tmp_path).alphas_cumprod, scheduler.alphas_cumprod)
+    assert not {"alphas_cumprod", "betas", "trained_betas"} & scheduler.config.keys()

@@ -1,7 +1,6 @@
 """Post-training search: from settings to figures, table, plots and the pipeline's folder; and bad input."""
 
 import json
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,8 +18,8 @@ from cdm_diffusers.evaluation.classifier import ClassifierConfig, build_classifi
 from cdm_diffusers.evaluation.features import load_extractor
 from cdm_diffusers.evaluation.sample_store import store_real_images
 from cdm_diffusers.evaluation.seeded_sampling import image_generator
-from cdm_diffusers.studies.search import SearchConfig, search
-from cdm_diffusers.studies.search_grid import Setting, read_grid, settings_of
+from cdm_diffusers.studies.config import SearchConfig, Setting
+from cdm_diffusers.studies.search import resolved, search
 from cdm_diffusers.studies.search_report import summarise, table, write_best
 
 
@@ -173,9 +172,12 @@ def test_stages_after_the_searched_one(folders, tmp_path):
 
 def test_grids(tmp_path):
     pipeline = small_cascade(default_guidance_scales={"super_res_1": 1.5})
-    grids = read_grid('{"augmentation_level": [1, 2], "num_inference_steps": [4, 3]}')
-    (tmp_path / "grid.json").write_text(json.dumps([*grids, {"augmentation_level": [2, 7]}]))
-    settings = settings_of(read_grid(str(tmp_path / "grid.json")), pipeline, "super_res_1")
+    first = {"augmentation_level": [1, 2], "num_inference_steps": [4, 3]}
+    (tmp_path / "grid.json").write_text(json.dumps([first, {"augmentation_level": [2, 7]}]))
+    config = SearchConfig(
+        pipeline="x", extractor="x", output_dir="x", train_data_dir="x", grid=str(tmp_path / "grid.json")
+    )
+    settings = resolved(config.settings(), pipeline, "super_res_1")
     found = [(setting.augmentation_level, setting.num_inference_steps) for setting in settings]
     assert found == [(1, 4), (1, 3), (2, 4), (2, 3), (7, 3)]  # (2, 3) once
     assert {(setting.scheduler, setting.guidance_scale) for setting in settings} == {("ancestral", 1.5)}
@@ -194,28 +196,31 @@ def test_grids(tmp_path):
             {"augmentation_levels": [5, 21]},
             r"'augmentation_level': 21.* of stage `super_res_1`: .*must be .* in 0..20",
         ),
-        ({"schedulers": ["euler"]}, "'euler'; it must be one of"),
+        ({"schedulers": ["eular"]}, "'eular'.*must be one of"),
         ({"num_inference_steps": [21]}, "num_inference_steps.*21"),
-        ({"truncated": ["maybe"]}, "`truncated` is 'maybe', which is no JSON"),
-        ({"truncated": ["true"], "conditionings": ["train"]}, "`truncated` with `conditioning` 'train'"),
-        ({"conditionings": ["test"]}, "`conditioning` is 'test'"),
+        ({"truncated": ["maybe"]}, "`truncated` is .'maybe'.; each item must be true or false"),
+        ({"truncated": [True], "conditionings": ["train"]}, "`truncated` with `conditioning` 'train'"),
+        ({"conditionings": ["test"]}, "`conditionings` is .'test'.; each item must be one of"),
         ({"restart_timesteps": [10]}, "`restart_timestep` is 10, but with `image` the base does not run"),
-        ({"stage": "base", "truncated": ["true"]}, "the base has no conditioning"),
+        ({"stage": "base", "truncated": [True]}, "the base has no conditioning"),
         ({"stage": "super_res_2", "augmentation_levels": [5]}, "stage `super_res_2` is 5, but the stage takes none"),
         ({"grid": '{"inference_schedule": [[0.1, 0.2]]}'}, "samples with CascadedDDPMScheduler"),
         ({"grid": '{"steps": [3]}'}, r"`grid` has the axes \['steps'\]"),
-        ({"grid": '{"truncated": true}'}, "must be a dict of lists"),
+        ({"grid": '{"truncated": true}'}, "must be an object of lists"),
         ({"grid": "[]"}, "`grid` is empty"),
-        ({"grid": "no/such/file"}, "`grid` is 'no/such/file', which is neither JSON nor a file"),
+        ({"grid": "no/such/file"}, "`grid` is 'no/such/file'; it must be JSON or a file of it"),
         ({"grid": "{}", "num_inference_steps": [2]}, "give either the one or the others"),
         ({}, "give either the one or the others"),
         ({"num_inference_steps": [2], "stage": "super_res_3"}, "`stage` is 'super_res_3'"),
-        ({"num_inference_steps": [2], "measured_stage": "base"}, "which runs before `stage`"),
+        ({"num_inference_steps": [2], "measured_stage": "base"}, "must not run before `stage`"),
         ({"num_inference_steps": [2], "num_images": 1}, "`num_images` is 1"),
-        ({"num_inference_steps": [2], "seeds": []}, "`seeds` is"),
+        ({"num_inference_steps": [2], "seeds": []}, "`seeds` is \\[\\]; it must have at least one"),
         ({"num_inference_steps": [2], "eval_split": "train"}, "they must differ"),
         ({"num_inference_steps": [2], "select_split": "dev"}, "`select_split` is 'dev'"),
-        ({"num_inference_steps": [2], "pipeline": "a/hub-id", "write_best": True}, "`write_best` needs a folder"),
+        (
+            {"num_inference_steps": [2], "pipeline": "a/hub-id", "write_best": True},
+            "`write_best` it must be a folder",
+        ),
         ({"conditionings": ["train"], "label_names": "a,b,c"}, "the split 'train' has other classes"),
     ],
 )
@@ -229,7 +234,7 @@ def test_a_truncated_process_needs_a_scheduler_of_ours(folders, tmp_path):
     pipeline = CascadedDiffusionPipeline.from_pretrained(folders / "cascade")
     pipeline.base_scheduler = DPMSolverMultistepScheduler.from_config(pipeline.base_scheduler.config)
     pipeline.save_pretrained(tmp_path / "cascade")
-    config = config_for(folders, tmp_path / "out", pipeline=str(tmp_path / "cascade"), truncated=["true"])
+    config = config_for(folders, tmp_path / "out", pipeline=str(tmp_path / "cascade"), truncated=[True])
     with pytest.raises(ValueError, match="Stage `base`: DPMSolverMultistepScheduler cannot stop"):
         search(config)
     assert not (tmp_path / "out").exists()
@@ -275,29 +280,24 @@ LINES = [
 ]
 
 
-def selection(**options):
-    return SimpleNamespace(
-        **{"select_split": "train", "max_evaluations": None, "write_best": False, "seeds": [0]} | options,
-        dataset_split="train",
-        eval_split="test",
-    )
-
-
 def test_means_errors_and_the_best():
-    rows = summarise(LINES, "super_res_1", selection())
+    def summary(seeds=(0,), select_split="train", **options):
+        return summarise(LINES, "super_res_1", seeds, select_split, **options)
+
+    rows = summary()
     assert [row["seeds"] for row in rows] == [[0, 1], [0], [0], [0], [0], [0]]
     assert rows[0]["figures"]["train"] == {"mean": 6.0, "standard_error": pytest.approx(1.0), "values": [5.0, 7.0]}
     assert rows[1]["figures"]["test"]["standard_error"] is None
     assert [row["is_optimal"] for row in rows] == [True, True, False, False, True, True]
 
     def best(**options):
-        return [row["is_best"] for row in summarise(LINES, "super_res_1", selection(**options))].index(True)
+        return [row["is_best"] for row in summary(**options)].index(True)
 
-    assert best() == 5 and best(write_best=True) == 3 and best(max_evaluations=8) == 1
+    assert best() == 5 and best(only_storable=True) == 3 and best(max_evaluations=8) == 1
     assert best(select_split="test", max_evaluations=8) == 2
     assert best(seeds=[0, 1]) == 0  # the one setting that both have
     description = {"stage": "super_res_1", "measured_stage": "super_res_1", "extractor": "E", "distance": "D"}
-    text = table(rows, {"train": 0.25, "test": 0.5}, description, selection(max_evaluations=8))
+    text = table(rows, {"train": 0.25, "test": 0.5}, description, "train", max_evaluations=8)
     assert "| - | yes | generated |" in text or "| yes | generated | - |" in text
     assert "no more images than the 4 features" in text and "0.25 from 'train', 0.5 from 'test'" in text
     assert "6 ± 1" in text and "within 8 network evaluations" in text and "distance from 'test'" in text
@@ -309,8 +309,8 @@ def test_the_best_is_written_into_the_pipeline(tmp_path):
     pipeline = CascadedDiffusionPipeline.from_pretrained(tmp_path)
     found = {"num_inference_steps": 7, "augmentation_level": 4, "scheduler": "dpmsolver++", "guidance_scale": 1.3}
     lines = [line((3.0, 4.0), 7, **found), line((5.0, 1.0), 3, **{**found, "num_inference_steps": 3})]
-    config = selection(write_best=True, pipeline=str(tmp_path), output_dir="somewhere")
-    write_best(summarise(lines, "super_res_1", config), pipeline, "super_res_1", config)
+    about = {"selected_by": "train"}
+    write_best(summarise(lines, "super_res_1", [0], "train"), pipeline, "super_res_1", tmp_path, about)
     changed = CascadedDiffusionPipeline.from_pretrained(tmp_path)
     assert isinstance(changed.super_res_1_scheduler, DPMSolverMultistepScheduler)
     assert changed.config.default_num_inference_steps == {"base": 3, "super_res_1": 7, "super_res_2": 3}
@@ -323,13 +323,12 @@ def test_the_best_is_written_into_the_pipeline(tmp_path):
     assert not list(tmp_path.glob(".tmp-*"))
 
     schedule = {"num_inference_steps": 5, "inference_schedule": [0.01, 0.5]}
-    config = selection(write_best=True, pipeline=str(tmp_path), output_dir="somewhere")
     lines = [line((3.0, 4.0), 5, **schedule) | {"evaluations": {"super_res_2": 5}}]
-    write_best(summarise(lines, "super_res_2", config), changed, "super_res_2", config)
+    write_best(summarise(lines, "super_res_2", [0], "train"), changed, "super_res_2", tmp_path, about)
     scheduler = CascadedDiffusionPipeline.from_pretrained(tmp_path).super_res_2_scheduler
     scheduler.set_timesteps(2)
     assert scheduler.inference_table.betas.tolist() == pytest.approx([0.01, 0.5])
 
-    config.max_evaluations = 1
-    with pytest.raises(ValueError, match="`max_evaluations`, which is 1"):
-        write_best(summarise(lines, "super_res_2", config), changed, "super_res_2", config)
+    too_many = summarise(lines, "super_res_2", [0], "train", max_evaluations=1)
+    with pytest.raises(ValueError, match="no setting within `max_evaluations`"):
+        write_best(too_many, changed, "super_res_2", tmp_path, about)

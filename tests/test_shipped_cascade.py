@@ -10,6 +10,7 @@ from diffusers import UniPCMultistepScheduler
 from cdm_diffusers import CascadedDDPMScheduler, CascadedDiffusionPipeline, ContinuousDDPMScheduler
 from cdm_diffusers.evaluation.classifier import Classifier
 from cdm_diffusers.evaluation.seeded_sampling import counted_evaluations
+from cdm_diffusers.evaluation.tables import recognition_tables
 
 
 CHECKPOINTS = Path(__file__).parent.parent / "checkpoints"
@@ -88,5 +89,7 @@ def test_samples_of_a_class_differ(samples):
 def test_the_card_tells_what_there_is():
     card = (CASCADE / "README.md").read_text()
     assert "| base | 8x8 |" in card and "epsilon" in card and "recognised" in card
+    tables = recognition_tables(json.loads((CASCADE / "recognition.json").read_text()))
+    assert "".join(tables.split()) in "".join(card.split())
     configs = json.loads((CASCADE / "training_config.json").read_text())
     assert set(configs) == {"base", "super_res_1", "super_res_2"}

@@ -12,6 +12,7 @@ import math
 import multiprocessing
 import os
 import platform
+import re
 import resource
 import runpy
 import shutil
@@ -32,9 +33,9 @@ from forkserver import FORKSERVER
 from PIL import Image
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from transformers import HfArgumentParser
 
 from cdm_diffusers.data.sources import open_images
+from cdm_diffusers.options import parse
 from cdm_diffusers.pipelines import CascadedDiffusionPipeline, SuperResolutionPipeline
 from cdm_diffusers.presets import BlurAugmentationPreset, get_preset
 from cdm_diffusers.training import cpu
@@ -151,7 +152,7 @@ def gradients(options):
     return {name: parameter.grad for name, parameter in trainer.stage.unet.named_parameters()}
 
 
-@pytest.mark.slow
+@pytest.mark.slow("Inductor compiles a network's forward and backward pass")
 @pytest.mark.skipif(shutil.which(os.environ.get("CXX", "g++")) is None, reason="Inductor needs a C++ compiler")
 def test_a_compiled_network_has_the_same_gradients(images):
     """With layouts of its own choice, Inductor of torch 2.13 makes 66 of these 117 gradients zero on a CPU."""
@@ -440,7 +441,7 @@ def test_crops_then_whole_images_and_exact_resume(images, tmp_path):
         ({"crop_size": 8}, "`crop_size` is 8; it must be smaller than `sample_size`, 8, and a multiple of 4"),
         ({"crop_size": 6}, "`crop_size` is 6; it must be smaller than `sample_size`, 8, and a multiple of 4"),
         ({"crop_size": 0, "whole_image_fraction": 0.5}, r"`whole_image_fraction` is 0.5 without a `crop_size`"),
-        ({"whole_image_fraction": 2.0}, r"`whole_image_fraction` is 2.0; it must lie in 0..1"),
+        ({"whole_image_fraction": 2.0}, r"`whole_image_fraction` is 2.0; it must be between 0 and 1"),
         (
             {"preset": "fashion_mnist_8_to_16", "patch_size": 1},
             "`crop_size` is 4, but the network of .* has attention",
@@ -774,8 +775,7 @@ def test_super_resolution_run_ends_in_a_pipeline_with_card_and_curves(images, tm
 
 
 def parsed(*arguments):
-    (config,) = HfArgumentParser(TrainingConfig).parse_args_into_dataclasses(list(arguments))
-    return config
+    return parse(TrainingConfig, list(arguments))
 
 
 DATA = ("--dataset_name", "someone/something", "--output_dir", "somewhere")
@@ -941,9 +941,11 @@ def test_resolved_configuration_is_one_json(images, unbroken):
         (("--preset", "imagenet_32", "--logging_steps", "0", *DATA), False, "`logging_steps` is 0"),
     ],
 )
-def test_options_that_do_not_fit_are_refused(arguments, super_resolution, message):
-    with pytest.raises(ValueError, match=message):
+def test_options_that_do_not_fit_are_refused(arguments, super_resolution, message, capsys):
+    """Some as words of the command line, the others against the preset."""
+    with pytest.raises((ValueError, SystemExit)) as refusal:
         resolve_preset(parsed(*arguments), super_resolution)
+    assert re.search(message, f"{refusal.value} {capsys.readouterr().err}")
 
 
 def test_too_few_images_for_a_batch(images, tmp_path):

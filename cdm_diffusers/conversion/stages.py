@@ -11,6 +11,7 @@ from ..models import CascadedUNet2DModel
 from ..pipelines import CascadedDiffusionPipeline, SuperResolutionPipeline
 from . import openai, sr3
 from .cards import Source, write_converted_card
+from .config import DiffusersConfig, ExportConfig, OpenAIConfig, SR3Config, settings_in
 from .known_files import repository_of
 from .openai_structure import OpenAISettings
 from .openai_structure import read_structure as read_openai_structure
@@ -135,6 +136,32 @@ def export_to_diffusers(stage: str, output_dir: str | Path):
     exported = DDPMPipeline(unet, DDPMScheduler.from_config(pipeline.base_scheduler.config))
     with staged_folder(Path(output_dir)) as folder:
         exported.save_pretrained(folder, max_shard_size=SHARD_SIZE)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Commands
+
+
+def convert_openai(config: OpenAIConfig) -> None:
+    """[`convert_openai_checkpoint`] with the options of the command line; prints what was assumed."""
+    given = settings_in(config, OpenAISettings)
+    print("\n".join(convert_openai_checkpoint(config.checkpoint, config.output, given)))
+
+
+def convert_sr3(config: SR3Config) -> None:
+    """[`convert_sr3_checkpoint`] with the options of the command line; prints what was assumed."""
+    given = settings_in(config, sr3.SR3Settings)
+    print("\n".join(convert_sr3_checkpoint(config.checkpoint, config.output, given)))
+
+
+def convert_diffusers(config: DiffusersConfig) -> None:
+    """[`convert_diffusers_pipeline`] with the options of the command line; prints what was assumed."""
+    print("\n".join(convert_diffusers_pipeline(config.source, config.output)))
+
+
+def export(config: ExportConfig) -> None:
+    """[`export_to_diffusers`] with the options of the command line."""
+    export_to_diffusers(config.stage, config.output)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

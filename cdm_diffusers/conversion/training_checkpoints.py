@@ -12,6 +12,7 @@ from ..training.export import save_pipeline, stage_pipeline
 from ..training.resolve import preset_of
 from ..training.stage import build_stage
 from .cards import say_which_weights
+from .config import TrainingCheckpointConfig
 
 
 def convert_training_checkpoint(
@@ -47,3 +48,8 @@ def convert_training_checkpoint(
     save_pipeline(pipeline, resolved, {"loss": progress["loss"]}, None, output_dir)
     say_which_weights(output_dir / "README.md", weights, progress["step"])
     write_json(output_dir / "training_config.json", resolved)
+
+
+def convert_checkpoint(config: TrainingCheckpointConfig) -> None:
+    """[`convert_training_checkpoint`] with the options of the command line."""
+    convert_training_checkpoint(config.checkpoint, config.output, config.weights)

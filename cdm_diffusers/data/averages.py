@@ -23,7 +23,9 @@ class AreaAverages(Dataset):
 
     @property
     def labels(self) -> torch.Tensor | None:
+        """int64 (N,), or None."""
         return self.dataset.labels
 
     def fingerprint(self) -> str:
+        """A hash of the images that are averaged, and of the size."""
         return hashlib.sha256(f"{self.dataset.fingerprint()} {self.size}".encode()).hexdigest()

@@ -17,8 +17,9 @@ IDX_PREFIXES = {"train": "train", "test": "t10k"}
 
 
 def open_idx(folder: Path, config: DataConfig) -> ImageData:
+    """The images, and labels, of the pair of files in `folder` for the split that `config` names."""
     if config.streaming:
-        raise ValueError(f"the IDX files in {str(folder)!r} are held in memory, not streamed; leave out --streaming")
+        raise ValueError(f"the IDX files in {str(folder)!r} are held in memory, not streamed: leave out --streaming.")
     file = _find_idx(folder, "images-idx3-ubyte", config)
     with naming(f"every image of {file}"):
         images = grey_images_to_tensor(
@@ -29,7 +30,7 @@ def open_idx(folder: Path, config: DataConfig) -> ImageData:
     file = _find_idx(folder, "labels-idx1-ubyte", config)
     values = _read_idx(file, 1)
     if len(values) != len(images):
-        raise ValueError(f"{file} has {len(values)} labels for {len(images)} images; fetch the pair again")
+        raise ValueError(f"{file} has {len(values)} labels for {len(images)} images: fetch the pair again.")
     labels = LabelEncoding(_idx_names(folder, values, config), from_strings=False)
     for row in np.unique(values, return_index=True)[1]:
         with naming(f"row {row} of {file}"):
@@ -52,8 +53,8 @@ def _find_idx(folder: Path, kind: str, config: DataConfig) -> Path:
     if len(found) != 1:
         names = sorted(path.name for path in folder.glob("*-ubyte*"))
         raise ValueError(
-            f"train_data_dir={str(folder)!r} must hold one file *{prefix}-{kind}[.gz] for "
-            f"dataset_split={config.dataset_split!r}; it holds {names}"
+            f"`train_data_dir` is {str(folder)!r}, which holds {names}; it must hold one file *{prefix}-{kind}[.gz] "
+            f"for `dataset_split` {config.dataset_split!r}."
         )
     return found[0]
 
@@ -63,9 +64,9 @@ def _read_idx(file: Path, dimensions: int) -> np.ndarray:
     try:
         content = gzip.decompress(file.read_bytes()) if file.suffix == ".gz" else file.read_bytes()
     except (OSError, EOFError, zlib.error) as error:
-        raise ValueError(f"{file} cannot be decompressed ({error}); fetch it again") from error
+        raise ValueError(f"{file} cannot be decompressed ({error}): fetch it again.") from error
     header = 4 + 4 * dimensions
     shape = tuple(np.frombuffer(content[4:header], ">u4")) if len(content) >= header else ()
     if content[:4] != bytes([0, 0, 8, dimensions]) or len(content) - header != np.prod(shape, dtype=np.int64):
-        raise ValueError(f"{file} is not a complete IDX file of {dimensions} axes of bytes; fetch it again")
+        raise ValueError(f"{file} is not a complete IDX file of {dimensions} axes of bytes: fetch it again.")
     return np.frombuffer(content, np.uint8, offset=header).reshape(shape)

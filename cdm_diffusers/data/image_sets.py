@@ -2,7 +2,7 @@
 Sets of images on disk, read back as data sets: the OpenAI evaluator's npz files, folders of PNGs, and what
 `evaluation/sample.py` leaves behind.
 
-That is, in its `output_dir`:
+In its `output_dir` there are:
 
     settings.json          what was sampled, and how
     labels.npy             int64 (N,), where the cascade is class-conditional
@@ -42,11 +42,11 @@ class ImageSet(Dataset):
     Images of one size: items `{"image": uint8 (C, H, W), "label": int64 ()}`, no "label" where there are none.
 
     Args:
-        source: where they come from, as a person would say it.
+        source: where they come from, for people to read.
         shape: (N, C, H, W).
         read: image number i as a uint8 array (C, H, W).
         labels: int64 (N,), or None.
-        class_names: of sub-folders, whose places are the labels.
+        class_names: names of sub-folders; their places in the list are the labels.
         id2label: the classes of the cascade that made the images.
         source_resolution: size of the real images that a cascade's stages were trained on averages of, if known.
     """
@@ -106,7 +106,7 @@ class ImageSet(Dataset):
 
 def load_image_set(path: str | Path, stage: str | None = None) -> ImageSet:
     """
-    Opens a set of images; only the npz format is held in memory.
+    Opens a set of images. Only the npz format is held in memory.
 
     Args:
         path: an npz file of the OpenAI evaluator (`arr_0` uint8 (N, H, W, C), optionally `arr_1` integer labels (N,));
@@ -115,12 +115,12 @@ def load_image_set(path: str | Path, stage: str | None = None) -> ImageSet:
         stage: of an `output_dir`, a stage that was kept ("base", ...) instead of the last one.
 
     Raises:
-        ValueError: there is nothing there, or another format, less than there should be, or different sizes.
+        ValueError: nothing is there, the format is another, images are missing, or their sizes differ.
     """
     path = Path(path)
     is_sample_dir = (path / SETTINGS_NAME).is_file()
     if stage is not None and not is_sample_dir:
-        raise ValueError(f"`stage` is {stage!r}, but {str(path)!r} is no output_dir of evaluation/sample.py.")
+        raise ValueError(f"`stage` is {stage!r}, but {str(path)!r} is not an output_dir of evaluation/sample.py.")
     if is_sample_dir:
         return _from_sample_dir(path, stage)
     if path.is_dir():
@@ -147,22 +147,22 @@ class ArrayReader:
 
 def _from_npz(path: Path) -> ImageSet:
     if not zipfile.is_zipfile(path):
-        raise ValueError(f"{str(path)!r} is no complete npz file.")
+        raise ValueError(f"{str(path)!r} is not a valid npz file.")
     try:
         with np.load(path, allow_pickle=False) as file:
             names = list(file)
             images, labels = (file[name] if name in names else None for name in ("arr_0", "arr_1"))
     except (OSError, EOFError, ValueError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{str(path)!r} is no complete npz file ({error}).") from error
+        raise ValueError(f"{str(path)!r} is not a valid npz file ({error}).") from error
     if images is None or images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] not in (1, 3):
         found = f"the arrays {names}" if images is None else f"arr_0 of {images.dtype} and shape {images.shape}"
         raise ValueError(
-            f"{str(path)!r} has {found}; the OpenAI evaluator's format is arr_0, uint8 (N, H, W, 1 or 3)."
+            f"{str(path)!r} has {found}; it must be in the OpenAI evaluator's format: arr_0, uint8 (N, H, W, 1 or 3)."
         )
     count, height, width, channels = images.shape
     if count == 0 or height != width:
         raise ValueError(
-            f"{str(path)!r} has {count} images of {width}x{height} pixels; they must be square, and some."
+            f"{str(path)!r} has {count} images of {width}x{height} pixels; there must be some, all square."
         )
     if labels is not None:
         if labels.shape != (count,) or labels.dtype.kind not in "iu":
@@ -222,7 +222,7 @@ def _png_shape(files: list[Path]) -> tuple[int, int, int]:
             with Image.open(file) as image:
                 found = (PNG_MODES.get(image.mode, image.mode), image.height, image.width)
         except OSError as error:
-            raise ValueError(f"{str(file)!r} is no complete PNG ({error}): remove it, or make it again.") from error
+            raise ValueError(f"{str(file)!r} is not a valid PNG ({error}): remove it, or make it again.") from error
         shape = shape or found
         if found != shape or found[0] not in PNG_MODES.values() or found[1] != found[2]:
             raise ValueError(
@@ -250,7 +250,7 @@ class StageReader:
 
 def read_settings(folder: Path) -> dict[str, Any]:
     """
-    What an `output_dir` of `evaluation/sample.py` is to hold.
+    The settings of the samples in an `output_dir` of `evaluation/sample.py`.
 
     Raises:
         ValueError: sampling has not finished, or the file is of another kind.
@@ -292,8 +292,8 @@ def _from_sample_dir(folder: Path, stage: str | None) -> ImageSet:
         images = ImageSet(str(folder), (len(files), *shape), PngReader(files), labels)
     if len(images) != settings["num_images"]:
         raise ValueError(
-            f"{str(folder)!r} has {len(images)} of {settings['num_images']} images of stage {stage!r}: some were "
-            "removed since."
+            f"{str(folder)!r} has {len(images)} of {settings['num_images']} images of stage {stage!r}: some have "
+            "been removed."
         )
     if settings.get("id2label") is not None:
         images.id2label = {int(label): name for label, name in settings["id2label"].items()}

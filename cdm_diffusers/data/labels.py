@@ -29,41 +29,47 @@ class LabelEncoding:
         self._ids = {name: index for index, name in enumerate(self.names)}
         if len(self._ids) < len(self.names):
             twice = sorted({name for name in self.names if self.names.count(name) > 1})
-            raise ValueError(f"label_names has {twice} more than once; class names must differ")
+            raise ValueError(f"`label_names` has {twice} more than once; class names must differ.")
 
     @property
     def id2label(self) -> dict[int, str]:
+        """Names by id."""
         return dict(enumerate(self.names))
 
     def encode(self, label: int | str | None) -> int:
+        """The id of a label as the data has it; ValueError, for [`naming`] to complete, if it is not a class."""
         if label is None:
-            raise ValueError("has no label; label it, remove it, or train without classes")
+            raise ValueError("has no label: label it, remove it, or train without classes.")
         if self.from_strings:
             if label not in self._ids:
-                raise ValueError(f"has label {label!r}, not one of the classes {self.names}; fix it or --label_names")
+                raise ValueError(
+                    f"has label {label!r}; it must be one of the classes {self.names}: fix it or --label_names."
+                )
             return self._ids[label]
         if not 0 <= label < len(self.names):
             raise ValueError(
-                f"has label {label}, outside 0..{len(self.names) - 1}; fix or remove it, or give more classes by "
-                "--num_classes or --label_names"
+                f"has label {label}, outside 0..{len(self.names) - 1}: fix or remove it, or give more classes by "
+                "--num_classes or --label_names."
             )
         return int(label)
 
 
 def read_label_names(label_names: str) -> list[str]:
+    """Names from a file with one per line, or from a comma-separated list."""
     if os.path.isfile(label_names):
         lines = Path(label_names).read_text(encoding="utf-8").splitlines()
         return [line.strip() for line in lines if line.strip()]
     if "," not in label_names:
-        raise ValueError(f"label_names={label_names!r} is neither a file nor a comma-separated list of names")
+        raise ValueError(f"`label_names` is {label_names!r}; it must be a file or a comma-separated list of names.")
     return [name.strip() for name in label_names.split(",")]
 
 
 def check_num_classes(names: list[str], config: DataConfig) -> list[str]:
+    """`names`, unless there are others than `config.num_classes` of them (ValueError)."""
     if config.num_classes is not None and config.num_classes != len(names):
         raise ValueError(
-            f"num_classes={config.num_classes}, but the data has {len(names)} class names ({', '.join(names[:10])}"
-            f"{', ...' if len(names) > 10 else ''}); leave --num_classes out or make them agree"
+            f"`num_classes` is {config.num_classes}, but the data has {len(names)} class names "
+            f"({_first(dict(enumerate(names)))}): leave it out or make them agree."
         )
     return names
 

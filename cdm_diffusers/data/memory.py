@@ -3,12 +3,16 @@
 import hashlib
 import json
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import datasets
 import torch
 from tqdm.auto import tqdm
 
 from .transforms import area_resize, to_float
+
+
+if TYPE_CHECKING:
+    import datasets
 
 
 @dataclass
@@ -20,7 +24,7 @@ class ImageData:
         id2label: name of every class id, None for unconditional training.
     """
 
-    dataset: torch.utils.data.Dataset | datasets.IterableDataset
+    dataset: "torch.utils.data.Dataset | datasets.IterableDataset"
     id2label: dict[int, str] | None
 
 
@@ -48,6 +52,7 @@ class InMemoryImages(torch.utils.data.Dataset):
         return [{"image": image, "label": label} for image, label in zip(images, labels, strict=True)]
 
     def fingerprint(self) -> str:
+        """A hash of shape and pixels."""
         pixels = hashlib.sha256(self.images.contiguous().numpy()).hexdigest()
         return hash_of([list(self.images.shape), pixels])
 
@@ -57,14 +62,17 @@ class ImageSubset(torch.utils.data.Subset):
 
     @property
     def labels(self) -> torch.Tensor | None:
+        """Of these images, int64 (M,), or None."""
         labels = self.dataset.labels
         return None if labels is None else labels[torch.as_tensor(self.indices)]
 
     def fingerprint(self) -> str:
+        """A hash of the whole data set, and of the indices."""
         return hash_of([self.dataset.fingerprint(), list(self.indices)])
 
 
 def hash_of(parts: list) -> str:
+    """SHA-256 of JSON content."""
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 

@@ -2,7 +2,7 @@
 
 import torch
 from diffusers.utils import make_image_grid
-from PIL import Image
+from PIL import Image, ImageDraw
 
 
 CELL_SIZE = 64
@@ -17,3 +17,25 @@ def grid_of(images: torch.Tensor, columns: int) -> Image.Image:
     rows = -(-len(cells) // columns)
     cells += [Image.new("RGB", (size, size))] * (rows * columns - len(cells))
     return make_image_grid(cells, rows, columns)
+
+
+def labelled_grid(rows: list[tuple[str, list[tuple[Image.Image, ...]]]], size: int) -> Image.Image:
+    """
+    A picture with a row per label.
+
+    Args:
+        rows: a label, and groups of images, which stand side by side: the stages of one sample.
+        size: side of each image in the picture, in pixels.
+    """
+    gap, label_width = 8, 110
+    group_width = size * len(rows[0][1][0]) + gap
+    grid = Image.new("RGB", (label_width + group_width * len(rows[0][1]), (size + gap) * len(rows)), "white")
+    draw = ImageDraw.Draw(grid)
+    for row, (label, groups) in enumerate(rows):
+        top = row * (size + gap)
+        draw.text((4, top + size // 2 - 5), label, fill="black")
+        for column, images in enumerate(groups):
+            for place, image in enumerate(images):
+                enlarged = image.convert("RGB").resize((size, size), Image.Resampling.NEAREST)
+                grid.paste(enlarged, (label_width + column * group_width + place * size, top))
+    return grid

@@ -23,9 +23,7 @@ from .config import DataConfig
 from .idx import open_idx
 from .labels import LabelEncoding, check_num_classes, naming, read_label_names
 from .memory import ImageData, hash_of
-from .transforms import (
-    image_to_tensor,
-)
+from .transforms import image_to_tensor
 
 
 IMAGE_COLUMNS = ("image", "img")
@@ -40,7 +38,7 @@ def open_images(config: DataConfig) -> ImageData:
     Open the images that `config` names, whichever kind of source holds them.
 
     Raises:
-        ValueError: a column, split or class name that is not there, a label that is missing or out of range. Bad
+        ValueError: a column, split or class name that is not there, or a label that is missing or out of range. Bad
             pictures raise it when they are read, naming file or row.
     """
     load_options = {"split": config.dataset_split, "streaming": config.streaming}
@@ -49,8 +47,8 @@ def open_images(config: DataConfig) -> ImageData:
             rows = load_dataset(config.dataset_name, config.dataset_config_name, **load_options)
         except (DatasetNotFoundError, RepositoryNotFoundError) as error:
             raise ValueError(
-                f"dataset_name={config.dataset_name!r} is neither on the Hub nor a local folder; check its spelling, "
-                "log in if it is private or gated (`hf auth login`), or give --train_data_dir a folder"
+                f"`dataset_name` is {config.dataset_name!r}, neither on the Hub nor a local folder: check its "
+                "spelling, log in if it is private or gated (`hf auth login`), or give --train_data_dir a folder."
             ) from error
         return _from_rows(rows, config)
     folder = Path(config.train_data_dir)
@@ -74,14 +72,14 @@ def _image_folder(folder: Path, config: DataConfig) -> Path:
         root = None
     if root is None or not root.is_dir():
         raise ValueError(
-            f"dataset_split={config.dataset_split!r} is not in {str(folder)!r}, whose sub-folders are {names}; "
-            "give --dataset_split the name of one, or leave it out for a folder with one sub-folder a class"
+            f"`dataset_split` is {config.dataset_split!r}, which is not in {str(folder)!r}, whose sub-folders are "
+            f"{names}: give the name of one, or leave it out for a folder with one sub-folder per class."
         )
     extensions = Image.registered_extensions()
     if not any(path.suffix.lower() in extensions for path in root.rglob("*")):
         raise ValueError(
-            f"{str(root)!r} holds no images, parquet files or IDX files; give --train_data_dir a folder with one "
-            "sub-folder of images a class"
+            f"{str(root)!r} holds no images, parquet files or IDX files: give --train_data_dir a folder with one "
+            "sub-folder of images per class."
         )
     return root
 
@@ -96,7 +94,7 @@ def _label_encoding(rows: Rows, column: str, config: DataConfig) -> LabelEncodin
     feature = rows.features[column]
     dtype = getattr(feature, "dtype", None)
     if not isinstance(dtype, str) or not (dtype.startswith(("int", "uint")) or dtype in ("string", "large_string")):
-        raise ValueError(f"label_column={column!r} is of type {feature}; labels are integers or strings")
+        raise ValueError(f"`label_column` is {column!r}, of type {feature}; labels must be integers or strings.")
     from_strings = dtype.endswith("string")
     if config.label_names is not None:
         names = read_label_names(config.label_names)
@@ -105,7 +103,7 @@ def _label_encoding(rows: Rows, column: str, config: DataConfig) -> LabelEncodin
     elif isinstance(rows, datasets.IterableDataset):
         if from_strings or config.num_classes is None:
             option = "--label_names" if from_strings else "--num_classes or --label_names"
-            raise ValueError(f"label_column={column!r} is streamed without class names; give {option}")
+            raise ValueError(f"`label_column` is {column!r}, streamed without class names: give {option}.")
         names = [str(index) for index in range(config.num_classes)]
     elif from_strings:
         names = sorted(label for label in rows.unique(column) if label is not None)
@@ -145,12 +143,12 @@ class RowDecoder:
     def __call__(self, row: dict[str, Any], index: int) -> dict[str, torch.Tensor]:
         file = row[self.image_column]
         if file is None:
-            raise ValueError(f"row {index} has no image in column {self.image_column!r}; remove it")
+            raise ValueError(f"row {index} has no image in column {self.image_column!r}: remove it.")
         where = f"{file['path']!r} (row {index})" if file["path"] else f"row {index}"
         try:
             image = datasets.Image().decode_example(file)
         except Exception as error:  # PIL's decoders raise OSError, SyntaxError, ValueError, struct.error and others
-            raise ValueError(f"{where} cannot be read as an image ({error}); remove it or convert it") from error
+            raise ValueError(f"{where} cannot be read as an image ({error}): remove it or convert it.") from error
         with naming(where):
             size, channels = self.config.source_resolution, self.config.num_channels
             item = {"image": image_to_tensor(image, size, channels, self.config.padding, self.config.background)}
@@ -189,8 +187,8 @@ class DecodedRows(torch.utils.data.Dataset):
 def _from_rows(rows: Rows, config: DataConfig) -> ImageData:
     if rows.features is None:
         raise ValueError(
-            f"dataset_name={config.dataset_name!r} does not declare its columns, so it cannot be streamed; "
-            "leave out --streaming"
+            f"`dataset_name` is {config.dataset_name!r}, which does not declare its columns and cannot be streamed: "
+            "leave out --streaming."
         )
     image_column = _find_image_column(rows.features, config)
     label_column = labels = None
@@ -228,11 +226,5 @@ def _column(asked: str | None, found: list[str], features: datasets.Features, op
     if asked is None and found:
         return found[0]
     if asked not in features:
-        missing = f"no {option} was found in" if asked is None else f"{option}={asked!r} is not a column of"
-        raise ValueError(f"{missing} the data set, whose columns are {list(features)}; give --{option} one of them")
+        raise ValueError(f"`{option}` is {asked!r}; it must be one of the data set's columns {list(features)}.")
     return asked
-
-
-# ------------------------------------------------------------------------------------------------------------------
-# IDX files (the format of MNIST and Fashion-MNIST)
-# ------------------------------------------------------------------------------------------------------------------

@@ -64,7 +64,7 @@ def _to_eight_bits(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I;16"):
         return Image.fromarray(np.round(np.asarray(image) / 257.0).astype(np.uint8))  # 65535 / 257 = 255
     if image.mode in ("I", "F", "LAB"):
-        raise ValueError(f"has PIL mode {image.mode!r}, of unknown range; convert it to 8-bit RGB or grey")
+        raise ValueError(f"has PIL mode {image.mode!r}, of unknown range: convert it to 8-bit RGB or grey.")
     return image
 
 
@@ -75,7 +75,7 @@ def _without_transparency(image: Image.Image, background: str | None) -> Image.I
     if image.getchannel("A").getextrema() == (255, 255):
         return image.convert("RGB")
     if background is None:
-        raise ValueError("has transparent pixels; give the colour behind them, such as --background white")
+        raise ValueError("has transparent pixels: give the colour behind them, such as --background white.")
     return Image.alpha_composite(Image.new("RGBA", image.size, parse_color(background)), image).convert("RGB")
 
 
@@ -86,7 +86,7 @@ def _to_channels(image: Image.Image, num_channels: int) -> Image.Image:
         return image.convert("L")
     red, green, blue = image.convert("RGB").split()
     if red.tobytes() != green.tobytes() or red.tobytes() != blue.tobytes():
-        raise ValueError("is a colour picture and one channel was asked for; train with --num_channels 3")
+        raise ValueError("is a colour picture and `num_channels` is 1: train with --num_channels 3.")
     return red
 
 
@@ -95,8 +95,8 @@ def _central_square(width: int, height: int, source_resolution: int) -> tuple[in
     side = min(width, height)
     if side < source_resolution:
         raise ValueError(
-            f"is {width}x{height} pixels with padding, less than source_resolution={source_resolution}; "
-            "give a smaller --source_resolution or a larger --padding, or remove it"
+            f"is {width}x{height} pixels with padding, less than `source_resolution` {source_resolution}: give a "
+            "smaller --source_resolution or a larger --padding, or remove it."
         )
     left, top = round((width - side) / 2), round((height - side) / 2)
     return left, top, left + side, top + side
@@ -129,7 +129,9 @@ def area_resize(images: torch.Tensor, size: int) -> torch.Tensor:
     """
     height, width = images.shape[-2:]
     if height != width or size < 1 or height % size:
-        raise ValueError(f"size={size} must divide the side of square images, which came as {height}x{width}")
+        raise ValueError(
+            f"`size` is {size}; it must divide the side of square images, and these are {height}x{width}."
+        )
     return F.avg_pool2d(images, height // size)
 
 
@@ -166,4 +168,5 @@ def _crop(images: torch.Tensor, offsets: torch.Tensor, size: int) -> torch.Tenso
 
 
 def to_unit(images: torch.Tensor) -> torch.Tensor:
+    """Float images in [-1, 1] to [0, 1], values outside clipped."""
     return (images / 2 + 0.5).clamp(0, 1)

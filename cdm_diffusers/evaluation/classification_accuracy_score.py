@@ -4,30 +4,27 @@ recognises real images that was trained on nothing but samples, beside the same 
 """
 
 import dataclasses
-import json
-import math
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import matplotlib.figure
 import torch
 from PIL import Image
 from torch.utils.data import Dataset
 
-from ..data.averages import AreaAverages
-from ..data.config import LabelledDataOptions
 from ..data.image_sets import ImageSet, load_image_set
 from ..data.labels import check_same_classes
 from ..data.memory import ImageData, ImageSubset
 from ..data.pictures import grid_of
-from ..data.sources import open_images
+from ..data.splits import open_splits
 from ..data.transforms import to_float, to_unit
 from ..files import write_json
-from ..training.config import check_at_least, option
-from .classifier import ClassifierConfig, ClassifierRecipe, fit_classifier
-from .records import check_same_settings, digest
+from .classifier import fit_classifier
+from .config import ClassificationAccuracyConfig, ClassifierConfig
+from .intervals import mean_and_error
+from .records import digest, open_report
 from .sample import open_state
+from .tables import classification_accuracy_table
 
 
 REPORT_NAME = "classification_accuracy_score.json"
@@ -46,43 +43,6 @@ MAY_CHANGE = (
 )
 
 
-@dataclass(kw_only=True)
-class ClassificationAccuracyConfig(LabelledDataOptions, ClassifierRecipe):
-    """
-    Everything that can be said on the command line of `evaluation/classification_accuracy_score.py`.
-
-    Raises:
-        ValueError: for a value out of its range.
-    """
-
-    samples: str = field(metadata={"help": "npz file, folder of PNGs, or --output_dir of evaluation/sample.py."})
-    output_dir: str = field(metadata={"help": f"Folder for {REPORT_NAME}, the classifiers and the pictures."})
-    stage: str | None = option("Of an output_dir of sample.py: a stage that was kept. Default: the last one.")
-    padding: int = option("Black pixels added on each side before cropping (Fashion-MNIST, 28 to 32 pixels: 2).", 0)
-    source_resolution: int | None = option(
-        "Resolution of the centre crop that real images are averaged down from. Default: what a folder of sample.py "
-        "says; that of the samples where it says nothing."
-    )
-    num_seeds: int = option("Trainings of each kind, with the seeds 0, 1, ...; means have a standard error from 2.", 3)
-    real: Literal["same", "all", "both", "none"] = option(
-        "Real images to train on for comparison: as many of each class as there are samples, all, both, or none.",
-        "same",
-    )
-    num_shown_classes: int = option("Classes in each of the pictures of the best and of the worst.", 6)
-    num_shown_images: int = option("Samples, and real images, of each class in these pictures.", 8)
-
-    def __post_init__(self):
-        super().__post_init__()
-        check_at_least(self, num_seeds=1, num_shown_classes=1, num_shown_images=1)
-
-    def classifier_config(self, samples: ImageSet, output_dir: Path, seed: int) -> ClassifierConfig:
-        """One training."""
-        shared = {f.name for f in dataclasses.fields(ClassifierConfig)} & {f.name for f in dataclasses.fields(self)}
-        given = {name: getattr(self, name) for name in shared - {"output_dir"}}
-        size = {"image_size": samples.size, "num_channels": samples.channels}
-        return ClassifierConfig(**given, **size, output_dir=str(output_dir), seed=seed)
-
-
 def classification_accuracy_score(config: ClassificationAccuracyConfig) -> dict[str, Any]:
     """
     Trains on samples and on real images, with every seed, and measures on the real images of `config.eval_split`.
@@ -96,14 +56,17 @@ def classification_accuracy_score(config: ClassificationAccuracyConfig) -> dict[
     """
     state = open_state()
     samples = load_image_set(config.samples, config.stage)
-    real, test = open_real(config, samples)
+    resolution = config.source_resolution or samples.source_resolution or samples.size
+    data_config = config.data_config(resolution, samples.channels, config.padding)
+    real, test = open_splits(data_config, config.eval_split, samples.size)
     samples.use_labels_of(real.id2label)
     if samples.id2label is not None:
         check_same_classes(f"`samples` ({samples.source})", samples.id2label, real.id2label)
     check_labels(samples, real.id2label)
     output_dir = Path(config.output_dir)
-    report = open_report(output_dir / REPORT_NAME, settings_of(config, samples, real.dataset, test))
-    sources = training_sets(config, samples, real)
+    settings = training_settings(config, samples, real.dataset, test.dataset)
+    report = open_report(output_dir / REPORT_NAME, settings, {"runs": {}}, "output_dir", MAY_CHANGE)
+    sources = training_sets(config.real, samples, real)
     output_dir.mkdir(parents=True, exist_ok=True)
     state.wait_for_everyone()  # all processes have read the report before one changes it
     for seed in range(config.num_seeds):
@@ -111,40 +74,22 @@ def classification_accuracy_score(config: ClassificationAccuracyConfig) -> dict[
             runs = report["runs"].setdefault(name, {})
             if str(seed) in runs:
                 continue
-            training = config.classifier_config(samples, output_dir / f"{name}-{seed}", seed)
-            results = fit_classifier(training, data, test)
+            training = classifier_config(config, samples, output_dir / f"{name}-{seed}", seed)
+            results = fit_classifier(training, data, test.dataset)
             runs[str(seed)] = {key: value for key, value in results.items() if key != "config"}
             report |= summary(report["runs"])
             if state.is_main_process:
                 write_json(output_dir / REPORT_NAME, report)
     if state.is_main_process:
         if "gain_over_real" in report:
-            draw_report(report, config, samples, real)
-        print(report_table(report, config.eval_split))
+            draw_report(report, output_dir, samples, real, config.num_shown_classes, config.num_shown_images)
+        print(classification_accuracy_table(report, config.eval_split))
     return report
 
 
 # ------------------------------------------------------------------------------------------------------------------
 # Samples, real images, and what was measured before
 # ------------------------------------------------------------------------------------------------------------------
-
-
-def open_real(config: ClassificationAccuracyConfig, samples: ImageSet) -> tuple[ImageData, Dataset]:
-    """Training split and test images, at the size of the samples."""
-    resolution = config.source_resolution or samples.source_resolution or samples.size
-    if resolution % samples.size:
-        raise ValueError(
-            f"`source_resolution` is {resolution}, but the samples ({samples.source}) are {samples.size}x"
-            f"{samples.size}, which does not divide it: give a multiple, or leave it out."
-        )
-    data_config = config.data_config(resolution, samples.channels, config.padding)
-    train = open_images(data_config)
-    test = open_images(dataclasses.replace(data_config, dataset_split=config.eval_split))
-    check_same_classes(f"the split {config.eval_split!r}", test.id2label, train.id2label)
-    if resolution == samples.size:
-        return train, test.dataset
-    averaged = AreaAverages(train.dataset, samples.size)
-    return ImageData(averaged, train.id2label), AreaAverages(test.dataset, samples.size)
 
 
 def check_labels(samples: ImageSet, id2label: dict[int, str]) -> None:
@@ -169,41 +114,35 @@ def check_labels(samples: ImageSet, id2label: dict[int, str]) -> None:
         )
 
 
-def settings_of(
+def training_settings(
     config: ClassificationAccuracyConfig, samples: ImageSet, train: Dataset, test: Dataset
 ) -> dict[str, Any]:
-    """What decides the accuracies, and what does not, as JSON has it."""
+    """What decides the accuracies, and what does not."""
     settings = dataclasses.asdict(config) | {"samples_fingerprint": samples.fingerprint()}
     settings["data"] = {
         split: digest([dataset.fingerprint(), dataset.labels.tolist()])
         for split, dataset in ((config.dataset_split, train), (config.eval_split, test))
     }
-    settings |= {"num_samples": len(samples), "image_size": samples.size, "num_channels": samples.channels}
-    return json.loads(json.dumps(settings))
+    return settings | {"num_samples": len(samples), "image_size": samples.size, "num_channels": samples.channels}
 
 
-def open_report(file: Path, settings: dict[str, Any]) -> dict[str, Any]:
-    """
-    A new report, or what an earlier call with the same settings has written.
-
-    Raises:
-        ValueError: the settings differ in what decides the accuracies.
-    """
-    if not file.is_file():
-        return {"settings": settings, "runs": {}}
-    report = json.loads(file.read_text())
-    holder = "`output_dir` holds the report of other settings"
-    check_same_settings(report["settings"], settings, holder, "Give another `output_dir`.", MAY_CHANGE)
-    return {**report, "settings": settings}
+def classifier_config(
+    config: ClassificationAccuracyConfig, samples: ImageSet, output_dir: Path, seed: int
+) -> ClassifierConfig:
+    """One training."""
+    shared = {f.name for f in dataclasses.fields(ClassifierConfig)} & {f.name for f in dataclasses.fields(config)}
+    given = {name: getattr(config, name) for name in shared - {"output_dir"}}
+    size = {"image_size": samples.size, "num_channels": samples.channels}
+    return ClassifierConfig(**given, **size, output_dir=str(output_dir), seed=seed)
 
 
-def training_sets(config: ClassificationAccuracyConfig, samples: ImageSet, real: ImageData) -> dict[str, ImageData]:
-    """What classifiers are trained on, by name."""
+def training_sets(compared: str, samples: ImageSet, real: ImageData) -> dict[str, ImageData]:
+    """What classifiers are trained on, by name: samples, and the real images that `real` of the options names."""
     sets = {"samples": ImageData(samples, real.id2label)}
-    if config.real in ("same", "both"):
+    if compared in ("same", "both"):
         indices = same_counts(real.dataset.labels, samples.labels)
         sets["real"] = ImageData(ImageSubset(real.dataset, indices), real.id2label)
-    if config.real in ("all", "both"):
+    if compared in ("all", "both"):
         sets["all_real"] = real
     return sets
 
@@ -255,11 +194,7 @@ def summary(runs: dict[str, dict[str, Any]]) -> dict[str, Any]:
 
 def over_seeds(results: list[dict[str, Any]]) -> dict[str, Any]:
     """Mean and standard error (None of a single one) of several trainings."""
-    figures = {}
-    for name in ("top_1", "top_5"):
-        values = torch.tensor([result[name] for result in results], dtype=torch.float64)
-        error = None if len(values) < 2 else (values.std() / math.sqrt(len(values))).item()
-        figures[name] = {"mean": values.mean().item(), "standard_error": error}
+    figures = {name: mean_and_error([result[name] for result in results]) for name in ("top_1", "top_5")}
     per_class = {}
     for name in results[0]["per_class"]:
         values = [result["per_class"][name] for result in results]
@@ -268,48 +203,22 @@ def over_seeds(results: list[dict[str, Any]]) -> dict[str, Any]:
     return {**figures, "per_class": per_class, "num_seeds": len(results), **shared}
 
 
-def report_table(report: dict[str, Any], eval_split: str) -> str:
-    """Table 1b in markdown."""
-
-    def cell(figure: dict[str, Any]) -> str:
-        error = figure["standard_error"]
-        return f"{figure['mean']:.2%}" + ("" if error is None else f" ± {error:.2%}")
-
-    rows = report["accuracies"]
-    lines = [
-        f"| trained on | images | seeds | top-1 on {rows['samples']['num_images']:,} of {eval_split!r} | top-5 |",
-        "|---|---|---|---|---|",
-    ]
-    for name, row in rows.items():
-        counts = f"{row['num_train_images']:,} | {row['num_seeds']}"
-        lines.append(f"| {name} | {counts} | {cell(row['top_1'])} | {cell(row['top_5'])} |")
-    if "compared_with" in report:
-        lines += [
-            "",
-            f"{report['share_of_real_top_1']:.1%} of the top-1 accuracy of {report['compared_with']!r}; better than "
-            f"it on {report['classes_where_samples_beat_real']} of {report['num_classes']} classes.",
-        ]
-    return "\n".join(lines)
-
-
 # ------------------------------------------------------------------------------------------------------------------
 # Pictures: Figures 7, 11 and 12
 # ------------------------------------------------------------------------------------------------------------------
 
 
 def draw_report(
-    report: dict[str, Any], config: ClassificationAccuracyConfig, samples: ImageSet, real: ImageData
+    report: dict[str, Any], folder: Path, samples: ImageSet, real: ImageData, num_classes: int, num_images: int
 ) -> None:
-    """per_class.png, best_classes.png and worst_classes.png in `config.output_dir`."""
-    folder = Path(config.output_dir)
+    """per_class.png; and best_classes.png and worst_classes.png, `num_images` of each kind and class, in `folder`."""
     accuracies = report["accuracies"]
     per_class_figure(accuracies["samples"], accuracies[report["compared_with"]]).savefig(folder / "per_class.png")
     ranked, label_of = list(report["gain_over_real"]), {name: label for label, name in real.id2label.items()}
-    count = min(config.num_shown_classes, len(ranked))
+    count = min(num_classes, len(ranked))
     for name, shown in (("best", ranked[:count]), ("worst", ranked[: -count - 1 : -1])):
         labels = [label_of[class_name] for class_name in shown]
-        picture = class_rows(samples, real.dataset, labels, config.num_shown_images)
-        picture.save(folder / f"{name}_classes.png")
+        class_rows(samples, real.dataset, labels, num_images).save(folder / f"{name}_classes.png")
 
 
 def per_class_figure(of_samples: dict[str, Any], of_real: dict[str, Any]) -> matplotlib.figure.Figure:

@@ -6,9 +6,8 @@ one trained on samples gives the classification accuracy score (Section 4).
 import dataclasses
 import math
 import os
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -19,14 +18,14 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 from transformers import ResNetConfig, ResNetForImageClassification
 
-from ..data.config import LabelledDataOptions
-from ..data.labels import check_same_classes
 from ..data.memory import ImageData
-from ..data.sources import open_images
+from ..data.splits import open_splits
 from ..data.transforms import random_flip, to_float
 from ..files import write_json
-from ..training.config import check_at_least, check_mixed_precision, option, switch
-from ..training.cpu import warn_of_slow_cpu
+from ..training.cpu import check_mixed_precision, warn_of_slow_cpu
+from .batches import joined, run_over
+from .config import ClassifierConfig
+from .tables import accuracy_table
 
 
 # `upsampling` is ours: a ResNet reduces its input by 4 before its first block, too much for images of 32x32.
@@ -41,88 +40,8 @@ ARCHITECTURES = {
     "resnet-50": {"upsampling": 1},
 }
 
-# How an architecture is trained where nothing else is said. That of resnet-50 is Goyal et al.'s (2017) for batches of
-# 256: in larger ones (over all processes) the learning rate grows with them.
-RECIPES = {
-    "small": {
-        "num_train_epochs": 6,
-        "train_batch_size": 128,
-        "optimizer": "adamw",
-        "lr_scheduler": "one_cycle",
-        "learning_rate": 2e-3,
-        "weight_decay": 1e-2,
-        "random_shift": 2,
-        "random_resized_crop": False,
-    },
-    "resnet-50": {
-        "num_train_epochs": 90,
-        "train_batch_size": 256,
-        "optimizer": "sgd",
-        "lr_scheduler": "step",
-        "learning_rate": 0.1,
-        "weight_decay": 1e-4,
-        "random_shift": 0,
-        "random_resized_crop": True,
-    },
-}
 WARMUP_SHARE = 5 / 90
 DECAY_SHARES = (30 / 90, 60 / 90, 80 / 90)
-
-
-@dataclass(kw_only=True)
-class ClassifierRecipe:
-    """
-    Network and optimisation: options that default to None take `RECIPES` of the architecture.
-
-    Raises:
-        ValueError: for a value out of its range.
-    """
-
-    architecture: Literal["small", "resnet-50"] = option("small (for 32x32 images) or resnet-50.", "small")
-    num_train_epochs: int | None = option("How often the network sees the training images. Default: 6; resnet-50 90.")
-    train_batch_size: int | None = option("Images per device and step. Default: 128; resnet-50 256.")
-    eval_batch_size: int = option("Images per device and step of the evaluation.", 500)
-    optimizer: Literal["adamw", "sgd"] | None = option(
-        "adamw, or sgd with Nesterov momentum 0.9. Default: adamw; resnet-50 sgd."
-    )
-    lr_scheduler: Literal["one_cycle", "step", "cosine"] | None = option(
-        "one_cycle; or a linear warm-up over 5/90 of the training, then steps (a tenth at 30/90, 60/90 and 80/90) or "
-        "a half cosine. Default: one_cycle; resnet-50 step."
-    )
-    learning_rate: float | None = option("Peak learning rate. Default: 2e-3; resnet-50 0.1.")
-    weight_decay: float | None = option("Weight decay. Default: 1e-2; resnet-50 1e-4.")
-    label_smoothing: float = option("Share of the target spread over all classes.", 0.0)
-    random_flip: bool = option("Flip half of the training images left to right.", True)
-    random_shift: int | None = option(
-        "Shift training images by up to so many pixels each way, black moving in. Default: 2; resnet-50 0."
-    )
-    random_resized_crop: bool | None = switch(
-        "Train on crops of 8% to 100% of the area, brought to full size. Default: no; resnet-50 yes."
-    )
-    mixed_precision: Literal["no", "fp16", "bf16"] = option("Autocast type.", "no")
-    dataloader_num_workers: int = option("Processes that load data; 0 loads in the training process.", 0)
-
-    def __post_init__(self):
-        if self.architecture not in ARCHITECTURES:
-            raise ValueError(f"`architecture` is {self.architecture!r}; it must be one of {list(ARCHITECTURES)}.")
-        for name, value in RECIPES[self.architecture].items():
-            if getattr(self, name) is None:
-                setattr(self, name, value)
-        # Batch norm takes two images.
-        check_at_least(self, num_train_epochs=1, train_batch_size=2, eval_batch_size=1, random_shift=0)
-        if not 0 <= self.label_smoothing < 1:
-            raise ValueError(f"`label_smoothing` is {self.label_smoothing}; it must lie in [0, 1).")
-
-
-@dataclass(kw_only=True)
-class ClassifierConfig(LabelledDataOptions, ClassifierRecipe):
-    """Everything that can be said on the command line of `training/train_classifier.py`."""
-
-    output_dir: str = field(metadata={"help": "Folder for the classifier and its results.json."})
-    padding: int = option("Black pixels added on each side before cropping (Fashion-MNIST, 28 to 32 pixels: 2).", 0)
-    image_size: int = option("Side of the images, in pixels: they are cropped and resized to it.", 32)
-    num_channels: int = option("Colour channels: 1 or 3.", 3)
-    seed: int = option("Seed of weights, data order and augmentation.", 0)
 
 
 class Classifier(nn.Module):
@@ -161,6 +80,7 @@ class Classifier(nn.Module):
 
     @property
     def config(self) -> ResNetConfig:
+        """That of `model`."""
         return self.model.config
 
     def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -204,9 +124,7 @@ def train_classifier(config: ClassifierConfig) -> dict[str, Any]:
         RuntimeError: when the loss is not finite.
     """
     data_config = config.data_config(config.image_size, config.num_channels, config.padding)
-    train = open_images(data_config)
-    test = open_images(dataclasses.replace(data_config, dataset_split=config.eval_split))
-    check_same_classes(f"the split {config.eval_split!r}", test.id2label, train.id2label)
+    train, test = open_splits(data_config, config.eval_split)
     return fit_classifier(config, train, test.dataset)
 
 
@@ -228,26 +146,27 @@ def fit_classifier(config: ClassifierConfig, train: ImageData, test: Dataset) ->
     classifier = build_classifier(config, train.id2label).to(memory_format=torch.channels_last)
     classifier = accelerator.prepare(classifier)
     run_epochs(config, classifier, train.dataset, accelerator)
-    results = evaluate(config, classifier, test, train.id2label, accelerator)
+    loader = DataLoader(test, config.eval_batch_size, num_workers=config.dataloader_num_workers)
+    results = accuracies_on(loader, classifier, train.id2label, accelerator)
     results |= {"num_train_images": len(train.dataset), "config": dataclasses.asdict(config)}
     if accelerator.is_main_process:
         accelerator.unwrap_model(classifier).model.save_pretrained(config.output_dir)
         write_json(Path(config.output_dir) / "results.json", results)
-        print(results_table(results, config.eval_split))
+        print(accuracy_table(results, config.eval_split))
     accelerator.wait_for_everyone()
     return results
 
 
 def run_epochs(config: ClassifierConfig, classifier: nn.Module, dataset: Dataset, accelerator: Accelerator) -> None:
     """All of the training, on augmented images."""
-    optimizer = build_optimizer(config, classifier)
+    optimizer = build_optimizer(classifier, config.optimizer, config.learning_rate, config.weight_decay)
     loader = DataLoader(
         dataset, config.train_batch_size, shuffle=True, drop_last=True, num_workers=config.dataloader_num_workers
     )
     optimizer, loader = accelerator.prepare(optimizer, loader)
     total = config.num_train_epochs * len(loader)
     # Not prepared: accelerate would step it once per process.
-    scheduler = build_lr_scheduler(config, optimizer.optimizer, total)
+    scheduler = build_lr_scheduler(optimizer.optimizer, config.lr_scheduler, config.learning_rate, total)
     generator = torch.Generator(accelerator.device).manual_seed(config.seed + accelerator.process_index)
     classifier.train()
     bar = tqdm(total=total, unit="step", mininterval=1.0, disable=not accelerator.is_main_process)
@@ -279,25 +198,28 @@ def run_epochs(config: ClassifierConfig, classifier: nn.Module, dataset: Dataset
                 )
 
 
-def build_optimizer(config: ClassifierRecipe, classifier: nn.Module) -> torch.optim.Optimizer:
-    arguments = {"lr": config.learning_rate, "weight_decay": config.weight_decay, "fused": True}
-    if config.optimizer == "sgd":
+def build_optimizer(
+    classifier: nn.Module, optimizer: str, learning_rate: float, weight_decay: float
+) -> torch.optim.Optimizer:
+    """AdamW, or SGD with Nesterov momentum."""
+    arguments = {"lr": learning_rate, "weight_decay": weight_decay, "fused": True}
+    if optimizer == "sgd":
         return torch.optim.SGD(classifier.parameters(), momentum=0.9, nesterov=True, **arguments)
     return torch.optim.AdamW(classifier.parameters(), **arguments)
 
 
 def build_lr_scheduler(
-    config: ClassifierRecipe, optimizer: torch.optim.Optimizer, total_steps: int
+    optimizer: torch.optim.Optimizer, name: str, learning_rate: float, total_steps: int
 ) -> torch.optim.lr_scheduler.LRScheduler:
     """The one-cycle schedule (Smith and Topin, 2018), or a warm-up followed by steps or a half cosine."""
-    if config.lr_scheduler == "one_cycle":
-        return torch.optim.lr_scheduler.OneCycleLR(optimizer, config.learning_rate, total_steps=total_steps)
+    if name == "one_cycle":
+        return torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=total_steps)
 
     def factor(step: int) -> float:
         share = step / total_steps
         if share < WARMUP_SHARE:
             return share / WARMUP_SHARE
-        if config.lr_scheduler == "cosine":
+        if name == "cosine":
             return 0.5 + 0.5 * math.cos(math.pi * (share - WARMUP_SHARE) / (1 - WARMUP_SHARE))
         return 0.1 ** sum(share >= decay for decay in DECAY_SHARES)
 
@@ -341,21 +263,32 @@ def random_shift(images: torch.Tensor, max_shift: int, generator: torch.Generato
 # ------------------------------------------------------------------------------------------------------------------
 
 
-@torch.no_grad()
-def evaluate(
-    config: ClassifierConfig, classifier: nn.Module, dataset: Dataset, id2label: dict[int, str], accelerator
+def accuracies_on(
+    loader: DataLoader, classifier: nn.Module, id2label: dict[int, str], accelerator: Accelerator
 ) -> dict[str, Any]:
-    """`accuracies` of `classifier` on all images of `dataset`, over all processes."""
-    loader = accelerator.prepare(
-        DataLoader(dataset, config.eval_batch_size, num_workers=config.dataloader_num_workers)
-    )
+    """`accuracies` on all images of `loader`, over all processes."""
     classifier.eval()
-    logits, labels = [], []
-    for batch in tqdm(loader, desc="evaluation", disable=not accelerator.is_main_process):
-        gathered = accelerator.gather_for_metrics((classifier(to_float(batch["image"]))[0], batch["label"]))
-        logits.append(gathered[0].cpu())
-        labels.append(gathered[1].cpu())
-    return accuracies(torch.cat(logits), torch.cat(labels), id2label)
+
+    def of_batch(batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+        return accelerator.gather_for_metrics((classifier(to_float(batch["image"]))[0], batch["label"]))
+
+    loader = accelerator.prepare(loader)
+    parts = run_over(loader, of_batch, accelerator.device, "evaluation", disable=not accelerator.is_main_process)
+    return accuracies(*joined(parts), id2label)
+
+
+def classify(
+    classifier: Classifier, dataset: Dataset, batch_size: int, device: str | torch.device
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """
+    Logits (N, classes) and features (N, D), on the CPU, of all images in their order.
+
+    Args:
+        classifier: on `device`.
+        dataset: items {"image": (C, R, R)}, uint8 or float in [-1, 1].
+    """
+    loader = DataLoader(dataset, batch_size)
+    return joined(run_over(loader, lambda batch: classifier(to_float(batch["image"])), device, "classification"))
 
 
 def accuracies(logits: torch.Tensor, labels: torch.Tensor, id2label: dict[int, str]) -> dict[str, Any]:
@@ -376,11 +309,3 @@ def accuracies(logits: torch.Tensor, labels: torch.Tensor, id2label: dict[int, s
         "per_class": {name: hit.mean().item() if len(hit) else None for name, hit in per_class.items()},
         "num_images": len(labels),
     }
-
-
-def results_table(results: dict[str, Any], eval_split: str) -> str:
-    """The accuracies as a markdown table."""
-    rows = {"all classes, top-1": results["top_1"], "all classes, top-5": results["top_5"], **results["per_class"]}
-    lines = [f"| {results['num_images']:,} images of {eval_split!r} | accuracy |", "|---|---|"]
-    lines += [f"| {name} | {'no images' if value is None else f'{value:.2%}'} |" for name, value in rows.items()]
-    return "\n".join(lines)

@@ -4,22 +4,20 @@ Inception Score, precision and recall, kernel distance; each with an interval, a
 """
 
 import dataclasses
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from scipy import stats
 from torch.utils.data import Dataset
 
-from ..data.averages import AreaAverages
-from ..data.config import LabelledDataOptions
 from ..data.image_sets import ImageSet, load_image_set
 from ..data.memory import ImageSubset
-from ..data.sources import open_images
+from ..data.splits import open_splits
 from ..files import write_json
-from ..training.config import check_at_least, check_is_no_folder, device_option, option, switch
+from .config import MEASURABLE, NUM_SPLITS, EvaluateConfig
 from .features import ClassifierExtractor, FeatureExtractor, extract, load_extractor
+from .intervals import interval_of_mean, normal_interval, wilson_interval
 from .metrics import (
     FeatureStatistics,
     frechet_distance,
@@ -28,72 +26,9 @@ from .metrics import (
     kernel_distance,
     precision_recall,
 )
-from .recognition import wilson_interval
 from .records import provenance
 from .references import read_statistics, reference_features, reference_statistics
-
-
-NUM_SPLITS = 10
-# For intervals of 95%: half their width, in standard errors.
-T_QUANTILE = float(stats.t.ppf(0.975, NUM_SPLITS - 1))
-NORMAL_QUANTILE = float(stats.norm.ppf(0.975))
-
-
-@dataclass(kw_only=True)
-class EvaluateConfig(LabelledDataOptions):
-    """
-    Everything that can be said on the command line of `evaluation/evaluate.py`.
-
-    Raises:
-        ValueError: for a value out of its range.
-    """
-
-    samples: str = field(
-        metadata={"help": "The samples: an npz file of the OpenAI evaluator, or a folder of PNGs or of sample.py."}
-    )
-    extractor: str = field(
-        metadata={
-            "help": "Network of the features: inception (the official FID network; or the path of its file, .pt), "
-            "efficientnet-lite0, dinov2, dinov2:ID_OR_FOLDER, or the folder of a classifier."
-        }
-    )
-    output: str = field(metadata={"help": "JSON file to write the figures to."})
-    stage: str | None = option("A stage kept by sample.py, instead of its last one.")
-    padding: int = option("Black pixels added on each side of real images (Fashion-MNIST, 28 to 32 pixels: 2).", 0)
-    source_resolution: int | None = option(
-        "Crop real images to this size and average them down to the samples'. Default: what a folder of sample.py "
-        "says; crop to the samples' size where it says nothing."
-    )
-    num_images: int | None = option("Use so many samples, balanced over their labels. Default: all.")
-    num_reference_images: int | None = option("Use so many real images of each split, drawn at random. Default: all.")
-    num_neighbour_images: int = option("Precision and recall compare at most so many images of each kind.", 10_000)
-    inception_score: bool | None = switch("Inception Score. Default: where the extractor has logits.")
-    train_statistics: str | None = option(
-        "Statistics of the training images from another cache, instead of computing."
-    )
-    eval_statistics: str | None = option("Statistics of the validation images, from another cache.")
-    cache_dir: str = option("Folder for statistics and features of real images.", "~/.cache/cdm_diffusers")
-    seed: int = option("Seed of what is drawn, and of splits.", 0)
-    batch_size: int = option("Images per call of the extractor.", 100)
-    device: str = device_option()
-
-    def __post_init__(self):
-        check_at_least(
-            self,
-            padding=0,
-            source_resolution=1,
-            num_images=2 * NUM_SPLITS,
-            num_reference_images=2 * NUM_SPLITS,
-            num_neighbour_images=2 * NUM_SPLITS,
-            seed=0,
-            batch_size=1,
-        )
-        check_is_no_folder(self, "output")
-        if self.dataset_split == self.eval_split:
-            raise ValueError(
-                f"`dataset_split` and `eval_split` are both {self.eval_split!r}; they must differ. Parts of one split "
-                "of a Hub data set are named like train[:90%] and train[90%:]."
-            )
+from .tables import quality_table
 
 
 @dataclass
@@ -126,24 +61,21 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     extractor = load_extractor(config.extractor, config.device)
     samples = load_image_set(config.samples, config.stage)
     config = dataclasses.replace(config, source_resolution=config.source_resolution or samples.source_resolution)
-    drawn = draw_samples(samples, config)
+    drawn = draw_samples(samples, config.num_images, config.seed)
     check_labels(samples, extractor)
     features, logits = extract(extractor, drawn, config.batch_size, config.device)
     if config.inception_score and logits is None:
         raise ValueError(f"`inception_score` needs logits, and {extractor.name} has none: take another extractor.")
 
-    datasets = {split: open_split(config, split, samples) for split in (config.dataset_split, config.eval_split)}
-    references = [
-        open_reference(config, split, dataset, statistics, len(drawn), extractor)
-        for (split, dataset), statistics in zip(
-            datasets.items(), (config.train_statistics, config.eval_statistics), strict=True
-        )
-    ]
+    references = open_references(config, samples, len(drawn), extractor)
+    options = {"max_neighbours": config.num_neighbour_images, "seed": config.seed, "device": config.device}
     figures = {}
     for reference, other in zip(references, reversed(references), strict=True):
-        figures[reference.split] = compare(features, other.features, reference, config)
+        of_samples, of_real = (distances(f, reference, **options) for f in (features, other.features))
+        figures[reference.split] = {name: {**of_samples[name], "real": of_real[name]} for name in of_samples}
     if logits is not None and config.inception_score is not False:
-        figures["inception_score"] = {**score(logits, config), "real": score(references[1].logits, config)}
+        of_samples, of_real = (score(values, config.seed) for values in (logits, references[1].logits))
+        figures["inception_score"] = {**of_samples, "real": of_real}
     report = {
         "extractor": extractor.name,
         "distance": extractor.distance_name,
@@ -160,7 +92,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     }
     Path(config.output).parent.mkdir(parents=True, exist_ok=True)
     write_json(Path(config.output), report)
-    print(table(report))
+    print(quality_table(report))
     return report
 
 
@@ -169,20 +101,20 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
 # ------------------------------------------------------------------------------------------------------------------
 
 
-def draw_samples(samples: ImageSet, config: EvaluateConfig) -> ImageSubset:
+def draw_samples(samples: ImageSet, num_images: int | None, seed: int) -> ImageSubset:
     """
-    `num_images` of the samples in random order, as many of each label as can be.
+    `num_images` of the samples (all if None) in random order, as many of each label as can be.
 
     Raises:
         ValueError: there are too few.
     """
-    count = len(samples) if config.num_images is None else config.num_images
-    if not 2 * NUM_SPLITS <= count <= len(samples):
+    count = len(samples) if num_images is None else num_images
+    if not MEASURABLE <= count <= len(samples):
         raise ValueError(
             f"`samples` {samples.source!r} holds {len(samples)} images, and "
-            + (f"`num_images` asks for {count}." if count > len(samples) else f"{2 * NUM_SPLITS} are the least.")
+            + (f"`num_images` asks for {count}." if count > len(samples) else f"{MEASURABLE} are the least.")
         )
-    order = torch.randperm(len(samples), generator=torch.Generator().manual_seed(config.seed))
+    order = torch.randperm(len(samples), generator=torch.Generator().manual_seed(seed))
     if samples.labels is not None:
         # The first of every label come first, then the second of every label, ...
         rank = torch.zeros_like(order)
@@ -208,23 +140,29 @@ def check_labels(samples: ImageSet, extractor: FeatureExtractor) -> None:
             )
 
 
-def open_split(config: EvaluateConfig, split: str, samples: ImageSet) -> Dataset:
-    """Real images of the samples' size."""
-    resolution = config.source_resolution or samples.size
+def open_references(
+    config: EvaluateConfig, samples: ImageSet, count: int, extractor: FeatureExtractor
+) -> list[Reference]:
+    """The training split and the other, as images of the samples' size, with the features of `count` of each."""
     data_config = config.split_config(
-        split,
-        source_resolution=resolution,
+        config.dataset_split,
+        source_resolution=config.source_resolution or samples.size,
         num_channels=samples.channels,
         padding=config.padding,
         class_conditional=False,
     )
-    dataset = open_images(data_config).dataset
-    if config.num_reference_images is not None and config.num_reference_images > len(dataset):
-        raise ValueError(
-            f"`num_reference_images` is {config.num_reference_images}, and the split {split!r} has only "
-            f"{len(dataset)} images."
-        )
-    return dataset if resolution == samples.size else AreaAverages(dataset, samples.size)
+    splits, files = (config.dataset_split, config.eval_split), (config.train_statistics, config.eval_statistics)
+    datasets = [data.dataset for data in open_splits(data_config, config.eval_split, samples.size)]
+    for split, dataset in zip(splits, datasets, strict=True):
+        if config.num_reference_images is not None and config.num_reference_images > len(dataset):
+            raise ValueError(
+                f"`num_reference_images` is {config.num_reference_images}, and the split {split!r} has only "
+                f"{len(dataset)} images."
+            )
+    return [
+        open_reference(config, split, dataset, file, count, extractor)
+        for split, dataset, file in zip(splits, datasets, files, strict=True)
+    ]
 
 
 def open_reference(
@@ -253,6 +191,7 @@ def open_reference(
 
 
 def describe_samples(samples: ImageSet, drawn: ImageSubset) -> dict[str, Any]:
+    """Source, fingerprint, size and counts, as the report has them."""
     description = {
         "source": samples.source,
         "fingerprint": samples.fingerprint(),
@@ -272,58 +211,39 @@ def describe_samples(samples: ImageSet, drawn: ImageSubset) -> dict[str, Any]:
 # ------------------------------------------------------------------------------------------------------------------
 
 
-def compare(
-    features: torch.Tensor, other: torch.Tensor, reference: Reference, config: EvaluateConfig
+def distances(
+    features: torch.Tensor, reference: Reference, max_neighbours: int, seed: int, device: str
 ) -> dict[str, dict[str, Any]]:
-    """
-    Distances of the samples from a reference, each with the same figure of real images: those of the other split.
-
-    Args:
-        features: of the samples, (N, D).
-        other: of real images of the other split, (M, D), M at most N.
-    """
-    of_samples, floor = (distances(candidates, reference, config) for candidates in (features, other))
-    return {name: {**figure, "real": floor[name]} for name, figure in of_samples.items()}
-
-
-def distances(features: torch.Tensor, reference: Reference, config: EvaluateConfig) -> dict[str, dict[str, Any]]:
     """Frechet distance, precision, recall and kernel distance of `features` (N, D) from the reference, with counts."""
     counts = {"num_images": len(features), "num_reference_images": reference.statistics.count}
     value = frechet_distance(FeatureStatistics.from_features(features), reference.statistics)
-    error = frechet_standard_error(reference.statistics, features)
-    figures = {"frechet_distance": {"value": value, "interval": around(value, NORMAL_QUANTILE * error), **counts}}
+    interval = normal_interval(value, frechet_standard_error(reference.statistics, features))
+    figures = {"frechet_distance": {"value": value, "interval": interval, **counts}}
 
-    count = min(len(features), len(reference.features), config.num_neighbour_images)
-    generated, real = (f[:count].to(config.device) for f in (features, reference.features))
+    count = min(len(features), len(reference.features), max_neighbours)
+    generated, real = (f[:count].to(device) for f in (features, reference.features))
     counts = {"num_images": count, "num_reference_images": count}
     for name, share in zip(("precision", "recall"), precision_recall(real, generated), strict=True):
         figures[name] = {"value": share, "interval": wilson_interval(share, count), **counts}
 
-    mean, deviation = kernel_distance(real, generated, NUM_SPLITS, generator=splits_generator(config))
-    figures["kernel_distance"] = over_splits(mean, deviation) | counts
+    kernel = kernel_distance(real, generated, NUM_SPLITS, generator=torch.Generator().manual_seed(seed))
+    figures["kernel_distance"] = over_splits(*kernel) | counts
     return figures
 
 
-def score(logits: torch.Tensor, config: EvaluateConfig) -> dict[str, Any]:
-    mean, deviation = inception_score(logits, NUM_SPLITS, generator=splits_generator(config))
-    return {**over_splits(mean, deviation), "num_images": len(logits)}
-
-
-def splits_generator(config: EvaluateConfig) -> torch.Generator:
-    return torch.Generator().manual_seed(config.seed)
+def score(logits: torch.Tensor, seed: int) -> dict[str, Any]:
+    """Inception Score of logits (N, K), over random splits."""
+    result = inception_score(logits, NUM_SPLITS, generator=torch.Generator().manual_seed(seed))
+    return {**over_splits(*result), "num_images": len(logits)}
 
 
 def over_splits(mean: float, deviation: float) -> dict[str, Any]:
-    interval = around(mean, T_QUANTILE * deviation / NUM_SPLITS**0.5)
-    return {"value": mean, "deviation": deviation, "interval": interval}
-
-
-def around(value: float, half_width: float) -> list[float]:
-    return [value - half_width, value + half_width]
+    """Mean and deviation of a figure over `NUM_SPLITS` splits, with Student's 95% interval."""
+    return {"value": mean, "deviation": deviation, "interval": interval_of_mean(mean, deviation, NUM_SPLITS)}
 
 
 # ------------------------------------------------------------------------------------------------------------------
-# What is shown
+# What a reader must know
 # ------------------------------------------------------------------------------------------------------------------
 
 
@@ -353,39 +273,3 @@ def list_warnings(samples: ImageSet, drawn: ImageSubset, references: list[Refere
                 "what real images reach was measured on so many."
             )
     return warnings
-
-
-def table(report: dict[str, Any]) -> str:
-    """The report in markdown."""
-    samples, figures = report["samples"], report["figures"]
-    names = {
-        "frechet_distance": report["distance"],
-        "precision": "precision",
-        "recall": "recall",
-        "kernel_distance": "kernel distance",
-    }
-    lines = [
-        f"Extractor: {report['extractor']}. {samples['num_images']:,} samples of {samples['source']}, "
-        f"{samples['size']}x{samples['size']}.",
-        "",
-        "| figure | samples | 95% interval | real images | images: samples / real / reference |",
-        "|---|---|---|---|---|",
-    ]
-    for split, of_split in figures.items():
-        if split != "inception_score":
-            lines += [row(f"{names[name]}, {split!r}", figure) for name, figure in of_split.items()]
-    if "inception_score" in figures:
-        lines.append(row("Inception Score", figures["inception_score"]))
-    lines += [""] + [f"- {warning}" for warning in report["warnings"]]
-    return "\n".join(lines)
-
-
-def row(name: str, figure: dict[str, Any]) -> str:
-    low, high = figure["interval"]
-    counts = [figure["num_images"], figure["real"]["num_images"]]
-    if "num_reference_images" in figure:
-        counts.append(figure["num_reference_images"])
-    return (
-        f"| {name} | {figure['value']:.4g} | {low:.4g} to {high:.4g} | {figure['real']['value']:.4g} "
-        f"| {' / '.join(f'{count:,}' for count in counts)} |"
-    )

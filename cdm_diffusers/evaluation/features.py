@@ -12,10 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
-from tqdm.auto import tqdm
 from transformers import AutoModel
 
 from ..data.transforms import to_float
+from .batches import joined, run_over
 from .classifier import Classifier
 
 
@@ -112,15 +112,8 @@ def extract(
         extractor: on `device`.
         dataset: items {"image": uint8 (C, H, W), ...}.
     """
-    features, logits = [], []
-    with tqdm(total=len(dataset), desc="features", unit="image", leave=False) as bar:
-        for batch in DataLoader(dataset, batch_size):
-            batch_features, batch_logits = extractor(batch["image"].to(device))
-            features.append(batch_features.cpu())
-            if batch_logits is not None:
-                logits.append(batch_logits.cpu())
-            bar.update(len(batch_features))
-    return torch.cat(features), torch.cat(logits) if logits else None
+    loader = DataLoader(dataset, batch_size)
+    return joined(run_over(loader, lambda batch: extractor(batch["image"]), device, "features"))
 
 
 def _to_rgb(images: torch.Tensor) -> torch.Tensor:
@@ -147,7 +140,7 @@ class InceptionExtractor(FeatureExtractor):
         path: its file. Only the official one, told by its SHA-256, gives "FID".
 
     Raises:
-        ValueError: the file is no such network.
+        ValueError: the file is not such a network.
     """
 
     def __init__(self, path: str | os.PathLike):
@@ -161,7 +154,7 @@ class InceptionExtractor(FeatureExtractor):
             self.network = torch.jit.load(path, map_location="cpu").eval()
         except RuntimeError as error:
             raise ValueError(
-                f"`extractor` is {str(path)!r}, which is no TorchScript file ({error}): give {INCEPTION_URL}."
+                f"`extractor` is {str(path)!r}, which is not a TorchScript file ({error}): give {INCEPTION_URL}."
             ) from error
 
     def extract(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -171,7 +164,9 @@ class InceptionExtractor(FeatureExtractor):
 
 def _sha256(path: str | os.PathLike) -> str:
     if not os.path.isfile(path):
-        raise ValueError(f"`extractor` is {str(path)!r}, which is no file: give the path of inception-2015-12-05.pt.")
+        raise ValueError(
+            f"`extractor` is {str(path)!r}, which is not a file: give the path of inception-2015-12-05.pt."
+        )
     return hashlib.sha256(Path(path).read_bytes()).hexdigest()
 
 

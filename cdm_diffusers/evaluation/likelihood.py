@@ -14,7 +14,6 @@ import dataclasses
 import itertools
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,54 +23,22 @@ from diffusers.utils.torch_utils import randn_tensor
 from torch.utils.data import DataLoader, Dataset, Subset
 from tqdm.auto import tqdm
 
-from ..data.config import DataOptions
-from ..data.labels import check_same_classes
-from ..data.sources import open_images
+from ..data.splits import open_split
 from ..data.transforms import area_resize, to_float, to_uint8
 from ..diffusion import DiffusionTable, diffuse, discretized_gaussian_nll, gaussian_kl
 from ..files import write_json
 from ..pipelines import CascadedDiffusionPipeline, SuperResolutionPipeline
-from ..pipelines.denoising import OWN_SCHEDULERS, Denoiser
-from ..pipelines.inputs import check_augmentation_level
+from ..pipelines.denoising import Denoiser
+from ..pipelines.fit import check_same_forward_process
 from ..pipelines.pipeline_base import CascadeStage, num_classes_of
-from ..pipelines.solvers import scheduler_of
-from ..training.config import check_at_least, check_is_no_folder, device_option, option
+from ..pipelines.solvers import OWN_SCHEDULERS, scheduler_of
+from .config import LikelihoodConfig
+from .intervals import mean_and_error
 from .seeded_sampling import image_generator
+from .tables import likelihood_table
 
 
 Pipeline = CascadedDiffusionPipeline | SuperResolutionPipeline
-
-
-@dataclass(kw_only=True)
-class LikelihoodConfig(DataOptions):
-    """
-    Everything that can be said on the command line of `evaluation/likelihood.py`.
-
-    Raises:
-        ValueError: for a value out of its range.
-    """
-
-    pipeline: str = field(metadata={"help": "Folder or Hub id of a cascade, or of one super-resolution stage."})
-    output: str = field(metadata={"help": "JSON file to write the figures to."})
-    split: str = option("Split of the data whose likelihood is bounded.", "test")
-    padding: int = option("Black pixels added on each side before cropping (Fashion-MNIST, 28 to 32 pixels: 2).", 0)
-    num_images: int | None = option("Images, drawn from the split without replacement. Default: all of it.")
-    num_terms: int | None = option(
-        "Terms of the sum over t that are evaluated for each image: a stratified, unbiased estimate. Default: all T."
-    )
-    stages: list[str] | None = option("Stages to measure by themselves; none with `--stages none`. Default: all.")
-    cascade: str | None = option(
-        "Bound the likelihood of this stage's images under all stages up to it (Eq. 3). Default: no such bound."
-    )
-    augmentation_level: int | None = option("s of every stage that takes one. Default: the pipeline's own.")
-    seed: int = option("Decides which images are drawn, and all noise: image i by (seed, i).", 0)
-    batch_size: int = option("Images per call of a network.", 100)
-    device: str = device_option()
-
-    def __post_init__(self):
-        check_is_no_folder(self, "output")
-        # A standard error takes two images.
-        check_at_least(self, padding=0, num_images=2, num_terms=1, augmentation_level=0, seed=0, batch_size=1)
 
 
 def measure_likelihood(config: LikelihoodConfig) -> dict[str, Any]:
@@ -85,26 +52,26 @@ def measure_likelihood(config: LikelihoodConfig) -> dict[str, Any]:
         ValueError: pipeline, options and data do not fit each other, or there is no bound.
     """
     pipeline = load_pipeline(config.pipeline).to(config.device)
-    stages = pipeline.stages if isinstance(pipeline, CascadedDiffusionPipeline) else [pipeline.stage]
-    stages = [dataclasses.replace(stage, scheduler=scheduler_of(stage, "ancestral")) for stage in stages]
+    stages = [dataclasses.replace(stage, scheduler=scheduler_of(stage, "ancestral")) for stage in pipeline.stages]
     levels = stage_levels(pipeline, stages, config.augmentation_level)
     alone = select_stages(stages, config.stages)
     chain = [] if config.cascade is None else cascade_up_to(stages, levels, config.cascade)
     if not alone and not chain:
         raise ValueError("`stages` is none, and there is no `cascade`: name what is to be measured.")
-    dataset, indices = open_split(config, pipeline, stages)
+    dataset, indices = open_data(config, pipeline, stages)
     Path(config.output).parent.mkdir(parents=True, exist_ok=True)
 
+    options = {"seed": config.seed, "batch_size": config.batch_size, "device": config.device}
     report = {"num_images": len(indices), "stages": {}, "cascade": None}
     for stage in alone:
         bound = StageBound(stage, config.num_terms)
-        nats = run([(bound, levels[stage.name])], dataset, indices, config)[stage.name]
+        nats = nats_of([(bound, levels[stage.name])], dataset, indices, **options)[stage.name]
         report["stages"][stage.name] = stage_figures(bound, nats, levels[stage.name])
     if chain:
         stops = [levels[stage.name] for stage in chain[1:]] + [0]
         bounds = [StageBound(stage, config.num_terms, stop) for stage, stop in zip(chain, stops, strict=True)]
         told = [(bound, levels[bound.stage.name]) for bound in bounds]
-        nats = run(told, dataset, indices, config)
+        nats = nats_of(told, dataset, indices, **options)
         report["cascade"] = cascade_figures(bounds, nats, levels)
     report["settings"] = dataclasses.asdict(config)
     write_json(Path(config.output), report)
@@ -131,18 +98,14 @@ def stage_levels(pipeline: Pipeline, stages: list[CascadeStage], asked: int | No
     noised = [stage.name for stage in stages if stage.noising_scheduler is not None]
     if asked is not None and not noised:
         raise ValueError(f"`augmentation_level` is {asked}, but no stage of the pipeline takes one: leave it out.")
-    if isinstance(pipeline, CascadedDiffusionPipeline):
-        defaults = pipeline.config.default_augmentation_levels or {}
-    else:
-        defaults = {pipeline.stage.name: pipeline.config.default_augmentation_level or 0}
-    levels = {}
-    for stage in stages:
-        level = (defaults.get(stage.name, 0) if asked is None else asked) if stage.name in noised else None
-        levels[stage.name] = check_augmentation_level(stage.name, level, stage.noising_scheduler)
-    return levels
+    if isinstance(pipeline, SuperResolutionPipeline):
+        return {pipeline.stage.name: pipeline.stage_options(augmentation_level=asked)["augmentation_level"]}
+    levels = pipeline.stage_options(augmentation_levels=dict.fromkeys(noised, asked))["augmentation_levels"]
+    return {stage.name: levels.get(stage.name) for stage in stages}
 
 
 def select_stages(stages: list[CascadeStage], names: list[str] | None) -> list[CascadeStage]:
+    """The stages of these `names`: all for None, none for ["none"]; ValueError for unknown ones."""
     if names == ["none"]:
         return []
     known = [stage.name for stage in stages]
@@ -174,22 +137,13 @@ def cascade_up_to(stages: list[CascadeStage], levels: dict[str, int | None], las
                 f"`cascade={before.name}` for the stages before it; `stages` gives the bits per dimension of "
                 f"{stage.name!r} given the low-resolution image."
             )
-        check_same_process(before, stage)
+        check_own_scheduler(before)
+        check_same_forward_process(before, stage)
     return chain
 
 
-def check_same_process(before: CascadeStage, stage: CascadeStage) -> None:
-    """z_s must be both what stage `before` arrives at and what `stage` is conditioned on."""
-    check_own_scheduler(before)
-    table, noising = before.scheduler.table, stage.noising_scheduler.table
-    if len(table) != len(noising) or not torch.allclose(table.alphas_cumprod, noising.alphas_cumprod, rtol=1e-9):
-        raise ValueError(
-            f"Stage {stage.name!r} is conditioned on images noised by another process ({len(noising)} steps) than "
-            f"that of stage {before.name!r} ({len(table)} steps): together they bound nothing."
-        )
-
-
 def check_own_scheduler(stage: CascadeStage) -> None:
+    """ValueError unless the stage samples with a scheduler of this package."""
     if not isinstance(stage.scheduler, OWN_SCHEDULERS):
         raise ValueError(
             f"Stage {stage.name!r} samples with {type(stage.scheduler).__name__}, which has no reverse distribution "
@@ -197,22 +151,19 @@ def check_own_scheduler(stage: CascadeStage) -> None:
         )
 
 
-def open_split(config: LikelihoodConfig, pipeline: Pipeline, stages: list[CascadeStage]) -> tuple[Dataset, list[int]]:
+def open_data(config: LikelihoodConfig, pipeline: Pipeline, stages: list[CascadeStage]) -> tuple[Dataset, list[int]]:
     """The split at its source resolution, and the indices of the images that are measured."""
     last = stages[-1].unet.config
     num_classes = num_classes_of(stages)
-    data = open_images(
-        config.split_config(
-            config.split,
-            source_resolution=pipeline.config.source_resolution or last.sample_size,
-            num_channels=last.out_channels,
-            padding=config.padding,
-            class_conditional=num_classes is not None,
-        )
+    data_config = config.split_config(
+        config.split,
+        source_resolution=pipeline.config.source_resolution or last.sample_size,
+        num_channels=last.out_channels,
+        padding=config.padding,
+        class_conditional=num_classes is not None,
     )
-    if num_classes is not None:
-        expected = pipeline.config.id2label or {index: str(index) for index in range(num_classes)}
-        check_same_classes(f"the split {config.split!r}", data.id2label, expected)
+    numbers = {index: str(index) for index in range(num_classes or 0)}
+    data = open_split(data_config, id2label=pipeline.config.id2label or numbers)
     count = len(data.dataset) if config.num_images is None else config.num_images
     if not 2 <= count <= len(data.dataset):
         raise ValueError(f"`num_images` is {count}; the split {config.split!r} has {len(data.dataset)} (2 at least).")
@@ -259,7 +210,7 @@ class StageBound:
             x_0 (`torch.Tensor` of shape `(B, C, H, W)`):
                 Images in [-1, 1]; where the process arrives at x_0, 8-bit values.
             denoiser (`Callable`): makes the network with its conditions, their noise drawn from `generators`.
-            generators (`list[torch.Generator]`): one an image; they decide times and noise.
+            generators (`list[torch.Generator]`): one per image; they decide times and noise.
 
         Returns:
             `dict[str, torch.Tensor]`: nats (B,) of "prior", "kl" and "decoder".
@@ -323,11 +274,13 @@ def image_sum(values: torch.Tensor) -> torch.Tensor:
 
 
 @torch.no_grad()
-def run(
+def nats_of(
     bounds: list[tuple[StageBound, int | None]],
     dataset: Dataset,
     indices: list[int],
-    config: LikelihoodConfig,
+    seed: int,
+    batch_size: int,
+    device: str,
 ) -> dict[str, dict[str, torch.Tensor]]:
     """
     The terms of each image (N,), in nats, by stage, for `bounds`: stages, each with the s of its low-resolution input.
@@ -335,16 +288,16 @@ def run(
     A stage's images are area averages. Those that end in a decoder are rounded to 8 bits first, without which there
     is no probability but only a density; those that end in z_s stay as they were in training.
     """
-    loader = DataLoader(Subset(dataset, indices), config.batch_size)
+    loader = DataLoader(Subset(dataset, indices), batch_size)
     terms = {bound.stage.name: [] for bound, _ in bounds}
     calls = sum(len(bound.strata) + bound.has_decoder for bound, _ in bounds) * len(loader)
     with tqdm(total=calls, desc=" and ".join(terms), unit="call") as bar:
-        for place, batch in zip(range(0, len(indices), config.batch_size), loader, strict=True):
-            images = to_float(batch["image"]).to(config.device)
-            labels = None if "label" not in batch else batch["label"].to(config.device)
+        for place, batch in zip(range(0, len(indices), batch_size), loader, strict=True):
+            images = to_float(batch["image"]).to(device)
+            labels = None if "label" not in batch else batch["label"].to(device)
             for bound, level in bounds:
-                of_batch = indices[place : place + config.batch_size]
-                generators = [image_generator(config.seed, index) for index in of_batch]
+                of_batch = indices[place : place + batch_size]
+                generators = [image_generator(seed, index) for index in of_batch]
                 denoiser = conditional_denoiser(bound.stage, images, labels, level, bar)
                 x_0 = area_resize(images, bound.stage.unet.config.sample_size)
                 if bound.has_decoder:
@@ -379,9 +332,9 @@ def conditional_denoiser(
 # ------------------------------------------------------------------------------------------------------------------
 
 
-def mean_and_error(values: torch.Tensor) -> dict[str, float]:
-    """Mean of (N,) values of independent images, and its standard error: over images, times and noise."""
-    return {"mean": values.mean().item(), "standard_error": (values.std() / math.sqrt(len(values))).item()}
+def mean_and_error_of(values: torch.Tensor) -> dict[str, float]:
+    """Of (N,) values of independent images: over images, times and noise."""
+    return mean_and_error(values.tolist())
 
 
 def stage_figures(bound: StageBound, nats: dict[str, torch.Tensor], level: int | None) -> dict[str, Any]:
@@ -389,8 +342,8 @@ def stage_figures(bound: StageBound, nats: dict[str, torch.Tensor], level: int |
     unet = bound.stage.unet.config
     per_dimension = 1 / (unet.out_channels * unet.sample_size**2 * math.log(2))
     return {
-        "bits_per_dimension": mean_and_error(sum(nats.values()) * per_dimension),
-        "terms": {name: mean_and_error(values * per_dimension) for name, values in nats.items()},
+        "bits_per_dimension": mean_and_error_of(sum(nats.values()) * per_dimension),
+        "terms": {name: mean_and_error_of(values * per_dimension) for name, values in nats.items()},
         "size": unet.sample_size,
         "low_res_size": unet.low_res_size,
         "augmentation_level": level,
@@ -408,40 +361,11 @@ def cascade_figures(
     per_dimension = 1 / (unet.out_channels * unet.sample_size**2 * math.log(2))
     totals = {name: sum(terms.values()) for name, terms in nats.items()}
     return {
-        "bits_per_dimension": mean_and_error(sum(totals.values()) * per_dimension),
-        "stages": {name: mean_and_error(total * per_dimension) for name, total in totals.items()},
-        "nats": mean_and_error(sum(totals.values())),
+        "bits_per_dimension": mean_and_error_of(sum(totals.values()) * per_dimension),
+        "stages": {name: mean_and_error_of(total * per_dimension) for name, total in totals.items()},
+        "nats": mean_and_error_of(sum(totals.values())),
         "size": unet.sample_size,
         "augmentation_levels": {name: levels[name] for name in totals if levels[name] is not None},
         "num_terms": {bound.stage.name: len(bound.strata) + bound.has_decoder for bound in bounds},
         "of_terms": {bound.stage.name: len(bound.table) for bound in bounds},
     }
-
-
-def likelihood_table(report: dict[str, Any]) -> str:
-    """The report in markdown, in bits per dimension with standard errors."""
-
-    def cell(figure: dict[str, float]) -> str:
-        return f"{figure['mean']:.4f} ± {figure['standard_error']:.4f}"
-
-    lines = [f"Upper bounds in bits per dimension, of {report['num_images']:,} images, with standard errors."]
-    if report["stages"]:
-        lines += ["", "| stage | images | s | L_T | sum of KL | -log p(x_0 given x_1) | total | terms |"]
-        lines.append("|---|---|---|---|---|---|---|---|")
-    for name, figures in report["stages"].items():
-        given = (
-            "" if figures["low_res_size"] is None else f" given {figures['low_res_size']}x{figures['low_res_size']}"
-        )
-        level = "" if figures["augmentation_level"] is None else figures["augmentation_level"]
-        terms = " | ".join(cell(figures["terms"][key]) for key in ("prior", "kl", "decoder"))
-        lines.append(
-            f"| {name} | {figures['size']}x{figures['size']}{given} | {level} | {terms} "
-            f"| {cell(figures['bits_per_dimension'])} | {figures['num_terms']} of {figures['of_terms']} |"
-        )
-    if report["cascade"] is not None:
-        figures = report["cascade"]
-        parts = ", ".join(f"{name} {cell(part)}" for name, part in figures["stages"].items())
-        levels = ", ".join(f"s = {level} into {name}" for name, level in figures["augmentation_levels"].items())
-        lines += ["", f"Cascade, {figures['size']}x{figures['size']} images (Eq. 3; {levels}):"]
-        lines.append(f"{cell(figures['bits_per_dimension'])}, of which {parts}.")
-    return "\n".join(lines)

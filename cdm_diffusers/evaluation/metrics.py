@@ -97,7 +97,7 @@ def frechet_standard_error(reference: FeatureStatistics, features: torch.Tensor)
 
     Where the two distributions agree, these first derivatives vanish: the result is then about sqrt(2) times too
     large (in simulations with normal features 1.3 to 1.6 times, and 1.7 with fewer images than features). The bias,
-    by which few images make the distance larger, is no part of it.
+    by which few images make the distance larger, is not part of it.
     """
     statistics = FeatureStatistics.from_features(features)
     root = reference.root
@@ -121,7 +121,7 @@ def inception_score(logits: torch.Tensor, num_splits: int = 10, *, generator: to
 
     Args:
         logits: (N, K), of any classifier; the score is in [1, K].
-        num_splits: into how many disjoint parts of equal size the images are split.
+        num_splits: number of disjoint parts of equal size into which the images are split.
         generator: of the splits, on the CPU.
 
     Raises:

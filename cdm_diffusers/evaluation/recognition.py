@@ -9,188 +9,126 @@ images are, that is, copied?
 import dataclasses
 import itertools
 import math
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from PIL import Image
-from scipy import stats
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
-from ..data.config import DataConfig, LabelledDataOptions
+from ..data.image_sets import ImageSet, load_image_set, read_settings
 from ..data.labels import check_same_classes
-from ..data.memory import ImageData
+from ..data.memory import ImageSubset, InMemoryImages
 from ..data.pictures import grid_of
-from ..data.sources import open_images
-from ..data.transforms import area_resize, to_float, to_uint8, to_unit
+from ..data.splits import open_splits
+from ..data.transforms import area_resize, to_float, to_unit
 from ..files import write_json
-from ..pipelines import CascadedDiffusionPipeline
-from ..pipelines.solvers import stage_options
-from ..training.config import check_at_least, check_is_no_folder, device_option, option
 from ..training.validation import MAX_GRID_CLASSES
-from .classifier import Classifier, accuracies
+from .batches import joined, run_over
+from .classifier import Classifier, accuracies, classify
+from .config import RecognitionConfig
+from .intervals import wilson_interval
 from .records import provenance
-from .seeded_sampling import draw
+from .tables import recognition_tables
 
 
 GRID_PAIRS = 6
 
 
-@dataclass(kw_only=True)
-class RecognitionConfig(LabelledDataOptions):
-    """
-    Everything that can be said on the command line of `evaluation/recognition.py`.
-
-    Raises:
-        ValueError: for a value out of its range.
-    """
-
-    pipeline: str = field(metadata={"help": "Folder or Hub id of a class-conditional cascade."})
-    classifier: str = field(metadata={"help": "Folder of a classifier of training/train_classifier.py."})
-    output: str = field(metadata={"help": "JSON file to write the figures to."})
-    grid: str | None = option("Picture to write: a row per class, samples beside their nearest training images.")
-    padding: int | None = option("Black pixels added on each side before cropping. Default: the classifier's.")
-    num_images: int = option("Samples, balanced over the classes: image i has label i modulo their number.", 2000)
-    seed: int = option("Image i is drawn from the generator of (seed, i).", 0)
-    batch_size: int = option("Images per call of the pipeline and of the classifier.", 100)
-    num_inference_steps: int | None = option("Steps of every stage. Default: the pipeline's own.")
-    augmentation_level: int | None = option("s of every stage that takes one. Default: the pipeline's own.")
-    num_diversity_images: int = option("Images of each class whose distances from each other are taken.", 100)
-    num_nearest_images: int = option("Samples, and test images, whose nearest training image is looked for.", 500)
-    device: str = device_option()
-
-    def __post_init__(self):
-        check_is_no_folder(self, "output", "grid")
-        check_at_least(
-            self,
-            padding=0,
-            num_images=1,
-            seed=0,
-            batch_size=1,
-            num_inference_steps=1,
-            augmentation_level=0,
-            num_diversity_images=2,
-            num_nearest_images=1,
-        )
-
-
 def measure_recognition(config: RecognitionConfig) -> dict[str, Any]:
     """
-    Samples the cascade, measures the samples, writes `config.output` (and `config.grid`) and prints tables.
+    Measures the samples, writes `config.output` (and `config.grid`) and prints tables.
 
     Returns:
         `dict`: what is in `config.output`; see `measure`.
 
     Raises:
-        ValueError: pipeline, classifier and data do not fit each other.
+        ValueError: samples, classifier and data do not fit each other.
     """
     classifier = Classifier.from_pretrained(config.classifier).to(config.device)
-    pipeline = CascadedDiffusionPipeline.from_pretrained(config.pipeline).to(config.device)
-    check_fit(pipeline, classifier)
+    settings = read_settings(Path(config.samples))
+    stages = load_stages(config.samples, settings)
+    samples = last_of(stages)
+    check_fit(samples, classifier)
     data_config = config.data_config(
-        source_resolution=pipeline.config.source_resolution or classifier.config.image_size,
+        source_resolution=samples.source_resolution or samples.size,
         num_channels=classifier.config.num_channels,
         padding=classifier.config.padding if config.padding is None else config.padding,
     )
-    train = open_split(data_config, pipeline)
-    test = open_split(dataclasses.replace(data_config, dataset_split=config.eval_split), pipeline)
+    train, test = open_splits(data_config, config.eval_split, id2label=samples.id2label)
     for file in filter(None, (config.output, config.grid)):
         Path(file).parent.mkdir(parents=True, exist_ok=True)
 
-    options = sampling_options(pipeline, config)
-    samples = draw_samples(pipeline, config, options)
-    figures, nearest = measure(samples, classifier, train.dataset, test.dataset, config)
+    figures, nearest = measure(
+        stages,
+        classifier,
+        train.dataset,
+        test.dataset,
+        num_diversity_images=config.num_diversity_images,
+        num_nearest_images=config.num_nearest_images,
+        seed=config.seed,
+        batch_size=config.batch_size,
+        device=config.device,
+    )
+    sampled = {"pipeline": settings.get("about", {}).get("pipeline"), "num_images": len(samples)}
+    sampled |= {"sampling_seed": settings["seed"], **settings["options"]}
     report = {
         **figures,
-        "settings": {**dataclasses.asdict(config), **options},
+        "settings": {**dataclasses.asdict(config), **sampled},
         **provenance("torch", "diffusers", "transformers", "accelerate", "numpy"),
     }
     write_json(Path(config.output), report)
     if config.grid is not None:
-        draw_pairs(samples, nearest, len(classifier.config.id2label)).save(config.grid)
-    print(tables(report))
+        draw_pairs(samples, nearest).save(config.grid)
+    print(recognition_tables(report))
     return report
 
 
 # ------------------------------------------------------------------------------------------------------------------
-# What is measured: pipeline, classifier and data that fit each other
+# What is measured: samples, classifier and data that fit each other
 # ------------------------------------------------------------------------------------------------------------------
 
 
-def check_fit(pipeline: CascadedDiffusionPipeline, classifier: Classifier) -> None:
+def load_stages(folder: str, settings: dict[str, Any]) -> dict[str, ImageSet]:
+    """
+    Each stage's images, by its name, of a folder of `evaluation/sample.py` that has these `settings`.
+
+    Raises:
+        ValueError: a stage was not kept, or there are no classes, or fewer than two images of one.
+    """
+    names = list(settings["stages"])
+    if settings.get("id2label") is None:
+        raise ValueError(f"`samples` {folder!r} have no classes (`id2label`): there are no labels to recognise.")
+    if missing := [name for name in names[:-1] if name not in settings["kept_stages"]]:
+        raise ValueError(
+            f"`samples` {folder!r} has not kept the stages {missing}, and all are measured: sample with --keep_stages."
+        )
+    stages = {name: load_image_set(folder, name) for name in names}
+    fewest = stages[names[-1]].labels.bincount(minlength=len(settings["id2label"])).min().item()
+    if fewest < 2:
+        raise ValueError(f"`samples` {folder!r} has {fewest} images of some class; each class needs at least 2.")
+    return stages
+
+
+def last_of(stages: dict[str, Any]) -> Any:
+    """The samples proper."""
+    return list(stages.values())[-1]
+
+
+def check_fit(samples: ImageSet, classifier: Classifier) -> None:
     """
     Raises:
-        ValueError: the cascade is not class-conditional, or the classifier is one of other classes, sizes or channels.
+        ValueError: the classifier is one of other classes, sizes or channels.
     """
-    if pipeline.config.id2label is None:
-        raise ValueError("the pipeline has no classes (`id2label`): there are no labels to recognise.")
-    check_same_classes("the classifier", classifier.config.id2label, pipeline.config.id2label)
-    made, taken = pipeline.stages[-1].unet.config, classifier.config
-    if (made.sample_size, made.out_channels) != (taken.image_size, taken.num_channels):
+    taken = classifier.config
+    check_same_classes("the classifier", taken.id2label, samples.id2label)
+    if (samples.size, samples.channels) != (taken.image_size, taken.num_channels):
         raise ValueError(
             f"the classifier takes {taken.image_size}x{taken.image_size} images of {taken.num_channels} channels, but "
-            f"the pipeline makes {made.sample_size}x{made.sample_size} images of {made.out_channels}: train one with "
-            f"--image_size {made.sample_size} --num_channels {made.out_channels}."
+            f"the samples are {samples.size}x{samples.size} of {samples.channels}: train one with --image_size "
+            f"{samples.size} --num_channels {samples.channels}."
         )
-
-
-def open_split(data_config: DataConfig, pipeline) -> ImageData:
-    data = open_images(data_config)
-    check_same_classes(f"the split {data_config.dataset_split!r}", data.id2label, pipeline.config.id2label)
-    return data
-
-
-def sampling_options(pipeline: CascadedDiffusionPipeline, config: RecognitionConfig) -> dict[str, dict[str, float]]:
-    """Steps, s and guidance scales of the stages: the pipeline's own where `config` has none."""
-    levels = None
-    if config.augmentation_level is not None:
-        noised = [stage.name for stage in pipeline.stages if stage.noising_scheduler is not None]
-        if not noised:
-            raise ValueError(
-                f"`augmentation_level` is {config.augmentation_level}, but no stage of the pipeline takes one: leave "
-                "it out."
-            )
-        levels = dict.fromkeys(noised, config.augmentation_level)
-    return stage_options(pipeline, config.num_inference_steps, levels)
-
-
-@dataclass
-class Samples:
-    """
-    Args:
-        stages: each stage's images by its name, uint8 (N, C, h, h); the last stage's are the samples proper.
-        labels: int64 (N,).
-    """
-
-    stages: dict[str, torch.Tensor]
-    labels: torch.Tensor
-
-    @property
-    def images(self) -> torch.Tensor:
-        return list(self.stages.values())[-1]
-
-
-def draw_samples(pipeline: CascadedDiffusionPipeline, config: RecognitionConfig, options: dict[str, Any]) -> Samples:
-    """
-    Image i has label i modulo the number of classes and a generator of its own, seeded by (seed, i): it depends on the
-    number of images not at all, and on the batch size up to floating point.
-    """
-    num_classes = len(pipeline.config.id2label)
-    if config.num_images < 2 * num_classes:
-        raise ValueError(
-            f"`num_images` is {config.num_images}; {num_classes} classes need at least {2 * num_classes}, two each."
-        )
-    labels = torch.arange(config.num_images) % num_classes
-    pipeline.set_progress_bar_config(leave=False, position=1)
-    batches = []
-    with tqdm(total=config.num_images, desc="sampling", unit="image") as bar:
-        for indices in torch.arange(config.num_images).split(config.batch_size):
-            stages = draw(pipeline, indices, labels, config.seed, **options)
-            batches.append({name: to_uint8(2 * images - 1).cpu() for name, images in stages.items()})
-            bar.update(len(indices))
-    return Samples({name: torch.cat([batch[name] for batch in batches]) for name in batches[0]}, labels)
 
 
 # ------------------------------------------------------------------------------------------------------------------
@@ -199,34 +137,46 @@ def draw_samples(pipeline: CascadedDiffusionPipeline, config: RecognitionConfig,
 
 
 def measure(
-    samples: Samples, classifier: Classifier, train: Dataset, test: Dataset, config: RecognitionConfig
+    stages: dict[str, Dataset],
+    classifier: Classifier,
+    train: Dataset,
+    test: Dataset,
+    *,
+    num_diversity_images: int = 100,
+    num_nearest_images: int = 500,
+    seed: int = 0,
+    batch_size: int = 100,
+    device: str = "cpu",
 ) -> tuple[dict[str, Any], torch.Tensor]:
     """
     All figures, with pixels in [-1, 1].
 
     Args:
-        samples: what the cascade made.
+        stages: what each stage made, by its name: items {"image": uint8 (C, h, h)}, with `labels` of all.
         classifier: takes images of the samples' size, float in [-1, 1], and returns logits and features; its
             `config.id2label` names the classes.
         train, test: items {"image": uint8 (C, R, R), "label"}; real images are area averages of them, which at the
             sample's size and at those of the stages are what the cascade was trained on.
-        config: `num_diversity_images`, `num_nearest_images`, `batch_size`, `device`; and `seed`, which shuffles the
-            data.
+        num_diversity_images, num_nearest_images, batch_size, device: see [`RecognitionConfig`].
+        seed: of the order of the data.
 
     Returns:
         `dict` of figures, and the nearest training images of the first samples, (Q, C, h, h) in [-1, 1].
     """
     id2label = classifier.config.id2label
-    images = to_float(samples.images)
-    logits, features = classify(classifier, images, config)
+    samples, made = last_of(stages), {name: stacked(stage) for name, stage in stages.items()}
+    images = last_of(made)
     size = images.shape[-1]
-    test_logits, test_labels, test_images = classify_dataset(classifier, test, size, config)
+    logits, features = classify(classifier, samples, batch_size, device)
+    test_logits, test_labels, test_images = classify_real(
+        classifier, shuffled(test, batch_size, seed), size, num_nearest_images, device
+    )
 
-    count = min(config.num_nearest_images, len(images), len(test_images))
-    neighbours = NearestNeighbours(torch.cat([images[:count], test_images[:count]]), config.device)
-    references = {name: Moments(len(id2label), stage.shape[-1]) for name, stage in samples.stages.items()}
-    kept = ClassSubset(len(id2label), config.num_diversity_images)
-    for batch in tqdm(shuffled(train, config), desc="training images"):
+    count = min(num_nearest_images, len(images), len(test_images))
+    neighbours = NearestNeighbours(torch.cat([images[:count], test_images[:count]]), device)
+    references = {name: Moments(len(id2label), stage.shape[-1]) for name, stage in made.items()}
+    kept = ClassSubset(len(id2label), num_diversity_images)
+    for batch in tqdm(shuffled(train, batch_size, seed), desc="training images"):
         real = to_float(batch["image"])
         for reference in references.values():
             reference.update(real, batch["label"])
@@ -234,66 +184,56 @@ def measure(
         neighbours.update(real)
         kept.update(real, batch["label"])
     real, real_labels = kept.collect(id2label)
-    _, real_features = classify(classifier, real, config)
+    _, real_features = classify(classifier, InMemoryImages(real, None), batch_size, device)
 
     distances = neighbours.distances()
+    spaces = {"pixels": (images, real), "features": (features, real_features)}
     figures = {
         "recognised": {
             "samples": recognised(logits, samples.labels, id2label),
             "test": recognised(test_logits, test_labels, id2label),
         },
-        "stages": stage_moments(samples, references),
+        "stages": stage_moments(made, samples.labels, references),
         "diversity": {
-            "pixels": diversity(images, samples.labels, real, real_labels, id2label, config.num_diversity_images),
-            "features": diversity(
-                features, samples.labels, real_features, real_labels, id2label, config.num_diversity_images
-            ),
+            name: diversity(of_samples, samples.labels, of_real, real_labels, id2label, num_diversity_images)
+            for name, (of_samples, of_real) in spaces.items()
         },
         "nearest_training_image": nearest_figures(distances[:count], distances[count:]),
     }
     return figures, neighbours.nearest[:count].cpu()
 
 
-def shuffled(dataset: Dataset, config: RecognitionConfig) -> DataLoader:
+def stacked(images: Dataset) -> torch.Tensor:
+    """All of a set, float (N, C, H, W) in [-1, 1]."""
+    return to_float(torch.stack([images[index]["image"] for index in range(len(images))]))
+
+
+def shuffled(dataset: Dataset, batch_size: int, seed: int) -> DataLoader:
     """Folders are sorted by class, and their first images need not be typical."""
-    return DataLoader(dataset, config.batch_size, shuffle=True, generator=torch.Generator().manual_seed(config.seed))
+    return DataLoader(dataset, batch_size, shuffle=True, generator=torch.Generator().manual_seed(seed))
 
 
-@torch.no_grad()
-def classify(
-    classifier: Classifier, images: torch.Tensor, config: RecognitionConfig
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Logits (N, classes) and features (N, D) on the CPU, of images in [-1, 1]."""
-    outputs = [classifier(batch.to(config.device)) for batch in images.split(config.batch_size)]
-    logits, features = zip(*outputs, strict=True)
-    return torch.cat(logits).cpu(), torch.cat(features).cpu()
-
-
-def classify_dataset(
-    classifier: Classifier, dataset: Dataset, size: int, config: RecognitionConfig
+def classify_real(
+    classifier: Classifier, loader: DataLoader, size: int, num_images: int, device: str
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Logits and labels of all images, and the first `num_nearest_images` of them, in random order."""
-    logits, labels, images, count = [], [], [], 0
-    for batch in tqdm(shuffled(dataset, config), desc="test images"):
+    """Logits and labels of all images of `loader`, averaged down to `size`, and the first `num_images` of them."""
+
+    def of_batch(batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         real = area_resize(to_float(batch["image"]), size)
-        logits.append(classify(classifier, real, config)[0])
-        labels.append(batch["label"])
-        if count < config.num_nearest_images:
-            images.append(real[: config.num_nearest_images - count])
-            count += len(images[-1])
-    return torch.cat(logits), torch.cat(labels), torch.cat(images)
+        return classifier(real)[0], batch["label"], real
+
+    parts, first, missing = [], [], num_images
+    for logits, labels, images in run_over(loader, of_batch, device, "test images"):
+        parts.append((logits, labels))
+        first.append(images[:missing].cpu())
+        missing -= len(first[-1])
+    return *joined(parts), torch.cat(first)
 
 
 def recognised(logits: torch.Tensor, labels: torch.Tensor, id2label: dict[int, str]) -> dict[str, Any]:
     """`accuracies`, with Wilson's 95% interval of the top-1 share."""
     result = accuracies(logits, labels, id2label)
     return {**result, "top_1_interval": wilson_interval(result["top_1"], result["num_images"])}
-
-
-def wilson_interval(share: float, count: int) -> list[float]:
-    """Wilson (1927): where a share of `count` independent draws puts the probability, with confidence 95%."""
-    interval = stats.binomtest(round(share * count), count).proportion_ci(0.95, method="wilson")
-    return [float(end) for end in interval]
 
 
 class Moments:
@@ -315,16 +255,19 @@ class Moments:
         self.sums.index_add_(1, labels, torch.stack([pixels.mean(1), pixels.square().mean(1)]))
 
     def figures(self) -> dict[str, float]:
+        """Mean and standard deviation of what came along."""
         mean, square = (self.sums / self.count).mean(1)
         return {"mean": mean.item(), "std": (square - mean**2).sqrt().item()}
 
 
-def stage_moments(samples: Samples, references: dict[str, Moments]) -> dict[str, Any]:
+def stage_moments(
+    stages: dict[str, torch.Tensor], labels: torch.Tensor, references: dict[str, Moments]
+) -> dict[str, Any]:
     """Mean and standard deviation of each stage's samples, of the training images at its size, and what differs."""
     figures = {}
-    for name, images in samples.stages.items():
+    for name, images in stages.items():
         moments = Moments(len(references[name].count), images.shape[-1])
-        moments.update(to_float(images), samples.labels)
+        moments.update(images, labels)
         of_samples, of_data = moments.figures(), references[name].figures()
         difference = {key: of_samples[key] - of_data[key] for key in of_data}
         figures[name] = {"size": moments.size, "samples": of_samples, "data": of_data, "difference": difference}
@@ -339,6 +282,7 @@ class ClassSubset:
         self.images = [[] for _ in range(num_classes)]
 
     def update(self, images: torch.Tensor, labels: torch.Tensor) -> None:
+        """Images (B, C, H, W) and labels (B,)."""
         for image, label in zip(images, labels.tolist(), strict=True):
             if len(self.images[label]) < self.count:
                 self.images[label].append(image.clone())
@@ -380,7 +324,8 @@ def diversity(
         sum(figures[key] for figures in per_class.values()) / len(per_class) for key in ("samples", "data")
     )
     overall = {"samples": of_samples, "data": of_data, "ratio": of_samples / of_data}
-    return {**overall, "per_class": per_class, "images_per_class": min(count, len(samples) // len(id2label))}
+    fewest = sample_labels.bincount(minlength=len(id2label)).min().item()
+    return {**overall, "per_class": per_class, "images_per_class": min(count, fewest)}
 
 
 class NearestNeighbours:
@@ -395,6 +340,7 @@ class NearestNeighbours:
         self.smallest = torch.full((len(queries),), math.inf, device=device)
 
     def update(self, images: torch.Tensor) -> None:
+        """Images (B, C, H, W)."""
         images = torch.cat([images, images.flip(-1)]).to(self.queries.device)
         smallest, index = torch.cdist(self.queries.flatten(1), images.flatten(1)).min(1)
         nearer = smallest < self.smallest
@@ -424,40 +370,12 @@ def nearest_figures(of_samples: torch.Tensor, of_test: torch.Tensor) -> dict[str
 # ------------------------------------------------------------------------------------------------------------------
 
 
-def draw_pairs(samples: Samples, nearest: torch.Tensor, num_classes: int) -> Image.Image:
+def draw_pairs(samples: Dataset, nearest: torch.Tensor) -> Image.Image:
     """A row for each of the first classes: its first samples, each with its nearest training image on the right."""
-    pairs = torch.stack([to_float(samples.images[: len(nearest)]), nearest], dim=1)  # (Q, 2, C, H, W)
-    columns = max(1, min(GRID_PAIRS, len(pairs) // num_classes))
-    rows = [pairs[label::num_classes][:columns] for label in range(min(num_classes, MAX_GRID_CLASSES, len(pairs)))]
+    labels = samples.labels[: len(nearest)]
+    first = stacked(ImageSubset(samples, range(len(nearest))))
+    pairs = torch.stack([first, nearest], dim=1)  # (Q, 2, C, H, W)
+    shown, counts = labels.unique(return_counts=True)
+    columns = min(GRID_PAIRS, counts[:MAX_GRID_CLASSES].min().item())
+    rows = [pairs[labels == label][:columns] for label in shown[:MAX_GRID_CLASSES]]
     return grid_of(to_unit(torch.cat(rows).flatten(0, 1)), 2 * columns)
-
-
-def tables(report: dict[str, Any]) -> str:
-    """The report in markdown."""
-    shares, near = report["recognised"], report["nearest_training_image"]
-    pixels, features = report["diversity"]["pixels"], report["diversity"]["features"]
-    low, high = zip(*(shares[name]["top_1_interval"] for name in ("samples", "test")), strict=True)
-    counts = [shares[name]["num_images"] for name in ("samples", "test")]
-    lines = [
-        f"| | recognised: {counts[0]:,} samples | {counts[1]:,} test images | within-class distance, samples / data:"
-        " pixels | features |",
-        "|---|---|---|---|---|",
-        f"| all classes | {shares['samples']['top_1']:.2%} ({low[0]:.1%} to {high[0]:.1%}) "
-        f"| {shares['test']['top_1']:.2%} ({low[1]:.1%} to {high[1]:.1%}) "
-        f"| {pixels['ratio']:.3f} | {features['ratio']:.3f} |",
-    ]
-    for name, share in shares["samples"]["per_class"].items():
-        of_test = shares["test"]["per_class"][name]
-        lines.append(
-            f"| {name} | {share:.2%} | {'no images' if of_test is None else f'{of_test:.2%}'} "
-            f"| {pixels['per_class'][name]['ratio']:.3f} | {features['per_class'][name]['ratio']:.3f} |"
-        )
-    lines += ["", "| stage | size | mean: samples | data | difference | std: samples | data | difference |"]
-    lines.append("|---|---|---|---|---|---|---|---|")
-    for name, stage in report["stages"].items():
-        cells = [f"{stage[key][m]:+.4f}" for m in ("mean", "std") for key in ("samples", "data", "difference")]
-        lines.append(f"| {name} | {stage['size']} | {' | '.join(cells)} |")
-    lines += ["", f"| distance to the nearest training image | {near['num_images']} samples | as many test images |"]
-    lines.append("|---|---|---|")
-    lines += [f"| {m} | {near['samples'][m]:.3f} | {near['test'][m]:.3f} |" for m in ("mean", "median", "smallest")]
-    return "\n".join(lines)

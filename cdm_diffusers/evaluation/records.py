@@ -7,6 +7,7 @@ import json
 import shlex
 import sys
 from collections.abc import Collection, Iterable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -42,6 +43,7 @@ def fingerprint(stages: Iterable[CascadeStage]) -> str:
 
 
 def weights_fingerprint(module: torch.nn.Module) -> str:
+    """A hash of all weights and their names."""
     hashed = hashlib.sha256()
     _add_weights(hashed, module)
     return hashed.hexdigest()
@@ -56,6 +58,32 @@ def _add_weights(hashed: Any, module: torch.nn.Module) -> None:
 def digest(content: Any) -> str:
     """A short hash of JSON content, for names of files and folders."""
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def open_report(
+    file: Path,
+    settings: dict[str, Any],
+    new: dict[str, Any],
+    option: str,
+    ignored: Collection[str] = ("about",),
+) -> dict[str, Any]:
+    """
+    The report that an earlier call with the same settings has written to `file`, or the `new` one, with "settings".
+
+    Args:
+        settings, ignored: as [`check_same_settings`] has them.
+        option: by which another file is given.
+
+    Raises:
+        ValueError: the settings of the report differ in what decides its figures.
+    """
+    settings = json.loads(json.dumps(settings))
+    if not file.is_file():
+        return {"settings": settings, **new}
+    report = json.loads(file.read_text())
+    holder, remedy = f"{str(file)!r} is the report of other settings", f"Give another `{option}`."
+    check_same_settings(report["settings"], settings, holder, remedy, ignored)
+    return {**report, "settings": settings}
 
 
 def check_same_settings(

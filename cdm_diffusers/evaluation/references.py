@@ -3,6 +3,7 @@ Real images as a reference for samples: their statistics and features, stored un
 network that they came from.
 """
 
+import functools
 import hashlib
 import json
 import os
@@ -13,10 +14,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch.utils.data import DataLoader, Dataset
-from tqdm.auto import tqdm
 
 from ..data.memory import ImageSubset
 from ..files import reveal, temporary_name
+from .batches import run_over
 from .features import FeatureExtractor, extract
 from .metrics import FeatureStatistics, frechet_distance
 
@@ -39,15 +40,14 @@ def reference_statistics(
     """
 
     def compute() -> dict[str, torch.Tensor]:
-        statistics = None
-        with tqdm(total=len(dataset), desc="reference statistics", unit="image", leave=False) as bar:
-            for batch in DataLoader(dataset, batch_size):
-                part = FeatureStatistics.from_features(extractor(batch["image"].to(device))[0].cpu())
-                statistics = part if statistics is None else FeatureStatistics.merge([statistics, part])
-                bar.update(part.count)
+        def of_batch(batch: dict[str, torch.Tensor]) -> FeatureStatistics:
+            return FeatureStatistics.from_features(extractor(batch["image"])[0].cpu())
+
+        parts = run_over(DataLoader(dataset, batch_size), of_batch, device, "reference statistics")
+        statistics = functools.reduce(lambda whole, part: FeatureStatistics.merge([whole, part]), parts)
         return {"mean": statistics.mean, "covariance": statistics.covariance}
 
-    source = provenance(dataset, extractor)
+    source = origin(dataset, extractor)
     return _as_statistics(_cached(cache_dir, "statistics", source, compute), source)
 
 
@@ -65,7 +65,7 @@ def reference_features(
         features, logits = extract(extractor, dataset, batch_size, device)
         return {"features": features} if logits is None else {"features": features, "logits": logits}
 
-    tensors = _cached(cache_dir, "features", provenance(dataset, extractor), compute)
+    tensors = _cached(cache_dir, "features", origin(dataset, extractor), compute)
     return tensors["features"], tensors.get("logits")
 
 
@@ -94,13 +94,13 @@ def read_statistics(file: str | os.PathLike, dataset: Dataset, extractor: Featur
     Those of a file that [`reference_statistics`] left in a `cache_dir`.
 
     Raises:
-        ValueError: it is no such file, or one of other images or of another extractor.
+        ValueError: the file is of another kind, of other images or of another extractor.
     """
-    source = provenance(dataset, extractor)
+    source = origin(dataset, extractor)
     return _as_statistics(_read(Path(file), source), source)
 
 
-def provenance(dataset: Dataset, extractor: FeatureExtractor) -> dict[str, str]:
+def origin(dataset: Dataset, extractor: FeatureExtractor) -> dict[str, str]:
     """What features of `dataset` depend on."""
     return {
         "extractor": extractor.name,

@@ -10,10 +10,9 @@ import json
 import os
 import shutil
 import time
-from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from accelerate import PartialState
@@ -24,87 +23,14 @@ from ..data.transforms import to_uint8
 from ..pipelines import CascadedDiffusionPipeline
 from ..pipelines.inputs import resolve_class_labels
 from ..pipelines.pipeline_base import noise_rule, num_classes_of
-from ..pipelines.solvers import stage_options, with_schedulers
-from ..training.config import check_at_least, option
+from .config import SampleConfig
 from .records import fingerprint, provenance
-from .sample_store import FINAL_NAMES, LowResImages, SampleStore
+from .sample_store import LowResImages, SampleStore
 from .seeded_sampling import check_call, counted_evaluations, draw
 
 
 DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 LONGEST_WAIT = timedelta(days=7)  # of one process for another
-
-
-@dataclass(kw_only=True)
-class SampleConfig:
-    """
-    Everything that can be said on the command line of `evaluation/sample.py`. Options that are JSON there may be given
-    as objects in Python.
-
-    Raises:
-        ValueError: for a value out of its range.
-    """
-
-    pipeline: str = field(metadata={"help": "Folder or Hub id of a cascade."})
-    output_dir: str = field(metadata={"help": "Folder for the samples. A run that was stopped there goes on."})
-    num_images: int = field(metadata={"help": "How many images there are to be."})
-    labels: str | None = option(
-        '"balanced" (image i has label i modulo the number of classes; the default), labels separated by commas '
-        "(indices or names, taken in turn), or a text file with a label for each image on a line of its own."
-    )
-    seed: int = option("Image i is drawn from the generator of (seed, i).", 0)
-    batch_size: int = option("Images per call of the pipeline.", 100)
-    num_inference_steps: str | None = option("Steps of all stages, or JSON: {stage: steps}. Default: the pipeline's.")
-    augmentation_levels: str | None = option("JSON: {stage: s}. Default: the pipeline's.")
-    truncated: bool = option("Truncated conditioning augmentation (Section 3.2) instead of non-truncated.", False)
-    guidance_scale: str | None = option("w of all stages, or JSON: {stage: w}. Default: the pipeline's.")
-    restart_timestep: int | None = option("Noise the base's samples to this t and denoise them again (Section 4.2).")
-    scheduler: str | None = option(
-        'Solver of all stages, or JSON: {stage: solver}; "ancestral", "ddim", "dpmsolver++", "sde-dpmsolver++" or '
-        '"unipc". Default: the pipeline\'s.'
-    )
-    inference_schedules: str | None = option(
-        "JSON: noise levels of stages with a ContinuousDDPMScheduler, {stage: [beta_start, beta_end]} (linear) or "
-        '{stage: "squaredcos_cap_v2"}. Default: the pipeline\'s.'
-    )
-    last_stage: str | None = option("Stop after this stage. Default: the last.")
-    keep_stages: bool = option("Keep what stages before the pipeline's last make, for --low_res_dir.", False)
-    low_res_dir: str | None = option(
-        "Folder of an earlier run with --keep_stages, whose low-resolution images and labels are used again."
-    )
-    low_res_stage: str | None = option("Which of its stages to go on from. Default: the highest.")
-    image_format: Literal["png", "npz"] = option(
-        "Folders of PNGs, one for each label, or the OpenAI evaluator's npz file.", "png"
-    )
-    dtype: Literal["float32", "bf16", "fp16"] = option("Type of the networks' weights.", "float32")
-
-    def __post_init__(self):
-        check_at_least(self, num_images=1, seed=0, batch_size=1)
-        for name, known in (("image_format", FINAL_NAMES), ("dtype", DTYPES)):
-            if getattr(self, name) not in known:
-                raise ValueError(f"`{name}` is {getattr(self, name)!r}; it must be one of {list(known)}.")
-        for name in ("num_inference_steps", "augmentation_levels", "guidance_scale", "inference_schedules"):
-            setattr(self, name, parse_json(name, getattr(self, name)))
-        if isinstance(self.scheduler, str) and self.scheduler.startswith("{"):
-            self.scheduler = parse_json("scheduler", self.scheduler)
-        if self.low_res_dir is None and self.low_res_stage is not None:
-            raise ValueError(f"`low_res_stage` is {self.low_res_stage!r}, but there is no `low_res_dir`.")
-        if self.low_res_dir is not None and self.labels is not None:
-            raise ValueError(f"`labels` is {self.labels!r}, but with `low_res_dir` its labels are used: leave it out.")
-        if self.truncated and self.keep_stages:
-            raise ValueError(
-                "`keep_stages` with `truncated`: low-resolution stages end at z_s then, and there is no z_0 to keep."
-            )
-
-
-def parse_json(name: str, value: Any) -> Any:
-    """What a command line option says in JSON; anything but a string as it is."""
-    if not isinstance(value, str):
-        return value
-    try:
-        return json.loads(value)
-    except ValueError as error:
-        raise ValueError(f"`{name}` is {value!r}, which is no JSON ({error}).") from error
 
 
 def sample(config: SampleConfig, pipeline: CascadedDiffusionPipeline | None = None) -> None:
@@ -118,7 +44,9 @@ def sample(config: SampleConfig, pipeline: CascadedDiffusionPipeline | None = No
         ValueError: settings that the cascade does not take, or other ones than those of the samples already there.
     """
     state = open_state()
-    job = SamplingJob(config, load_cascade(config, state.device) if pipeline is None else pipeline)
+    if pipeline is None:
+        pipeline = CascadedDiffusionPipeline.from_pretrained(config.pipeline, dtype=DTYPES[config.dtype])
+    job = SamplingJob(config, pipeline.to(state.device))
     job.store.check()
     is_finished, pending = job.store.is_finished, job.store.pending()
     state.wait_for_everyone()  # all have looked before one writes
@@ -141,21 +69,17 @@ def open_state() -> PartialState:
     The processes that `accelerate launch` or `torchrun` started, this one among them.
 
     Raises:
-        RuntimeError: they do not know of each other.
+        ValueError: they do not know of each other.
     """
     cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
     state = PartialState(cpu=cpu, timeout=LONGEST_WAIT)
     started = int(os.environ.get("WORLD_SIZE", 1))
     if state.num_processes != started:
-        raise RuntimeError(
+        raise ValueError(
             f"{started} processes were started, but accelerate sees {state.num_processes}: each would make all "
             "images. Configure it with `accelerate config`, or start them with torchrun."
         )
     return state
-
-
-def load_cascade(config: SampleConfig, device: torch.device) -> CascadedDiffusionPipeline:
-    return CascadedDiffusionPipeline.from_pretrained(config.pipeline, dtype=DTYPES[config.dtype]).to(device)
 
 
 class SamplingJob:
@@ -169,7 +93,7 @@ class SamplingJob:
     def __init__(self, config: SampleConfig, pipeline: CascadedDiffusionPipeline):
         self.config = config
         last_name = pipeline.stages[-1].name
-        pipeline = with_schedulers(pipeline, config.scheduler, config.inference_schedules, config.last_stage)
+        pipeline = pipeline.with_schedulers(config.scheduler, config.inference_schedules, config.last_stage)
         self.pipeline, names = pipeline, [stage.name for stage in pipeline.stages]
         self.low_res, self.first_stage = None, 0
         if config.low_res_dir is not None:
@@ -184,7 +108,8 @@ class SamplingJob:
                     f"`{self.low_res.stage}` take: sample all stages in one run, with --labels."
                 )
         else:
-            self.labels = all_labels(config, num_classes_of(pipeline.stages), pipeline.config.id2label)
+            num_classes = num_classes_of(pipeline.stages)
+            self.labels = all_labels(config.labels, config.num_images, num_classes, pipeline.config.id2label)
         self.stages = pipeline.stages[self.first_stage :]
         self.options = call_options(pipeline, config, self.first_stage)
         self.kept = [name for name in names[self.first_stage :] if config.keep_stages and name != last_name]
@@ -271,34 +196,36 @@ def call_options(pipeline: CascadedDiffusionPipeline, config: SampleConfig, firs
             f"`truncated` changes nothing: of the stages whose input is made here, {names[first_stage + 1 :]}, none "
             "takes an s. Leave it out."
         )
-    options = stage_options(pipeline, config.num_inference_steps, config.augmentation_levels, config.guidance_scale)
+    options = pipeline.stage_options(config.num_inference_steps, config.augmentation_levels, config.guidance_scale)
     for values in options.values():
         for name in names[:first_stage]:
             values.pop(name, None)
     return {**options, "truncated": config.truncated, "restart_timestep": config.restart_timestep}
 
 
-def all_labels(config: SampleConfig, num_classes: int | None, id2label: dict[int, str] | None) -> torch.Tensor | None:
+def all_labels(
+    labels: str | None, num_images: int, num_classes: int | None, id2label: dict[int, str] | None
+) -> torch.Tensor | None:
     """
-    int64 (N,) from `config.labels`; None for an unconditional cascade.
+    int64 (N,) from `labels` as [`SampleConfig`] has them; None for an unconditional cascade.
 
     Raises:
-        ValueError: a label is no class of the cascade, or a file does not have one for each image.
+        ValueError: a label is not a class of the cascade, or a file does not have one per image.
     """
     if num_classes is None:
-        if config.labels is not None:
-            raise ValueError(f"`labels` is {config.labels!r}, but the cascade is unconditional: leave it out.")
+        if labels is not None:
+            raise ValueError(f"`labels` is {labels!r}, but the cascade is unconditional: leave it out.")
         return None
-    if config.labels in (None, "balanced"):
-        return torch.arange(config.num_images) % num_classes
-    is_file = os.path.isfile(config.labels)
-    labels = Path(config.labels).read_text().splitlines() if is_file else config.labels.split(",")
-    labels = [label.strip() for label in labels]
-    labels = [int(label) if label.isdecimal() else label for label in labels if label]
-    if is_file and len(labels) != config.num_images:
+    if labels in (None, "balanced"):
+        return torch.arange(num_images) % num_classes
+    is_file = os.path.isfile(labels)
+    words = Path(labels).read_text().splitlines() if is_file else labels.split(",")
+    words = [word.strip() for word in words if word.strip()]
+    if is_file and len(words) != num_images:
         raise ValueError(
-            f"`labels` is {config.labels!r}, a file of {len(labels)} labels, and `num_images` is {config.num_images}: "
-            "it must have one for each image."
+            f"`labels` is {labels!r}, a file of {len(words)} labels, and `num_images` is {num_images}: it must have "
+            "one per image."
         )
-    labels = torch.tensor(resolve_class_labels(labels, num_classes, id2label))
-    return labels[torch.arange(config.num_images) % len(labels)]
+    classes = [int(word) if word.isdecimal() else word for word in words]
+    classes = torch.tensor(resolve_class_labels(classes, num_classes, id2label))
+    return classes[torch.arange(num_images) % len(classes)]

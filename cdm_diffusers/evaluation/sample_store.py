@@ -42,7 +42,7 @@ class SampleStore:
 
     Args:
         folder: the `output_dir`.
-        settings: what is to be in it, as JSON; see `sampling.py`. `num_images`, `batch_size`, `stages`, `channels`,
+        settings: what is to be in it, as JSON; see `sample.py`. `num_images`, `batch_size`, `stages`, `channels`,
             `kept_stages` and `image_format` are used here.
     """
 
@@ -53,6 +53,7 @@ class SampleStore:
 
     @property
     def is_finished(self) -> bool:
+        """Whether the set is whole."""
         return self.final.exists()
 
     def check(self) -> None:
@@ -90,9 +91,11 @@ class SampleStore:
         return list(torch.arange(self.settings["num_images"]).split(self.settings["batch_size"]))
 
     def shard(self, indices: torch.Tensor) -> Path:
+        """The file of a micro-batch."""
         return self.shards / f"{int(indices[0]):08d}-{len(indices)}.safetensors"
 
     def pending(self) -> list[torch.Tensor]:
+        """The micro-batches that have no shard yet."""
         return [indices for indices in self.micro_batches() if not self.shard(indices).exists()]
 
     def num_finished(self) -> int:
@@ -112,6 +115,7 @@ class SampleStore:
         reveal(temporary, file)
 
     def load_shard(self, indices: torch.Tensor) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+        """What [`save_shard`] was given; ValueError if the file is damaged."""
         file = self.shard(indices)
         try:
             with safe_open(file, "np") as shard:
@@ -256,7 +260,7 @@ def store_real_images(
     Args:
         dataset: items {"image": uint8 (C, R, R)}, with "label" for class-conditional stages.
         size: of the stage's images.
-        num_images: so many are drawn without replacement, by `seed`.
+        num_images: number of images, drawn without replacement, by `seed`.
 
     Raises:
         ValueError: there are fewer images, or the folder holds something else.

@@ -1,12 +1,14 @@
 """Images of a set, each from a generator of its own, and how often the networks are called for them."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 
 import numpy as np
 import torch
+from tqdm.auto import tqdm
 
+from ..data.transforms import to_uint8
 from ..pipelines import CascadedDiffusionPipeline
 from ..pipelines.pipeline_base import num_classes_of
 
@@ -55,6 +57,17 @@ def draw(
     elif low_res is None:
         arguments["batch_size"] = len(indices)
     return pipeline(**arguments, output_type="pt", output_stages=True, **options).stages
+
+
+def draw_set(make: Callable[[torch.Tensor], torch.Tensor], num_images: int, batch_size: int) -> torch.Tensor:
+    """
+    A whole set of images in memory, uint8 (N, C, H, W) on the CPU.
+
+    Args:
+        make: float images (B, C, H, W) in [0, 1] with the numbers (B,) in the set.
+    """
+    batches = tqdm(torch.arange(num_images).split(batch_size), desc="sampling", unit="batch", leave=False)
+    return torch.cat([to_uint8(2 * make(indices) - 1).cpu() for indices in batches])
 
 
 def check_call(pipeline: CascadedDiffusionPipeline, labels, seed: int, low_res, first_stage: int, **options) -> None:

@@ -9,7 +9,6 @@ Works on finished and on running trainings: distances are kept, and a later call
 import dataclasses
 import hashlib
 import json
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,77 +16,32 @@ import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch.utils.data import DataLoader, Dataset, Subset
-from tqdm.auto import tqdm
+from torch.utils.data import default_collate
 
 from ..data.averages import AreaAverages
 from ..data.config import DataConfig
-from ..data.image_sets import load_image_set
-from ..data.memory import ImageData, InMemoryImages
-from ..data.sources import open_images
-from ..data.transforms import area_resize, to_float, to_uint8, to_unit
+from ..data.image_sets import ImageSet, load_image_set
+from ..data.memory import InMemoryImages
+from ..data.splits import open_split
+from ..data.transforms import area_resize, to_float, to_unit
 from ..files import write_json
 from ..pipelines import CascadedDiffusionPipeline, SuperResolutionPipeline
 from ..pipelines.pipeline_base import NOISE_RULE
 from ..training.checkpoints import EMA_NAME, checkpoints_in, step_of
-from ..training.config import check_at_least, check_is_no_folder, device_option, option
 from ..training.export import save_pipeline, stage_pipeline
 from ..training.resolve import preset_of
 from ..training.stage import build_stage
+from .config import SelectionConfig
 from .features import FeatureExtractor, extract, load_extractor
 from .metrics import FeatureStatistics, frechet_distance, frechet_standard_error
-from .records import check_same_settings
+from .records import open_report
 from .references import real_distance, reference_statistics
-from .seeded_sampling import draw, image_generator
+from .seeded_sampling import draw, draw_set, image_generator
+from .tables import selection_table
 
 
 Pipeline = CascadedDiffusionPipeline | SuperResolutionPipeline
 REPORT_NAME = "checkpoint_selection.json"
-
-
-@dataclass(kw_only=True)
-class SelectionConfig:
-    """
-    Everything that can be said on the command line of `evaluation/select_checkpoint.py`.
-
-    Raises:
-        ValueError: for a value out of its range.
-    """
-
-    run: str = field(metadata={"help": "--output_dir of training/train_base.py or train_sr.py, with its checkpoints."})
-    extractor: str = field(
-        metadata={"help": "Network of the features: inception, efficientnet-lite0, dinov2, or a classifier's folder."}
-    )
-    output: str | None = option("JSON file for the figures. Default: checkpoint_selection.json in the run's folder.")
-    export: str | None = option("Folder to write the selected stage to, as a pipeline. Default: none.")
-    train_data_dir: str | None = option("Where the data is, if no longer where it was in training.")
-    selecting_split: str | None = option("Split whose distance selects. Default: the training split.")
-    reporting_split: str = option("Split that the selected checkpoint is compared with in the end.", "test")
-    low_res: str | None = option(
-        "Super-resolution: samples of the preceding stage to start from (npz, PNGs, or a folder of sample.py). "
-        "Default: real images of the split that the samples are compared with."
-    )
-    low_res_stage: str | None = option("Of a folder of sample.py: the stage to start from.")
-    num_images: int = option("Samples of each checkpoint, to select by.", 1000)
-    num_final_images: int = option("Samples of the selected one, drawn anew, for the final figure.", 10_000)
-    num_inference_steps: int | None = option("Sampling steps. Default: the stage's own.")
-    augmentation_level: int | None = option("s of a stage that takes one. Default: the stage's own.")
-    seed: int = option("Image i is drawn from the generator of (seed, i); the final ones from seed + 1.", 0)
-    batch_size: int = option("Images per call of the pipeline and of the extractor.", 100)
-    cache_dir: str = option("Folder for statistics of real images.", "~/.cache/cdm_diffusers")
-    device: str = device_option()
-
-    def __post_init__(self):
-        check_is_no_folder(self, "output")
-        check_at_least(
-            self,
-            num_images=2,
-            num_final_images=2,
-            num_inference_steps=1,
-            augmentation_level=0,
-            seed=0,
-            batch_size=1,
-        )
 
 
 def select_checkpoint(config: SelectionConfig) -> dict[str, Any]:
@@ -117,7 +71,8 @@ def select_checkpoint(config: SelectionConfig) -> dict[str, Any]:
     reporting.check(config.num_final_images)
     check_export(config.export)
     output = Path(config.output) if config.output else run / REPORT_NAME
-    report = open_report(output, settings_of(config, selecting, reporting))
+    new = {"checkpoints": {}, "selected": None, "final": None}
+    report = open_report(output, selection_settings(config, selecting, reporting), new, "output")
     output.parent.mkdir(parents=True, exist_ok=True)
 
     for checkpoint in checkpoints:
@@ -195,9 +150,11 @@ class Comparison:
     def __init__(self, config: SelectionConfig, resolved: dict[str, Any], split: str, extractor: FeatureExtractor):
         self.config, self.split, self.extractor = config, split, extractor
         self.unet = resolved["unet"]
-        self.data = open_split(config, resolved, split)
-        self.source = self.data.dataset if config.low_res is None else open_low_res(config, self.unet)
-        self.real_images = AreaAverages(self.data.dataset, self.unet["sample_size"])
+        self.data = open_split(data_config(resolved, split, config.train_data_dir)).dataset
+        self.source = self.data
+        if config.low_res is not None:
+            self.source = open_low_res(config.low_res, config.low_res_stage, self.unet)
+        self.real_images = AreaAverages(self.data, self.unet["sample_size"])
         self.options = {"batch_size": config.batch_size, "device": config.device}
         self.statistics: FeatureStatistics | None = None
 
@@ -234,49 +191,46 @@ class Comparison:
         """uint8 (N, C, H, W), balanced over the classes."""
         num_classes = self.unet["num_classes"]
         labels = None if num_classes is None else torch.arange(count) % num_classes
-        batches = []
-        for indices in self.batches(torch.arange(count)):
-            options = {"num_inference_steps": self.config.num_inference_steps}
-            images = draw(pipeline, indices, labels, seed, **options)["base"]
-            batches.append(to_uint8(2 * images - 1).cpu())
-        return torch.cat(batches)
+        options = {"num_inference_steps": self.config.num_inference_steps}
+
+        def make(indices: torch.Tensor) -> torch.Tensor:
+            return draw(pipeline, indices, labels, seed, **options)["base"]
+
+        return draw_set(make, count, self.config.batch_size)
 
     def super_resolved(self, pipeline: SuperResolutionPipeline, count: int, seed: int) -> torch.Tensor:
         """uint8 (N, C, H, W), from low-resolution images drawn without replacement."""
         chosen = torch.randperm(len(self.source), generator=torch.Generator().manual_seed(seed))[:count]
-        loader = iter(DataLoader(Subset(self.source, chosen.tolist()), self.config.batch_size))
-        batches = []
-        for indices in self.batches(torch.arange(count)):
-            batch = next(loader)
-            output = pipeline(
+
+        def make(indices: torch.Tensor) -> torch.Tensor:
+            batch = default_collate([self.source[index] for index in chosen[indices].tolist()])
+            return pipeline(
                 to_unit(area_resize(to_float(batch["image"]), self.unet["low_res_size"])),
                 class_labels=None if self.unet["num_classes"] is None else batch["label"],
                 augmentation_level=self.config.augmentation_level,
                 num_inference_steps=self.config.num_inference_steps,
                 generator=[image_generator(seed, index, 1) for index in indices.tolist()],
                 output_type="pt",
-            )
-            batches.append(to_uint8(2 * output.images - 1).cpu())
-        return torch.cat(batches)
+            ).images
 
-    def batches(self, indices: torch.Tensor):
-        return tqdm(indices.split(self.config.batch_size), desc="sampling", unit="batch", leave=False)
+        return draw_set(make, count, self.config.batch_size)
 
 
-def open_split(config: SelectionConfig, resolved: dict[str, Any], split: str) -> ImageData:
-    """A split of the data that the run was trained on, prepared in the same way."""
+def data_config(resolved: dict[str, Any], split: str, train_data_dir: str | None) -> DataConfig:
+    """A split of the data that the run was trained on, now in `train_data_dir` if given, prepared in the same way."""
     names = {f.name for f in dataclasses.fields(DataConfig)} & resolved["data"].keys()
     arguments = {name: resolved["data"][name] for name in names}
     arguments |= {"dataset_split": split, "streaming": False}
-    if config.train_data_dir is not None:
-        arguments |= {"train_data_dir": config.train_data_dir, "dataset_name": None}
-    return open_images(DataConfig(**arguments))
+    if train_data_dir is not None:
+        arguments |= {"train_data_dir": train_data_dir, "dataset_name": None}
+    return DataConfig(**arguments)
 
 
-def open_low_res(config: SelectionConfig, unet: dict[str, Any]) -> Dataset:
-    images = load_image_set(config.low_res, config.low_res_stage)
+def open_low_res(path: str, stage: str | None, unet: dict[str, Any]) -> ImageSet:
+    """Samples that a super-resolution stage with the network `unet` can start from."""
+    images = load_image_set(path, stage)
     if unet["low_res_size"] is None:
-        raise ValueError(f"`low_res` is {config.low_res!r}, but the run's stage is a base: leave it out.")
+        raise ValueError(f"`low_res` is {path!r}, but the run's stage is a base: leave it out.")
     if (images.size, images.channels) != (unet["low_res_size"], unet["in_channels"]):
         raise ValueError(
             f"`low_res` ({images.source}) has {images.size}x{images.size} images of {images.channels} channels; the "
@@ -292,7 +246,7 @@ def open_low_res(config: SelectionConfig, unet: dict[str, Any]) -> Dataset:
 # ------------------------------------------------------------------------------------------------------------------
 
 
-def settings_of(config: SelectionConfig, selecting: Comparison, reporting: Comparison) -> dict[str, Any]:
+def selection_settings(config: SelectionConfig, selecting: Comparison, reporting: Comparison) -> dict[str, Any]:
     """What distances depend on; what is at a place counts by its content."""
     dropped = ("run", "output", "export", "train_data_dir", "low_res", "cache_dir", "device")
     settings = {name: value for name, value in dataclasses.asdict(config).items() if name not in dropped}
@@ -302,7 +256,7 @@ def settings_of(config: SelectionConfig, selecting: Comparison, reporting: Compa
         "noise_rule": None if config.augmentation_level else NOISE_RULE,
         "extractor": extractor.name,
         "extractor_fingerprint": extractor.fingerprint(),
-        "data": {part.split: part.data.dataset.fingerprint() for part in (selecting, reporting)},
+        "data": {part.split: part.data.fingerprint() for part in (selecting, reporting)},
         "low_res": None if config.low_res is None else selecting.source.fingerprint(),
     }
 
@@ -316,40 +270,3 @@ def check_export(folder: str | None) -> None:
         return
     if not Path(folder).is_dir() or any(Path(folder).iterdir()):
         raise ValueError(f"`export` is {folder!r}, which holds something else: give a new folder.")
-
-
-def open_report(output: Path, settings: dict[str, Any]) -> dict[str, Any]:
-    """
-    A new report, or what an earlier call with the same settings has written.
-
-    Raises:
-        ValueError: the settings differ.
-    """
-    if not output.is_file():
-        return {"settings": settings, "checkpoints": {}, "selected": None, "final": None}
-    report = json.loads(output.read_text())
-    holder = f"{str(output)!r} holds figures of other settings"
-    check_same_settings(report["settings"], settings, holder, "Give another `output`.")
-    return report
-
-
-def selection_table(report: dict[str, Any]) -> str:
-    """The report in markdown."""
-    settings, final, real = report["settings"], report["final"], report["real_images"]
-    lines = [
-        f"Extractor: {settings['extractor']}.",
-        "",
-        f"| step | Frechet distance to {settings['selecting_split']!r}, {settings['num_images']:,} samples | |",
-        "|---|---|---|",
-    ]
-    for name, figures in report["checkpoints"].items():
-        mark = "selected" if name == report["selected"] else ""
-        lines.append(f"| {figures['step']} | {figures['distance']:.3f} ± {figures['standard_error']:.3f} | {mark} |")
-    lines += [
-        "",
-        f"{report['selected']}: {final['distance']:.3f} ± {final['standard_error']:.3f} to {final['split']!r}, "
-        f"{final['num_samples']:,} new samples.",
-        "As many real images of the other split: "
-        f"{real[settings['selecting_split']]:.3f} and {real[final['split']]:.3f}.",
-    ]
-    return "\n".join(lines)

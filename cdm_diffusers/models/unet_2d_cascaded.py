@@ -1,5 +1,8 @@
+"""The network of every stage."""
+
 import math
 import os
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -39,7 +42,7 @@ class CascadedUNet2DModel(ModelMixin, AttentionMixin, PeftAdapterMixin, ConfigMi
         sample_size (`int`): Height and width of the images.
         in_channels (`int`, defaults to 3): Channels of the noisy image, the low-resolution image not counted.
         out_channels (`int`, defaults to 3): Channels of the prediction, the variance not counted.
-        learned_variance (`bool`, defaults to `False`): Whether as many channels follow that say the variance.
+        learned_variance (`bool`, defaults to `False`): Whether the output has extra channels for the variance.
         block_out_channels (`tuple[int]`): Channels of each level, from the highest resolution to the lowest.
         conv_in_channels (`int`, *optional*): Channels of the first convolution; the first level's by default.
         patch_size (`int`, defaults to 1):
@@ -53,7 +56,7 @@ class CascadedUNet2DModel(ModelMixin, AttentionMixin, PeftAdapterMixin, ConfigMi
             `patch_size` at the first level.
         mid_block_attention (`bool`, defaults to `True`): Whether the middle has attention.
         num_attention_heads, attention_head_dim (`int` or `tuple[int]`, *optional*):
-            Attention heads by their number or by their width; exactly one of them; a tuple gives one a level.
+            Attention heads by their number or by their width; exactly one of the two. A tuple gives one per level.
         dropout (`float`, defaults to 0.0): Dropout in the residual blocks.
         norm_num_groups (`int`, defaults to 32), norm_eps (`float`, defaults to 1e-5): Group normalisation.
         resnet_time_scale_shift (`"scale_shift"` or `"default"`): Whether embeddings scale and shift, or are added.
@@ -69,7 +72,7 @@ class CascadedUNet2DModel(ModelMixin, AttentionMixin, PeftAdapterMixin, ConfigMi
         skip_time_act (`bool`, defaults to `False`): Whether blocks project the embedding without a SiLU before.
         flip_sin_to_cos (`bool`, defaults to `True`), freq_shift (`int`, defaults to 0): As in Diffusers.
         num_classes (`int`, *optional*): Classes of a class-conditional network.
-        null_class (`bool`, defaults to `False`): Whether there is a class `num_classes` that stands for none.
+        null_class (`bool`, defaults to `False`): Whether there is an extra class, `num_classes`, that stands for none.
         low_res_size (`int`, *optional*): Size of the low-resolution image of a super-resolution network.
         low_res_channels (`int`, *optional*): Its channels; `in_channels` by default.
         low_res_interpolation (`"bilinear"`, `"bicubic"` or `"pillow_bicubic"`, defaults to `"bilinear"`):
@@ -87,10 +90,12 @@ class CascadedUNet2DModel(ModelMixin, AttentionMixin, PeftAdapterMixin, ConfigMi
     @register_to_config
     def __init__(
         self,
+        # images
         sample_size: int,
         in_channels: int = 3,
         out_channels: int = 3,
         learned_variance: bool = False,
+        # levels
         block_out_channels: tuple[int, ...] = (128, 256, 384, 512),
         conv_in_channels: int | None = None,
         layers_per_block: int | tuple[int, ...] = 2,
@@ -98,6 +103,7 @@ class CascadedUNet2DModel(ModelMixin, AttentionMixin, PeftAdapterMixin, ConfigMi
         mid_block_attention: bool = True,
         num_attention_heads: int | tuple[int, ...] | None = None,
         attention_head_dim: int | tuple[int, ...] | None = None,
+        # residual blocks
         dropout: float = 0.0,
         norm_num_groups: int = 32,
         norm_eps: float = 1e-5,
@@ -105,6 +111,7 @@ class CascadedUNet2DModel(ModelMixin, AttentionMixin, PeftAdapterMixin, ConfigMi
         downsample_type: str = "conv",
         upsample_type: str = "conv",
         skip_rescale: bool = False,
+        # time or noise level
         time_conditioning: str = "timestep",
         time_scale: float = 1.0,
         time_proj_dim: int | None = None,
@@ -113,66 +120,22 @@ class CascadedUNet2DModel(ModelMixin, AttentionMixin, PeftAdapterMixin, ConfigMi
         skip_time_act: bool = False,
         flip_sin_to_cos: bool = True,
         freq_shift: int = 0,
+        # classes
         num_classes: int | None = None,
         null_class: bool = False,
+        # low-resolution image and its augmentation level s
         low_res_size: int | None = None,
         low_res_channels: int | None = None,
         low_res_interpolation: str = "bilinear",
         low_res_first: bool = False,
         augmentation_level_embedding: bool = False,
+        # what came later
         patch_size: int = 1,
     ):
         super().__init__()
         self._check_config()
-        head_dims = self._head_dims()
-
-        # 1. embeddings of the time, of s and of the class
-        time_proj_dim = time_proj_dim or block_out_channels[0]
-        time_embedding_dim = time_embedding_dim or 4 * time_proj_dim
-        hidden_dim = time_embedding_hidden_dim or time_embedding_dim
-        self.time_proj = Timesteps(time_proj_dim, flip_sin_to_cos, freq_shift)
-        self.time_embedding = TimestepEmbedding(time_proj_dim, hidden_dim, out_dim=time_embedding_dim)
-        self.augmentation_embedding = None
-        if augmentation_level_embedding:
-            self.augmentation_embedding = TimestepEmbedding(time_proj_dim, hidden_dim, out_dim=time_embedding_dim)
-        self.class_embedding = None
-        if num_classes is not None:
-            self.class_embedding = torch.nn.Embedding(num_classes + null_class, time_embedding_dim)
-
-        # 2. input
-        input_channels = in_channels * patch_size**2
-        if low_res_size is not None:
-            input_channels += (low_res_channels or in_channels) * self._low_res_patch_size() ** 2
-        self.conv_in = torch.nn.Conv2d(input_channels, self._channels_before(0), kernel_size=3, padding=1)
-
-        # 3. down, middle, up
-        common = {
-            "temb_channels": time_embedding_dim,
-            "dropout": dropout,
-            "resnet_eps": norm_eps,
-            "resnet_groups": norm_num_groups,
-            "resnet_time_scale_shift": resnet_time_scale_shift,
-            "output_scale_factor": math.sqrt(2) if skip_rescale else 1.0,
-        }
-        self.down_blocks = torch.nn.ModuleList()
-        for level in range(len(block_out_channels)):
-            self.down_blocks.append(self._down_block(level, head_dims[level], common))
-        self.mid_block = UNetMidBlock2D(
-            block_out_channels[-1],
-            attention_head_dim=head_dims[-1],
-            attn_groups=norm_num_groups,  # without it, scale-shift networks lose this norm
-            add_attention=mid_block_attention,
-            **common,
-        )
-        self.up_blocks = torch.nn.ModuleList()
-        for level in reversed(range(len(block_out_channels))):
-            self.up_blocks.append(self._up_block(level, head_dims[level], common))
-
-        # 4. output
-        self.conv_norm_out = torch.nn.GroupNorm(norm_num_groups, block_out_channels[0], eps=norm_eps)
-        self.conv_act = torch.nn.SiLU()
-        output_channels = (2 * out_channels if learned_variance else out_channels) * patch_size**2
-        self.conv_out = torch.nn.Conv2d(block_out_channels[0], output_channels, kernel_size=3, padding=1)
+        self._build_embeddings()
+        self._build_layers()
         self._initialize()
 
     @classmethod
@@ -208,10 +171,11 @@ class CascadedUNet2DModel(ModelMixin, AttentionMixin, PeftAdapterMixin, ConfigMi
         levels = len(config.block_out_channels)
         if config.patch_size < 1:
             raise ValueError(f"`patch_size` is {config.patch_size}; it must be at least 1.")
-        if config.sample_size % self._size_factor():
+        factor = _patch_factor(config)
+        if config.sample_size % factor:
             raise ValueError(
                 f"`sample_size` is {config.sample_size}; with `patch_size` {config.patch_size} and {levels} levels, "
-                f"which halve it {levels - 1} times, it must be a multiple of {self._size_factor()}."
+                f"which halve it {levels - 1} times, it must be a multiple of {factor}."
             )
         layers = self._layers_per_block()
         if len(layers) != levels or min(layers) < 1:
@@ -244,6 +208,60 @@ class CascadedUNet2DModel(ModelMixin, AttentionMixin, PeftAdapterMixin, ConfigMi
                 f"{config.patch_size} leaves; it must be a multiple of that."
             )
 
+    def _build_embeddings(self):
+        """Embeddings of the time, of s and of the class."""
+        config = self.config
+        time_proj_dim = config.time_proj_dim or config.block_out_channels[0]
+        hidden_dim = config.time_embedding_hidden_dim or self._embedding_dim()
+        self.time_proj = Timesteps(time_proj_dim, config.flip_sin_to_cos, config.freq_shift)
+        self.time_embedding = TimestepEmbedding(time_proj_dim, hidden_dim, out_dim=self._embedding_dim())
+        self.augmentation_embedding = None
+        if config.augmentation_level_embedding:
+            self.augmentation_embedding = TimestepEmbedding(time_proj_dim, hidden_dim, out_dim=self._embedding_dim())
+        self.class_embedding = None
+        if config.num_classes is not None:
+            self.class_embedding = torch.nn.Embedding(config.num_classes + config.null_class, self._embedding_dim())
+
+    def _build_layers(self):
+        """Input, down, middle, up, output."""
+        config = self.config
+        input_channels = config.in_channels * config.patch_size**2
+        if config.low_res_size is not None:
+            input_channels += (config.low_res_channels or config.in_channels) * self._low_res_patch_size() ** 2
+        self.conv_in = torch.nn.Conv2d(input_channels, self._channels_before(0), kernel_size=3, padding=1)
+
+        levels, head_dims = range(len(config.block_out_channels)), self._head_dims()
+        common = {
+            "temb_channels": self._embedding_dim(),
+            "dropout": config.dropout,
+            "resnet_eps": config.norm_eps,
+            "resnet_groups": config.norm_num_groups,
+            "resnet_time_scale_shift": config.resnet_time_scale_shift,
+            "output_scale_factor": math.sqrt(2) if config.skip_rescale else 1.0,
+        }
+        self.down_blocks = torch.nn.ModuleList(self._down_block(level, head_dims[level], common) for level in levels)
+        self.mid_block = UNetMidBlock2D(
+            config.block_out_channels[-1],
+            attention_head_dim=head_dims[-1],
+            attn_groups=config.norm_num_groups,  # without it, scale-shift networks lose this norm
+            add_attention=config.mid_block_attention,
+            **common,
+        )
+        self.up_blocks = torch.nn.ModuleList(
+            self._up_block(level, head_dims[level], common) for level in reversed(levels)
+        )
+
+        self.conv_norm_out = torch.nn.GroupNorm(
+            config.norm_num_groups, config.block_out_channels[0], eps=config.norm_eps
+        )
+        self.conv_act = torch.nn.SiLU()
+        output_channels = config.out_channels * (2 if config.learned_variance else 1) * config.patch_size**2
+        self.conv_out = torch.nn.Conv2d(config.block_out_channels[0], output_channels, kernel_size=3, padding=1)
+
+    def _embedding_dim(self) -> int:
+        config = self.config
+        return config.time_embedding_dim or 4 * (config.time_proj_dim or config.block_out_channels[0])
+
     def _head_dims(self) -> list[int]:
         """Width of the attention heads at each level."""
         channels = self.config.block_out_channels
@@ -268,10 +286,6 @@ class CascadedUNet2DModel(ModelMixin, AttentionMixin, PeftAdapterMixin, ConfigMi
     def _layers_per_block(self) -> tuple[int, ...]:
         layers = self.config.layers_per_block
         return (layers,) * len(self.config.block_out_channels) if isinstance(layers, int) else tuple(layers)
-
-    def _size_factor(self) -> int:
-        """What sides of images must be multiples of."""
-        return self.config.patch_size * 2 ** (len(self.config.block_out_channels) - 1)
 
     def _low_res_patch_size(self) -> int:
         """Side of the patches of a low-resolution image above the first level's resolution; 1 for others."""
@@ -445,12 +459,23 @@ class CascadedUNet2DModel(ModelMixin, AttentionMixin, PeftAdapterMixin, ConfigMi
         if has_attention or sample.ndim != 4:
             return config.sample_size, config.sample_size
         height, width = sample.shape[-2:]
-        # whole patches on every level, and whole pixels of the low-resolution image
-        ratio = config.sample_size // math.gcd(config.sample_size, config.low_res_size or config.sample_size)
-        factor = math.lcm(self._size_factor(), ratio)
+        factor = side_factor(config)
         if height < 1 or width < 1 or height % factor or width % factor:
             raise ValueError(f"`sample` is of size {height}x{width}; its sides must be multiples of {factor}.")
         return height, width
+
+
+def side_factor(config: Any) -> int:
+    """
+    What the sides of images and of crops must be multiples of, in a network that takes several sizes: whole patches on
+    every level, and whole pixels of the low-resolution image. `config` is the network's, or a `UNetPreset`.
+    """
+    ratio = config.sample_size // math.gcd(config.sample_size, config.low_res_size or config.sample_size)
+    return math.lcm(_patch_factor(config), ratio)
+
+
+def _patch_factor(config: Any) -> int:
+    return config.patch_size * 2 ** (len(config.block_out_channels) - 1)
 
 
 def _check_shape(name: str, tensor: torch.Tensor, shape: tuple[int, ...]):

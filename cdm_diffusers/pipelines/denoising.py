@@ -12,41 +12,14 @@ import copy
 import inspect
 
 import torch
-from diffusers import (
-    DDIMScheduler,
-    DDPMScheduler,
-    DEISMultistepScheduler,
-    DPMSolverMultistepScheduler,
-    DPMSolverSinglestepScheduler,
-    EulerAncestralDiscreteScheduler,
-    EulerDiscreteScheduler,
-    HeunDiscreteScheduler,
-    LMSDiscreteScheduler,
-    SchedulerMixin,
-    UniPCMultistepScheduler,
-)
+from diffusers import SchedulerMixin
 
 from ..diffusion import epsilon_from_x_0, limit_x_0, prediction_for
-from ..schedulers import CascadedDDPMScheduler, ContinuousDDPMScheduler
+from ..schedulers import ContinuousDDPMScheduler
+from .solvers import OWN_SCHEDULERS, SOLVER_CLASSES
 
 
-OWN_SCHEDULERS = (CascadedDDPMScheduler, ContinuousDDPMScheduler)
-
-# Those of Diffusers' schedulers whose samples are tested against a known Gaussian.
-SOLVERS = (
-    DDIMScheduler,
-    DDPMScheduler,
-    DEISMultistepScheduler,
-    DPMSolverMultistepScheduler,
-    DPMSolverSinglestepScheduler,
-    EulerAncestralDiscreteScheduler,
-    EulerDiscreteScheduler,
-    HeunDiscreteScheduler,
-    LMSDiscreteScheduler,
-    UniPCMultistepScheduler,
-)
-
-# lambda = log(alpha / sigma) at which they start
+# lambda = log(alpha / sigma) at which Diffusers' solvers start
 LOWEST_LOG_SNR = -5.1
 
 
@@ -133,7 +106,7 @@ class AncestralSampler:
 
 class SolverSampler:
     r"""
-    Steps of one of Diffusers' schedulers ([`SOLVERS`]).
+    Steps of one of Diffusers' schedulers (`SOLVERS` of `solver_names.py`).
 
     The scheduler works from epsilon alone, its own limits of x_0 and its learned variance off: limits are applied
     here, to x_0, and epsilon is derived again from the result. Without that solvers diverge: where alpha_bar is near
@@ -246,8 +219,8 @@ def make_sampler(
             return AncestralSampler(
                 scheduler, unet.config.time_conditioning, num_inference_steps, device, stop_at, start_at
             )
-        if not isinstance(scheduler, SOLVERS):
-            supported = ", ".join(kind.__name__ for kind in (*OWN_SCHEDULERS, *SOLVERS))
+        if not isinstance(scheduler, SOLVER_CLASSES):
+            supported = ", ".join(kind.__name__ for kind in (*OWN_SCHEDULERS, *SOLVER_CLASSES))
             raise ValueError(f"{type(scheduler).__name__} is not supported; use one of {supported}.")
         if stop_at > 0 or start_at is not None:
             raise ValueError(

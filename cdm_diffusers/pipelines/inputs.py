@@ -58,6 +58,7 @@ def per_stage(argument: str, value, names: list[str]) -> dict:
 
 
 def check_stage_names(argument: str, value: Mapping, names: list[str]):
+    """Refuses an argument whose keys are not all among `names`, those of the stages."""
     unknown = [name for name in value if name not in names]
     if unknown:
         raise ValueError(f"`{argument}` names the stages {unknown}; there are {names}.")
@@ -227,6 +228,7 @@ def _pil_to_tensor(images: list[PIL.Image.Image], channels: int) -> torch.Tensor
 
 
 def check_output_type(output_type: str, channels: int):
+    """Refuses an `output_type` that there is not, or that cannot show so many channels."""
     if output_type not in ("pil", "np", "pt"):
         raise ValueError(f"`output_type` is {output_type!r}; it must be 'pil', 'np' or 'pt'.")
     if output_type == "pil" and channels not in PIL_MODES:

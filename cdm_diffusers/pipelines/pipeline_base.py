@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from diffusers import DiffusionPipeline, SchedulerMixin
@@ -12,7 +13,9 @@ from typing_extensions import Self
 
 from ..models import CascadedUNet2DModel
 from ..schedulers import CascadedDDPMScheduler, ContinuousDDPMScheduler
-from .denoising import OWN_SCHEDULERS, AncestralSampler, Denoiser, SolverSampler
+from .denoising import AncestralSampler, Denoiser, SolverSampler
+from .inputs import check_augmentation_level, check_count, check_guidance_scale
+from .solvers import OWN_SCHEDULERS
 
 
 # Which draws make the image of a seed. It changes whenever the same seed begins to make other images, so that samples
@@ -24,6 +27,14 @@ def noise_rule(stages: "list[CascadeStage]", augmentation_levels: dict[str, int]
     """[`NOISE_RULE`] where its last change changed the images of a seed, at s = 0 and when truncated; else None."""
     levels = [augmentation_levels[stage.name] for stage in stages if stage.noising_scheduler is not None]
     return NOISE_RULE if levels and (truncated or 0 in levels) else None
+
+
+class StageOptions(NamedTuple):
+    """How a stage is sampled: number of steps, s, and w of guidance. None is the default, and s of stages without."""
+
+    num_inference_steps: int | None = None
+    augmentation_level: int | None = None
+    guidance_scale: float | None = None
 
 
 @dataclass(frozen=True)
@@ -60,6 +71,26 @@ class CascadeStage:
         if isinstance(self.scheduler, ContinuousDDPMScheduler):
             return recommended or min(100, num_train_timesteps)
         return min(recommended or 100, 100, max(1, num_train_timesteps // 2))
+
+    def options(self, given: StageOptions, default: StageOptions) -> StageOptions:
+        """
+        What was given, else the default, else [`default_num_inference_steps`], s = 0 and no guidance.
+
+        Raises:
+            ValueError: a number is out of range, or the stage takes no s or no guidance.
+        """
+        steps, level, scale = given
+        if steps is None:
+            steps = self.default_num_inference_steps(default.num_inference_steps)
+        if level is None and self.noising_scheduler is not None:
+            level = default.augmentation_level or 0
+        if scale is None:
+            scale = 1.0 if default.guidance_scale is None else default.guidance_scale
+        return StageOptions(
+            check_count(f"`num_inference_steps` of stage `{self.name}`", steps),
+            check_augmentation_level(self.name, level, self.noising_scheduler),
+            check_guidance_scale(self.name, scale, self.unet),
+        )
 
     def denoiser(
         self, class_labels: torch.Tensor | None, low_res: torch.Tensor | None, level: int | None, guidance_scale: float
@@ -100,8 +131,8 @@ class StepEnd:
         return outputs.get("sample", sample)
 
 
-class StagePipeline(DiffusionPipeline):
-    """Base of [`CascadedDiffusionPipeline`] and [`SuperResolutionPipeline`]."""
+class PixelDiffusionPipeline(DiffusionPipeline):
+    """Base of [`CascadedDiffusionPipeline`] and [`SuperResolutionPipeline`]: loading, and the loop over steps."""
 
     _callback_tensor_inputs = ["sample"]
     _interrupt = False
@@ -137,7 +168,7 @@ class StagePipeline(DiffusionPipeline):
             absent = [name for name in components if name not in (*index, *kwargs, *cls._optional_components)]
             if absent:
                 raise ValueError(
-                    f"{pretrained_model_name_or_path} holds a {index['_class_name']} without {absent}, which is no "
+                    f"{pretrained_model_name_or_path} holds a {index['_class_name']} without {absent}, which is not a "
                     f"{cls.__name__}."
                 )
             for name in components:

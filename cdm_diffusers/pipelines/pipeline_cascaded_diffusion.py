@@ -1,22 +1,23 @@
+"""A whole cascade as one pipeline (Algorithm 2)."""
+
 import itertools
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from diffusers import SchedulerMixin
 from diffusers.image_processor import PipelineImageInput
-from diffusers.utils import logging
 
 from ..models import CascadedUNet2DModel
 from ..schedulers import CascadedDDPMScheduler, ContinuousDDPMScheduler
-from .denoising import OWN_SCHEDULERS, AncestralSampler, SolverSampler, make_sampler
+from .denoising import AncestralSampler, SolverSampler, make_sampler
+from .fit import check_fit, check_same_forward_process, same_id2label, same_source_resolution
 from .inputs import (
     batch_inputs,
-    check_augmentation_level,
     check_count,
     check_generator,
-    check_guidance_scale,
     check_output_type,
     check_stage_names,
     image_to_tensor,
@@ -24,14 +25,16 @@ from .inputs import (
     resolve_class_labels,
     tensor_to_images,
 )
-from .pipeline_base import CascadeStage, StagePipeline, StepEnd, num_classes_of
+from .pipeline_base import CascadeStage, PixelDiffusionPipeline, StageOptions, StepEnd, num_classes_of
 from .pipeline_output import CascadedDiffusionPipelineOutput
 from .pipeline_super_resolution import SuperResolutionPipeline
+from .solvers import OWN_SCHEDULERS, scheduler_of, with_inference_schedule
 
-
-logger = logging.get_logger(__name__)
 
 STAGE_NAMES = ("base", "super_res_1", "super_res_2", "super_res_3")
+STAGE_PARTS = ("unet", "scheduler", "noising_scheduler")
+# Entries of a cascade's config, in the order of [`StageOptions`]
+DEFAULTS = ("default_num_inference_steps", "default_augmentation_levels", "default_guidance_scales")
 
 
 @dataclass(frozen=True)
@@ -41,12 +44,11 @@ class StageRun:
     stage: CascadeStage
     sampler: AncestralSampler | SolverSampler
     restart_sampler: AncestralSampler | None
-    augmentation_level: int | None
+    options: StageOptions
     input_is_noisy: bool
-    guidance_scale: float
 
 
-class CascadedDiffusionPipeline(StagePipeline):
+class CascadedDiffusionPipeline(PixelDiffusionPipeline):
     r"""
     A cascade: a base stage and up to three super-resolution stages (Section 2.2; Algorithm 2). A base alone is a
     cascade too.
@@ -59,7 +61,7 @@ class CascadedDiffusionPipeline(StagePipeline):
     Args:
         base_unet, super_res_k_unet ([`CascadedUNet2DModel`]): the networks.
         base_scheduler, super_res_k_scheduler ([`CascadedDDPMScheduler`], [`ContinuousDDPMScheduler`] or Diffusers'):
-            What samples. Of Diffusers' schedulers, those named in `denoising.SOLVERS` work on every stage:
+            What samples. Of Diffusers' schedulers, those named in `solver_names.SOLVERS` work on every stage:
             `pipe.base_scheduler = DPMSolverMultistepScheduler.from_config(pipe.base_scheduler.config)`.
         super_res_k_noising_scheduler ([`CascadedDDPMScheduler`] or [`ContinuousDDPMScheduler`], *optional*):
             The forward process of a stage's Gaussian conditioning augmentation, which is that of the preceding stage's
@@ -74,10 +76,21 @@ class CascadedDiffusionPipeline(StagePipeline):
         `ValueError`: stages are missing or do not fit together.
     """
 
+    # Set by `register_modules`. The common base of Diffusers' schedulers declares neither `config` nor `step`.
+    base_unet: CascadedUNet2DModel
+    base_scheduler: Any
+    super_res_1_unet: CascadedUNet2DModel | None
+    super_res_1_scheduler: Any
+    super_res_1_noising_scheduler: CascadedDDPMScheduler | ContinuousDDPMScheduler | None
+    super_res_2_unet: CascadedUNet2DModel | None
+    super_res_2_scheduler: Any
+    super_res_2_noising_scheduler: CascadedDDPMScheduler | ContinuousDDPMScheduler | None
+    super_res_3_unet: CascadedUNet2DModel | None
+    super_res_3_scheduler: Any
+    super_res_3_noising_scheduler: CascadedDDPMScheduler | ContinuousDDPMScheduler | None
+
     model_cpu_offload_seq = "base_unet->super_res_1_unet->super_res_2_unet->super_res_3_unet"
-    _optional_components = [
-        f"{name}_{part}" for name in STAGE_NAMES[1:] for part in ("unet", "scheduler", "noising_scheduler")
-    ]
+    _optional_components = [f"{name}_{part}" for name in STAGE_NAMES[1:] for part in STAGE_PARTS]
 
     def __init__(
         self,
@@ -119,12 +132,22 @@ class CascadedDiffusionPipeline(StagePipeline):
             default_augmentation_levels=default_augmentation_levels,
             default_guidance_scales=default_guidance_scales,
         )
-        _check_fit(self.stages)
+        check_fit(self.stages)
         names = [stage.name for stage in self.stages]
         check_stage_names("default_num_inference_steps", default_num_inference_steps or {}, names)
         check_stage_names("default_augmentation_levels", default_augmentation_levels or {}, names)
         check_stage_names("default_guidance_scales", default_guidance_scales or {}, names)
-        self._guidance_scales(self.stages, None)
+        self.stage_options()
+
+    def __setattr__(self, name: str, value):
+        if name in STAGE_PARTS:
+            raise AttributeError(_one_for_each_stage(name))
+        super().__setattr__(name, value)
+
+    def __getattr__(self, name: str):
+        if name in STAGE_PARTS:
+            raise AttributeError(_one_for_each_stage(name))
+        return super().__getattr__(name)
 
     @property
     def stages(self) -> list[CascadeStage]:
@@ -165,42 +188,140 @@ class CascadedDiffusionPipeline(StagePipeline):
             class names, an input size is not the preceding stage's size, or a stage's augmentation noise is not the
             preceding stage's forward process.
         """
-        base = base if isinstance(base, StagePipeline) else cls.from_pretrained(base, **kwargs)
+        base = base if isinstance(base, PixelDiffusionPipeline) else cls.from_pretrained(base, **kwargs)
         if not isinstance(base, CascadedDiffusionPipeline):
             raise ValueError(f"`base` is a {type(base).__name__}; it must be a CascadedDiffusionPipeline.")
         parts = {name: part for name, part in base.components.items() if part is not None}
-        steps = dict(base.config.default_num_inference_steps or {})
-        levels = dict(base.config.default_augmentation_levels or {})
-        scales = dict(base.config.default_guidance_scales or {})
+        defaults = {default: dict(base.config[default] or {}) for default in DEFAULTS}
         id2label, source_resolution = base.config.id2label, base.config.source_resolution
         for number, pipe in enumerate(super_res, start=len(base.stages)):
-            pipe = pipe if isinstance(pipe, StagePipeline) else SuperResolutionPipeline.from_pretrained(pipe, **kwargs)
+            pipe = (
+                pipe
+                if isinstance(pipe, PixelDiffusionPipeline)
+                else SuperResolutionPipeline.from_pretrained(pipe, **kwargs)
+            )
             if not isinstance(pipe, SuperResolutionPipeline):
                 raise ValueError(f"`super_res` has a {type(pipe).__name__}; it must be a SuperResolutionPipeline.")
             if number >= len(STAGE_NAMES):
                 raise ValueError(f"There would be {number} super-resolution stages; a cascade has up to three.")
             name = STAGE_NAMES[number]
-            id2label = _same_id2label(name, id2label, pipe.config.id2label)
-            source_resolution = _same_source_resolution(name, source_resolution, pipe.config.source_resolution)
+            id2label = same_id2label(name, id2label, pipe.config.id2label)
+            source_resolution = same_source_resolution(name, source_resolution, pipe.config.source_resolution)
             parts |= {f"{name}_{part}": component for part, component in pipe.components.items()}
-            if pipe.config.default_num_inference_steps is not None:
-                steps[name] = pipe.config.default_num_inference_steps
-            if pipe.config.default_augmentation_level is not None:
-                levels[name] = pipe.config.default_augmentation_level
-            if pipe.config.default_guidance_scale is not None:
-                scales[name] = pipe.config.default_guidance_scale
+            for values, value in zip(defaults.values(), pipe._default_options, strict=True):
+                if value is not None:
+                    values[name] = value
         cascade = cls(
             **parts,
             id2label=id2label,
             source_resolution=source_resolution,
-            default_num_inference_steps=steps or None,
-            default_augmentation_levels=levels or None,
-            default_guidance_scales=scales or None,
+            **{default: values or None for default, values in defaults.items()},
         )
         for before, stage in itertools.pairwise(cascade.stages):
             if stage.noising_scheduler is not None and isinstance(before.scheduler, OWN_SCHEDULERS):
-                _check_same_forward_process(before, stage)
+                check_same_forward_process(before, stage)
         return cascade
+
+    def stage_pipeline(self, name: str) -> "CascadedDiffusionPipeline | SuperResolutionPipeline":
+        r"""
+        One stage as its training would have left it, with this cascade's defaults for it: the inverse of
+        [`from_stages`]. The networks and schedulers are the same objects.
+
+        Args:
+            name (`str`): "base", "super_res_1", ...
+
+        Returns:
+            [`CascadedDiffusionPipeline`] for the base, else [`SuperResolutionPipeline`].
+
+        Raises:
+            `ValueError`: there is no such stage.
+        """
+        stages = {stage.name: stage for stage in self.stages}
+        if name not in stages:
+            raise ValueError(f"`name` is {name!r}; it must be one of the stages {list(stages)}.")
+        if name == "base":
+            return self.with_schedulers(last_stage="base")
+        stage, defaults = stages[name], StageOptions(*((self.config[default] or {}).get(name) for default in DEFAULTS))
+        return SuperResolutionPipeline(
+            stage.unet,
+            stage.scheduler,
+            stage.noising_scheduler,
+            id2label=None if stage.unet.config.num_classes is None else self.config.id2label,
+            source_resolution=self.config.source_resolution,
+            **{f"default_{option}": value for option, value in defaults._asdict().items()},
+        )
+
+    def with_schedulers(
+        self,
+        scheduler: str | dict[str, str] | None = None,
+        inference_schedules: dict[str, str | list[float]] | None = None,
+        last_stage: str | None = None,
+    ) -> "CascadedDiffusionPipeline":
+        r"""
+        A cascade of the same networks with other schedulers, cut off after a stage.
+
+        Args:
+            scheduler (`str` or `dict[str, str]`, *optional*):
+                A solver for all stages or for some of them; the others keep theirs. "ancestral" is this package's;
+                "ddim", "ddpm", "deis", "dpmsolver++", "sde-dpmsolver++", "dpmsolver-singlestep", "euler",
+                "euler-ancestral", "heun", "lms" and "unipc" are Diffusers'.
+            inference_schedules (`dict`, *optional*):
+                For stages with a ContinuousDDPMScheduler, the noise levels that they visit: the end points
+                [beta_start, beta_end] of a linear schedule, or "squaredcos_cap_v2".
+            last_stage (`str`, *optional*): the stage that makes the images; by default the last.
+
+        Raises:
+            `ValueError`: a name of a stage or solver is unknown, or the stage is of another kind.
+        """
+        names = [stage.name for stage in self.stages]
+        if last_stage is not None and last_stage not in names:
+            raise ValueError(f"`last_stage` is {last_stage!r}; it must be one of the stages {names}.")
+        schedulers, levels = per_stage("scheduler", scheduler, names), inference_schedules or {}
+        check_stage_names("inference_schedules", levels, names)
+        kept = self.stages if last_stage is None else self.stages[: names.index(last_stage) + 1]
+        parts = {}
+        for stage in kept:
+            solver = scheduler_of(stage, schedulers.get(stage.name))
+            if stage.name in levels:
+                solver = with_inference_schedule(stage.name, solver, levels[stage.name])
+            parts |= {f"{stage.name}_unet": stage.unet, f"{stage.name}_scheduler": solver}
+            if stage.noising_scheduler is not None:
+                parts[f"{stage.name}_noising_scheduler"] = stage.noising_scheduler
+        defaults = {}
+        for default in DEFAULTS:
+            values = self.config[default]
+            defaults[default] = values and {s.name: values[s.name] for s in kept if s.name in values}
+        return CascadedDiffusionPipeline(
+            **parts,
+            id2label=None if num_classes_of(kept) is None else self.config.id2label,
+            source_resolution=self.config.source_resolution,
+            **defaults,
+        )
+
+    def stage_options(
+        self,
+        num_inference_steps: int | dict[str, int] | None = None,
+        augmentation_levels: dict[str, int] | None = None,
+        guidance_scale: float | dict[str, float] | None = None,
+    ) -> dict[str, dict[str, int | float]]:
+        r"""
+        What a call with these arguments runs with, stage by stage: where none is given the config's default, as told
+        in [`__call__`].
+
+        Returns:
+            `dict`: these arguments, with a value for every stage (s: for every stage that takes one), so that
+            `pipe(..., **pipe.stage_options())` is `pipe(...)`.
+
+        Raises:
+            `ValueError`: a stage is unknown, or a number is out of range or not for its stage.
+        """
+        options = self._options(self.stages, num_inference_steps, augmentation_levels, guidance_scale)
+        levels = {name: of_stage.augmentation_level for name, of_stage in options.items()}
+        return {
+            "num_inference_steps": {name: of_stage.num_inference_steps for name, of_stage in options.items()},
+            "augmentation_levels": {name: level for name, level in levels.items() if level is not None},
+            "guidance_scale": {name: of_stage.guidance_scale for name, of_stage in options.items()},
+        }
 
     @torch.no_grad()
     def __call__(
@@ -250,7 +371,7 @@ class CascadedDiffusionPipeline(StagePipeline):
                 Clean low-resolution images to start from, at the stage that takes their size: PIL in mode "L" or
                 "RGB", or floats in [0, 1] as arrays `(N, h, h, C)` or tensors `(N, C, h, h)`; one for each label or
                 one for all.
-            generator (`torch.Generator` or a list of them, one an image, *optional*):
+            generator (`torch.Generator` or a list of them, one per image, *optional*):
                 Decides all noise. Calls that differ in s alone see the same, also at s = 0; truncated ones do not,
                 since the stage before takes fewer steps. With a list, an image does not depend on the others beyond
                 float rounding.
@@ -269,6 +390,28 @@ class CascadedDiffusionPipeline(StagePipeline):
 
         Raises:
             `ValueError`: an argument is out of range, of the wrong type, or not for these stages.
+
+        Examples:
+
+        ```python
+        import torch
+
+        from cdm_diffusers import CascadedDiffusionPipeline
+
+        pipe = CascadedDiffusionPipeline.from_pretrained("checkpoints/fashion-mnist-32")
+        images = pipe(["Ankle boot", "Bag"], generator=torch.Generator().manual_seed(0)).images
+        images[0].save("ankle_boot.png")
+
+        # fewer steps in two of the stages, another s, and the images of every stage
+        output = pipe(
+            ["Ankle boot", "Bag"],
+            num_inference_steps={"base": 10, "super_res_1": 5},
+            augmentation_levels={"super_res_1": 400},
+            generator=torch.Generator().manual_seed(0),
+            output_stages=True,
+        )
+        output.stages["base"][0].save("ankle_boot_8x8.png")
+        ```
         """
         # 1. check everything, before anything runs
         device = self._execution_device
@@ -278,11 +421,11 @@ class CascadedDiffusionPipeline(StagePipeline):
         labels, low_res, count = batch_inputs(labels, low_res, batch_size, num_images_per_label, device)
         check_generator(generator, count)
         on_step_end = StepEnd(callback_on_step_end, callback_on_step_end_tensor_inputs, self._callback_tensor_inputs)
-        steps = self._steps(stages, num_inference_steps)
-        levels = self._levels(stages, augmentation_levels, truncated)
-        scales = self._guidance_scales(stages, guidance_scale)
+        options = self._options(stages, num_inference_steps, augmentation_levels, guidance_scale)
+        if truncated and all(stage.noising_scheduler is None for stage in stages):
+            raise ValueError("`truncated=True` needs a stage with Gaussian conditioning augmentation; there is none.")
         self._check_restart(stages, restart_timestep)
-        runs = self._runs(stages, steps, levels, scales, truncated, restart_timestep, device)
+        runs = self._runs(stages, options, truncated, restart_timestep, device)
 
         # 2. sample stage by stage, each conditioned on the result of the one before
         self._interrupt = False
@@ -291,9 +434,9 @@ class CascadedDiffusionPipeline(StagePipeline):
             stage = run.stage
             if stage.noising_scheduler is not None:
                 # drawn also where it is not used: then every s sees the same x_T
-                noised = stage.noising_scheduler.forward_marginal(low_res, run.augmentation_level, generator)
+                noised = stage.noising_scheduler.forward_marginal(low_res, run.options.augmentation_level, generator)
                 low_res = low_res if run.input_is_noisy else noised
-            denoiser = stage.denoiser(labels, low_res, run.augmentation_level, run.guidance_scale)
+            denoiser = stage.denoiser(labels, low_res, run.options.augmentation_level, run.options.guidance_scale)
             sample = self._initial_noise(stage, run.sampler, count, generator)
             sample = self._denoise(stage.name, run.sampler, denoiser, sample, generator, on_step_end)
             if run.restart_sampler is not None and not self.interrupt:
@@ -324,43 +467,28 @@ class CascadedDiffusionPipeline(StagePipeline):
         low_res = image_to_tensor(image, self.base_unet.config.out_channels, sizes)
         return stages[1 + sizes.index(low_res.shape[-1]) :], low_res
 
-    def _steps(self, stages: list[CascadeStage], num_inference_steps) -> dict[str, int]:
-        given = per_stage("num_inference_steps", num_inference_steps, [stage.name for stage in self.stages])
-        defaults = self.config.default_num_inference_steps or {}
-        steps = {}
-        for stage in stages:
-            number = given.get(stage.name)
-            if number is None:
-                number = stage.default_num_inference_steps(defaults.get(stage.name))
-            steps[stage.name] = check_count(f"`num_inference_steps` of stage `{stage.name}`", number)
-        return steps
-
-    def _levels(self, stages: list[CascadeStage], augmentation_levels, truncated: bool) -> dict[str, int | None]:
+    def _options(
+        self, stages: list[CascadeStage], num_inference_steps, augmentation_levels, guidance_scale
+    ) -> dict[str, StageOptions]:
+        """The options of those `stages` that run, resolved and checked; see [`stage_options`]."""
         if augmentation_levels is not None and not isinstance(augmentation_levels, Mapping):
             raise ValueError(
                 f"`augmentation_levels` is {augmentation_levels!r}; it must be a dict such as {{'super_res_1': 100}}."
             )
-        given = augmentation_levels or {}
-        check_stage_names("augmentation_levels", given, [stage.name for stage in self.stages])
-        defaults = self.config.default_augmentation_levels or {}
-        levels = {}
-        for stage in stages:
-            default = None if stage.noising_scheduler is None else defaults.get(stage.name, 0)
-            level = given.get(stage.name, default)
-            levels[stage.name] = check_augmentation_level(stage.name, level, stage.noising_scheduler)
-        if truncated and all(level is None for level in levels.values()):
-            raise ValueError("`truncated=True` needs a stage with Gaussian conditioning augmentation; there is none.")
-        return levels
-
-    def _guidance_scales(self, stages: list[CascadeStage], guidance_scale) -> dict[str, float]:
-        given = per_stage("guidance_scale", guidance_scale, [stage.name for stage in self.stages])
-        defaults = self.config.default_guidance_scales or {}
-        scales = {}
-        for stage in stages:
-            scale = given.get(stage.name)
-            scale = defaults.get(stage.name, 1.0) if scale is None else scale
-            scales[stage.name] = check_guidance_scale(stage.name, scale, stage.unet)
-        return scales
+        names = [stage.name for stage in self.stages]
+        given = [
+            per_stage("num_inference_steps", num_inference_steps, names),
+            per_stage("augmentation_levels", augmentation_levels, names),
+            per_stage("guidance_scale", guidance_scale, names),
+        ]
+        defaults = [self.config[name] or {} for name in DEFAULTS]
+        return {
+            stage.name: stage.options(
+                StageOptions(*(values.get(stage.name) for values in given)),
+                StageOptions(*(values.get(stage.name) for values in defaults)),
+            )
+            for stage in stages
+        }
 
     def _check_restart(self, stages: list[CascadeStage], restart_timestep: int | None):
         if restart_timestep is None:
@@ -373,9 +501,7 @@ class CascadedDiffusionPipeline(StagePipeline):
     def _runs(
         self,
         stages: list[CascadeStage],
-        steps: dict[str, int],
-        levels: dict[str, int | None],
-        scales: dict[str, float],
+        options: dict[str, StageOptions],
         truncated: bool,
         restart_timestep: int | None,
         device: torch.device,
@@ -385,11 +511,10 @@ class CascadedDiffusionPipeline(StagePipeline):
             following = stages[position + 1] if position + 1 < len(stages) else None
             stop_at = 0
             if truncated and following is not None and following.noising_scheduler is not None:
-                stop_at = levels[following.name]
+                stop_at = options[following.name].augmentation_level
                 if isinstance(stage.scheduler, OWN_SCHEDULERS):
-                    _check_same_forward_process(stage, following)
-            grid = (stage.name, stage.unet, stage.scheduler, steps[stage.name], device)
-            level = levels[stage.name]
+                    check_same_forward_process(stage, following)
+            grid = (stage.name, stage.unet, stage.scheduler, options[stage.name].num_inference_steps, device)
             if restart_timestep is not None and stage.name == "base":
                 sampler, restart_sampler = make_sampler(*grid), make_sampler(*grid, stop_at, restart_timestep)
             else:
@@ -399,71 +524,14 @@ class CascadedDiffusionPipeline(StagePipeline):
                     stage=stage,
                     sampler=sampler,
                     restart_sampler=restart_sampler,
-                    augmentation_level=level,
+                    options=options[stage.name],
                     # a truncated process already ends in z_s, except where there was none: at a given image
                     input_is_noisy=truncated and position > 0,
-                    guidance_scale=scales[stage.name],
                 )
             )
         return runs
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Do stages fit?
-
-
-def _check_fit(stages: list[CascadeStage]):
-    """Channels, sizes and numbers of classes."""
-    base, num_classes = stages[0].unet.config, num_classes_of(stages)
-    if base.low_res_size is not None:
-        raise ValueError("`base_unet` takes a low-resolution image (`low_res_size`); it is no base network.")
-    for before, stage in itertools.pairwise(stages):
-        size, config = before.unet.config.sample_size, stage.unet.config
-        if config.low_res_size != size:
-            raise ValueError(
-                f"Stage `{stage.name}` takes images of size {config.low_res_size}, but stage `{before.name}` makes "
-                f"images of size {size}."
-            )
-    for stage in stages:
-        config = stage.unet.config
-        channels = {config.in_channels, config.out_channels}
-        if config.low_res_size is not None:
-            channels.add(config.low_res_channels or config.in_channels)
-        if channels != {base.out_channels}:
-            raise ValueError(f"Stage `{stage.name}` has {channels} channels; `base` makes {base.out_channels}.")
-        if config.num_classes not in (None, num_classes):
-            raise ValueError(f"Stage `{stage.name}` has {config.num_classes} classes, one before it {num_classes}.")
-
-
-def _check_same_forward_process(before: CascadeStage, stage: CascadeStage):
-    table, noising_table = before.scheduler.table, stage.noising_scheduler.table
-    if len(table) != len(noising_table) or not torch.allclose(
-        table.alphas_cumprod, noising_table.alphas_cumprod, rtol=1e-9, atol=0
-    ):
-        raise ValueError(
-            f"Stage `{stage.name}` was trained on inputs noised by a {_schedule(stage.noising_scheduler)}, but stage "
-            f"`{before.name}` diffuses by a {_schedule(before.scheduler)}: their alpha-bar tables differ."
-        )
-
-
-def _schedule(scheduler) -> str:
-    return f"{scheduler.config.beta_schedule} schedule of {scheduler.config.num_train_timesteps} steps"
-
-
-def _same_id2label(name: str, id2label: dict | None, of_stage: dict | None) -> dict | None:
-    if id2label is not None and of_stage is not None and id2label != of_stage:
-        index = next(i for i in sorted({*id2label, *of_stage}) if id2label.get(i) != of_stage.get(i))
-        raise ValueError(
-            f"Stage `{name}` has other classes: `id2label[{index}]` is {of_stage.get(index)!r}, before it "
-            f"{id2label.get(index)!r}."
-        )
-    return of_stage if id2label is None else id2label
-
-
-def _same_source_resolution(name: str, resolution: int | None, of_stage: int | None) -> int | None:
-    if resolution is not None and of_stage is not None and resolution != of_stage:
-        logger.warning(
-            f"Stage `{name}` was trained on images averaged down from {of_stage} pixels, a stage before it from "
-            f"{resolution}: what it was trained to expect and what it is given differ in distribution."
-        )
-    return of_stage if resolution is None else resolution
+def _one_for_each_stage(part: str) -> str:
+    first = "super_res_1" if part == "noising_scheduler" else "base"
+    return f"A cascade has no `{part}`, but one for each stage: use `{first}_{part}` and so on."

@@ -1,3 +1,5 @@
+"""What pipelines return."""
+
 from dataclasses import dataclass
 
 import numpy as np

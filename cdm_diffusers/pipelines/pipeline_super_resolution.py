@@ -1,4 +1,7 @@
+"""One super-resolution stage as a pipeline."""
+
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from diffusers import SchedulerMixin
@@ -13,16 +16,15 @@ from .inputs import (
     check_augmentation_level,
     check_count,
     check_generator,
-    check_guidance_scale,
     check_output_type,
     image_to_tensor,
     resolve_class_labels,
     tensor_to_images,
 )
-from .pipeline_base import CascadeStage, StagePipeline, StepEnd
+from .pipeline_base import CascadeStage, PixelDiffusionPipeline, StageOptions, StepEnd
 
 
-class SuperResolutionPipeline(StagePipeline):
+class SuperResolutionPipeline(PixelDiffusionPipeline):
     r"""
     One super-resolution stage, on given images: what training such a stage saves.
 
@@ -32,7 +34,7 @@ class SuperResolutionPipeline(StagePipeline):
     Args:
         unet ([`CascadedUNet2DModel`]): the network, with `low_res_size`.
         scheduler ([`CascadedDDPMScheduler`] or [`ContinuousDDPMScheduler`], or one of Diffusers'):
-            what samples; see `SOLVERS` in `denoising.py` for those of Diffusers that are supported.
+            What samples; `solvers.py` names those of Diffusers that are supported.
         noising_scheduler ([`CascadedDDPMScheduler`] or [`ContinuousDDPMScheduler`], *optional*):
             The forward process of the Gaussian conditioning augmentation, which is the preceding stage's; None for a
             stage without.
@@ -45,6 +47,11 @@ class SuperResolutionPipeline(StagePipeline):
     Raises:
         `ValueError`: the network takes no low-resolution image, or the parts contradict each other.
     """
+
+    # Set by `register_modules`. The common base of Diffusers' schedulers declares neither `config` nor `step`.
+    unet: CascadedUNet2DModel
+    scheduler: Any
+    noising_scheduler: CascadedDDPMScheduler | ContinuousDDPMScheduler | None
 
     model_cpu_offload_seq = "unet"
     _optional_components = ["noising_scheduler"]
@@ -71,15 +78,43 @@ class SuperResolutionPipeline(StagePipeline):
             default_augmentation_level=default_augmentation_level,
             default_guidance_scale=default_guidance_scale,
         )
-        if default_guidance_scale is not None:
-            check_guidance_scale(self.stage.name, default_guidance_scale, unet)
         if default_augmentation_level is not None:
-            check_augmentation_level(self.stage.name, default_augmentation_level, self.stage.noising_scheduler)
+            check_augmentation_level(self.stage.name, default_augmentation_level, noising_scheduler)
+        self.stage_options()
 
     @property
     def stage(self) -> CascadeStage:
         """The stage, with its parts as they are now."""
         return CascadeStage("super_res", self.unet, self.scheduler, self.noising_scheduler)
+
+    @property
+    def stages(self) -> list[CascadeStage]:
+        """The stage, alone in a list, as in a cascade of one stage."""
+        return [self.stage]
+
+    def stage_options(
+        self,
+        num_inference_steps: int | None = None,
+        augmentation_level: int | None = None,
+        guidance_scale: float | None = None,
+    ) -> dict[str, int | float | None]:
+        r"""
+        What a call with these arguments runs with: where none is given the config's default, as told in [`__call__`].
+
+        Returns:
+            `dict`: these arguments, all of them set; s is None for a stage that takes none.
+
+        Raises:
+            `ValueError`: an argument is out of range, or not for this stage.
+        """
+        if num_inference_steps is not None:
+            check_count("`num_inference_steps`", num_inference_steps)
+        given = StageOptions(num_inference_steps, augmentation_level, guidance_scale)
+        return self.stage.options(given, self._default_options)._asdict()
+
+    @property
+    def _default_options(self) -> StageOptions:
+        return StageOptions(**{option: self.config[f"default_{option}"] for option in StageOptions._fields})
 
     @torch.no_grad()
     def __call__(
@@ -115,7 +150,7 @@ class SuperResolutionPipeline(StagePipeline):
             guidance_scale (`float`, *optional*):
                 w of classifier-free guidance, for a network trained with label dropout; 1 is none. By default the
                 config's, else 1.
-            generator (`torch.Generator` or a list of them, one an image, *optional*):
+            generator (`torch.Generator` or a list of them, one per image, *optional*):
                 Decides all noise; calls that differ in s alone see the same, also at s = 0. With a list, an image does
                 not depend on the others beyond float rounding.
             output_type (`"pil"`, `"np"` or `"pt"`, defaults to `"pil"`): PIL images, or float32 in [0, 1].
@@ -130,6 +165,19 @@ class SuperResolutionPipeline(StagePipeline):
 
         Raises:
             `ValueError`: an argument is out of range, of the wrong type, or not for this stage.
+
+        Examples:
+
+        ```python
+        from cdm_diffusers import CascadedDiffusionPipeline
+
+        cascade = CascadedDiffusionPipeline.from_pretrained("checkpoints/fashion-mnist-32")
+        low_res = cascade.stage_pipeline("base")("Ankle boot").images[0]  # or 8 x 8 pixels of your own
+
+        upsample = cascade.stage_pipeline("super_res_1")
+        image = upsample(low_res, "Ankle boot", augmentation_level=100).images[0]
+        image.save("ankle_boot_16x16.png")
+        ```
         """
         # 1. check everything, before anything runs
         stage, config, device = self.stage, self.unet.config, self._execution_device
@@ -139,22 +187,14 @@ class SuperResolutionPipeline(StagePipeline):
         labels, low_res, batch_size = batch_inputs(labels, low_res, None, num_images_per_label, device)
         check_generator(generator, batch_size)
         on_step_end = StepEnd(callback_on_step_end, callback_on_step_end_tensor_inputs, self._callback_tensor_inputs)
-        if guidance_scale is None:
-            guidance_scale = 1.0 if self.config.default_guidance_scale is None else self.config.default_guidance_scale
-        check_guidance_scale(stage.name, guidance_scale, stage.unet)
-        if augmentation_level is None and stage.noising_scheduler is not None:
-            augmentation_level = self.config.default_augmentation_level or 0
-        check_augmentation_level(stage.name, augmentation_level, stage.noising_scheduler)
-        if num_inference_steps is None:
-            num_inference_steps = stage.default_num_inference_steps(self.config.default_num_inference_steps)
-        check_count("`num_inference_steps`", num_inference_steps)
-        sampler = make_sampler(stage.name, stage.unet, stage.scheduler, num_inference_steps, device)
+        options = StageOptions(**self.stage_options(num_inference_steps, augmentation_level, guidance_scale))
+        sampler = make_sampler(stage.name, stage.unet, stage.scheduler, options.num_inference_steps, device)
 
         # 2. noise the image, then sample
         self._interrupt = False
         if stage.noising_scheduler is not None:
-            low_res = stage.noising_scheduler.forward_marginal(low_res, augmentation_level, generator)
-        denoiser = stage.denoiser(labels, low_res, augmentation_level, guidance_scale)
+            low_res = stage.noising_scheduler.forward_marginal(low_res, options.augmentation_level, generator)
+        denoiser = stage.denoiser(labels, low_res, options.augmentation_level, options.guidance_scale)
         sample = self._initial_noise(stage, sampler, batch_size, generator)
         sample = self._denoise(stage.name, sampler, denoiser, sample, generator, on_step_end)
 

@@ -83,6 +83,16 @@ class AncestralScheduler(SchedulerMixin, ConfigMixin):
     def __len__(self) -> int:
         return self.config.num_train_timesteps
 
+    @property
+    def alphas_cumprod(self) -> torch.Tensor:
+        """alpha_bar of the training process at indices t - 1, `(T,)`, float64 on the CPU."""
+        return self.table.alphas_cumprod
+
+    @property
+    def betas(self) -> torch.Tensor:
+        """beta of the training process at indices t - 1, `(T,)`, float64 on the CPU."""
+        return self.table.betas
+
     def scale_model_input(self, sample: torch.Tensor, timestep: int | torch.Tensor | None = None) -> torch.Tensor:
         """Returns `sample`: the network takes x_t itself."""
         return sample
@@ -107,7 +117,7 @@ class AncestralScheduler(SchedulerMixin, ConfigMixin):
             timestep (`int` or `torch.Tensor` of shape `()` or `(B,)`):
                 An entry of `timesteps`, or one for each image.
             sample (`torch.Tensor` of shape `(B, C, H, W)`): x_t.
-            generator (`torch.Generator` or a list of them, one an image, *optional*): decides the noise.
+            generator (`torch.Generator` or a list of them, one per image, *optional*): decides the noise.
             return_dict (`bool`, defaults to `True`): whether to return a `DDPMSchedulerOutput` or a tuple.
 
         Returns:
@@ -191,7 +201,7 @@ class AncestralScheduler(SchedulerMixin, ConfigMixin):
         Args:
             x_0 (`torch.Tensor` of shape `(B, C, H, W)`): images in [-1, 1].
             s (`int` or `torch.Tensor` of shape `(B,)`): the paper's time, 0..T.
-            generator (`torch.Generator` or a list of them, one an image, *optional*): decides the noise.
+            generator (`torch.Generator` or a list of them, one per image, *optional*): decides the noise.
 
         Returns:
             `torch.Tensor`: float32 or wider.

@@ -1,3 +1,5 @@
+"""The scheduler of stages that are told a discrete time."""
+
 import torch
 from diffusers.configuration_utils import register_to_config
 
@@ -26,6 +28,25 @@ class CascadedDDPMScheduler(AncestralScheduler):
         sample_max_value (`float`, defaults to 1.0):
             Dynamic thresholding of a predicted x_0, instead of clipping.
         timestep_spacing (`"linspace"`): how `set_timesteps` spreads steps, which is OpenAI's respacing.
+
+    Examples:
+
+    ```python
+    import torch
+
+    from cdm_diffusers import CascadedDDPMScheduler, CascadedUNet2DModel
+
+    folder = "checkpoints/fashion-mnist-32"
+    unet = CascadedUNet2DModel.from_pretrained(folder, subfolder="base_unet")
+    scheduler = CascadedDDPMScheduler.from_pretrained(folder, subfolder="base_scheduler")
+
+    sample, class_labels = torch.randn(2, 1, 8, 8), torch.tensor([8, 9])
+    scheduler.set_timesteps(20, stop_at=100)  # the last step arrives at z_100
+    for timestep in scheduler.timesteps:
+        with torch.no_grad():
+            output = unet(sample, timestep, class_labels=class_labels).sample  # (2, 2, 8, 8), the variance included
+        sample = scheduler.step(output, timestep, sample).prev_sample
+    ```
     """
 
     variance_types = ("learned_range", "fixed_small", "fixed_large")

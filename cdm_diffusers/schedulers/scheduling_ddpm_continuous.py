@@ -1,3 +1,5 @@
+"""The scheduler of stages that are told a noise level."""
+
 import torch
 from diffusers.configuration_utils import register_to_config
 
@@ -25,6 +27,26 @@ class ContinuousDDPMScheduler(AncestralScheduler):
             respaced evenly.
         inference_beta_start, inference_beta_end (`float`, *optional*):
             End points of a linear inference schedule, found by search; required below 100 steps.
+
+    Examples:
+
+    ```python
+    import torch
+
+    from cdm_diffusers import CascadedUNet2DModel, ContinuousDDPMScheduler
+
+    folder = "checkpoints/fashion-mnist-32"
+    unet = CascadedUNet2DModel.from_pretrained(folder, subfolder="super_res_2_unet")
+    scheduler = ContinuousDDPMScheduler.from_pretrained(folder, subfolder="super_res_2_scheduler")
+
+    sample, low_res = torch.randn(2, 1, 32, 32), torch.rand(2, 1, 16, 16) * 2 - 1
+    scheduler.set_timesteps(4)
+    levels = scheduler.inference_table.alphas_cumprod.flip(0).sqrt()  # what the network is told
+    for timestep, level in zip(scheduler.timesteps, levels):
+        with torch.no_grad():
+            output = unet(sample, level, low_res=low_res, class_labels=torch.tensor([8, 9])).sample
+        sample = scheduler.step(output, timestep, sample).prev_sample
+    ```
     """
 
     @register_to_config

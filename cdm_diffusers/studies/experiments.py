@@ -2,13 +2,15 @@
 The paper's experiments as data: for each table or figure its rows, what each row trains and how it samples, and what
 the paper found.
 
-An experiment is a function of its section in a configuration file (`configs/*.json`), which names trained stages and
-says at what scale they sample; see `docs/evaluation.md`.
+An experiment is a function of its section in a configuration (`configs/*.json`), which names stages and says how they
+sample; see `docs/evaluation.md`. The annotations of its parameters are what the section is checked against.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
+
+from ..options import NonNegativeInt, PositiveInt
 
 
 PAPER_COLUMNS = ("FID vs train", "FID vs validation", "IS")
@@ -16,13 +18,13 @@ PAPER_LEVELS = (251, 501, 751, 1001, 1251, 1501)
 
 
 @dataclass(frozen=True)
-class TrainedStage:
+class StageRecipe:
     """
-    A stage that an arm samples with.
+    Which stage an arm samples with.
 
     Args:
-        name: of a stage in the configuration's `stages`.
-        options: what this arm trains differently, by the names of the training scripts' options.
+        name: that of a stage in the configuration's `stages`.
+        options: of its training, where this arm differs from the configuration.
     """
 
     name: str
@@ -32,20 +34,25 @@ class TrainedStage:
 @dataclass(frozen=True)
 class Arm:
     """
-    What is compared: trained stages, and how they sample.
+    What is compared: stages, and how they sample.
 
     Args:
         stages: from the base on.
-        sampling: options of [`SampleConfig`].
+        sampling: options of [`SampleConfig`], `num_inference_steps` and the like.
         ground_truth: the split ("train" or "validation") whose images, averaged down, the last stage takes instead of
             samples.
         blur_sigma: blurs what the last stage takes by a Gaussian of this width, in pixels.
     """
 
-    stages: tuple[TrainedStage, ...]
+    stages: tuple[StageRecipe, ...]
     sampling: dict[str, Any] = field(default_factory=dict)
     ground_truth: str | None = None
     blur_sigma: float | None = None
+
+
+def stage_names(count: int) -> list[str]:
+    """What a cascade of so many stages calls them."""
+    return ["base", *(f"super_res_{place}" for place in range(1, count))]
 
 
 @dataclass(frozen=True)
@@ -90,29 +97,14 @@ class Experiment:
     paper_accuracies: dict[str, tuple[str, str]] = field(default_factory=dict)
 
 
-def get_experiment(name: str, settings: dict[str, Any]) -> Experiment:
-    """
-    The experiment called `name` ("table2a", ...) with its section of a configuration.
-
-    Raises:
-        ValueError: there is no experiment of that name, or `settings` lack or do not know something.
-    """
-    if name not in EXPERIMENTS:
-        raise ValueError(f"`name` is {name!r}; the experiments are {', '.join(EXPERIMENTS)}.")
-    try:
-        return EXPERIMENTS[name](**settings)
-    except TypeError as error:
-        raise ValueError(f"the section {name!r} of the configuration does not fit: {error}.") from error
-
-
 # ------------------------------------------------------------------------------------------------------------------
 # Section 4.2 and 4.3
 # ------------------------------------------------------------------------------------------------------------------
 
 
-def table2a(base: str, restart_timestep: int = 2000, **sampling) -> Experiment:
+def table2a(base: str, restart_timestep: PositiveInt = 2000, **sampling) -> Experiment:
     """More sampling steps by restart (Section 4.2)."""
-    arm = Arm((TrainedStage(base),), sampling)
+    arm = Arm((StageRecipe(base),), sampling)
     restarted = replace(arm, sampling={**sampling, "restart_timestep": restart_timestep})
     return Experiment(
         "Table 2a: a baseline without a cascade, and more sampling steps",
@@ -128,21 +120,42 @@ SMALL_CASCADE |= {1001: ("2.13", "2.79", "54.47 ± 1.05")}
 
 
 def table2b(
-    no_cascading: str, base: str, super_res: str, levels: list[int] = (0, 101, 1001), **sampling
+    no_cascading: str,
+    base: str,
+    super_res: str,
+    num_inference_steps: dict[str, PositiveInt],
+    levels: list[NonNegativeInt] = (0, 101, 1001),
+    **sampling,
 ) -> Experiment:
-    """No cascade against a cascade of the same super-resolution architecture, a network for each s (Section 4.3)."""
-    plain = {**sampling, "num_inference_steps": {"base": sampling["num_inference_steps"]["super_res_1"]}}
-    rows = [Row("", "no cascading", Arm((TrainedStage(no_cascading),), plain), paper=("2.35", "2.91", "52.72 ± 1.15"))]
+    """
+    No cascade against a cascade of the same super-resolution architecture, a network for each s (Section 4.3).
+
+    Raises:
+        ValueError: the steps of "super_res_1", which are also those of the baseline, are not given.
+    """
+    if "super_res_1" not in num_inference_steps:
+        raise ValueError(f"`num_inference_steps` is {num_inference_steps}; it must have 'super_res_1'.")
+    plain = {**sampling, "num_inference_steps": {"base": num_inference_steps["super_res_1"]}}
+    sampling["num_inference_steps"] = num_inference_steps
+    rows = [Row("", "no cascading", Arm((StageRecipe(no_cascading),), plain), paper=("2.35", "2.91", "52.72 ± 1.15"))]
     for level in levels:
-        stages = TrainedStage(base), TrainedStage(super_res, {"augmentation_level": level})
+        stages = StageRecipe(base), StageRecipe(super_res, {"augmentation_level": level})
         arm = Arm(stages, {**sampling, "augmentation_levels": {"super_res_1": level}})
         rows.append(Row("cascading", f"s = {level}", arm, level, SMALL_CASCADE.get(level, ())))
     return Experiment("Table 2b: no cascading and cascading", tuple(rows), x_label="truncation time s")
 
 
-def figure9(**settings) -> Experiment:
+def figure9(
+    no_cascading: str,
+    base: str,
+    super_res: str,
+    num_inference_steps: dict[str, PositiveInt],
+    levels: list[NonNegativeInt] = (0, 101, 1001),
+    **sampling,
+) -> Experiment:
     """Samples of Table 2b's models."""
-    return replace(table2b(**settings), title="Figure 9: samples for varying s", images=True)
+    table = table2b(no_cascading, base, super_res, num_inference_steps, levels, **sampling)
+    return replace(table, title="Figure 9: samples for varying s", images=True)
 
 
 LARGE_CASCADE = {
@@ -184,9 +197,9 @@ LARGE_CASCADE = {
 }
 
 
-def table3a(base: str, super_res: str, levels: list[int] = PAPER_LEVELS, **sampling) -> Experiment:
+def table3a(base: str, super_res: str, levels: list[NonNegativeInt] = PAPER_LEVELS, **sampling) -> Experiment:
     """Quality over s, truncated and not, on the base model's samples."""
-    stages = TrainedStage(base), TrainedStage(super_res)
+    stages = StageRecipe(base), StageRecipe(super_res)
 
     def arm(level: int, truncated: bool) -> Arm:
         return Arm(stages, {**sampling, "augmentation_levels": {"super_res_1": level}, "truncated": truncated})
@@ -201,9 +214,9 @@ def table3a(base: str, super_res: str, levels: list[int] = PAPER_LEVELS, **sampl
     return Experiment("Table 3a: base model for low resolution conditioning", tuple(rows), "truncation time s")
 
 
-def table3b(base: str, super_res: str, levels: list[int] = (0, *PAPER_LEVELS), **sampling) -> Experiment:
+def table3b(base: str, super_res: str, levels: list[NonNegativeInt] = (0, *PAPER_LEVELS), **sampling) -> Experiment:
     """Quality over s on real low-resolution images."""
-    stages = TrainedStage(base), TrainedStage(super_res)
+    stages = StageRecipe(base), StageRecipe(super_res)
     rows = []
     for split in ("train", "validation"):
         heading = f"ground truth {'training' if split == 'train' else split} data"
@@ -225,16 +238,18 @@ BLUR = {
 }
 
 
-def table4a(before: list[str], super_res: str, noise_levels: list[int] = (0, 101), **sampling) -> Experiment:
+def table4a(
+    before: list[str], super_res: str, noise_levels: list[NonNegativeInt] = (0, 101), **sampling
+) -> Experiment:
     """
     Blur of the conditioning: the paper's rows; the settings it names without figures (blur on all examples, blur at
     inference); and Gaussian noise in its place.
     """
     last = f"super_res_{len(before)}"
-    earlier = tuple(TrainedStage(name) for name in before)
+    earlier = tuple(StageRecipe(name) for name in before)
 
     def arm(options: dict[str, Any], **further) -> Arm:
-        return Arm((*earlier, TrainedStage(super_res, options)), **{"sampling": sampling, **further})
+        return Arm((*earlier, StageRecipe(super_res, options)), **{"sampling": sampling, **further})
 
     none = arm({"conditioning_augmentation": "none"})
     rows = [Row("blur", "sigma = 0 (no blur)", none, paper=("7.26", "6.42", "134.53 ± 2.97"))]
@@ -253,7 +268,7 @@ def table4a(before: list[str], super_res: str, noise_levels: list[int] = (0, 101
     return Experiment("Table 4a: Gaussian blur in the conditioning", tuple(rows))
 
 
-def table4b(before: list[str], super_res: str, batch_sizes: list[int], **sampling) -> Experiment:
+def table4b(before: list[str], super_res: str, batch_sizes: tuple[PositiveInt, PositiveInt], **sampling) -> Experiment:
     """Class conditioning, large batches and flips for the super-resolution stage, added one by one."""
     small, large = batch_sizes
     plain = {"unconditional": True, "train_batch_size": small, "random_flip": False}
@@ -265,23 +280,27 @@ def table4b(before: list[str], super_res: str, batch_sizes: list[int], **samplin
         ("+ large batch training", large_batch, ("5.00", "4.71", "157.84 ± 2.60")),
         ("+ flip LR", {**large_batch, "random_flip": True}, ("4.88", "4.63", "158.71 ± 2.26")),
     )
-    earlier = tuple(TrainedStage(name) for name in before)
+    earlier = tuple(StageRecipe(name) for name in before)
     rows = (
-        Row("", label, Arm((*earlier, TrainedStage(super_res, options)), sampling), paper=paper)
+        Row("", label, Arm((*earlier, StageRecipe(super_res, options)), sampling), paper=paper)
         for label, options, paper in steps
     )
     return Experiment("Table 4b: further improvements on super-resolution", tuple(rows))
 
 
 def figure10(
-    before: list[str], super_res: str, steps: list[int] = (4, 8, 16, 25, 50, 100, 1000), **sampling
+    before: list[str],
+    super_res: str,
+    num_inference_steps: dict[str, PositiveInt],
+    steps: list[PositiveInt] = (4, 8, 16, 25, 50, 100, 1000),
+    **sampling,
 ) -> Experiment:
     """Quality over the last stage's inference steps."""
-    stages = tuple(TrainedStage(name) for name in (*before, super_res))
+    stages = tuple(StageRecipe(name) for name in (*before, super_res))
     last = f"super_res_{len(before)}"
     rows = []
     for number in steps:
-        options = {**sampling, "num_inference_steps": {**sampling["num_inference_steps"], last: number}}
+        options = {**sampling, "num_inference_steps": {**num_inference_steps, last: number}}
         rows.append(Row("", f"{number} steps", Arm(stages, options), number))
     return Experiment(
         "Figure 10: quality over inference steps of super-resolution", tuple(rows), "inference steps", log_x=True
@@ -303,9 +322,9 @@ UNCONDITIONAL = {
 }
 
 
-def table5(base: str, super_res: str, levels: list[int] = (0, *PAPER_LEVELS), **sampling) -> Experiment:
+def table5(base: str, super_res: str, levels: list[NonNegativeInt] = (0, *PAPER_LEVELS), **sampling) -> Experiment:
     """Quality over s without labels, non-truncated."""
-    stages = tuple(TrainedStage(name, {"unconditional": True}) for name in (base, super_res))
+    stages = tuple(StageRecipe(name, {"unconditional": True}) for name in (base, super_res))
     rows = []
     for level in levels:
         arm = Arm(stages, {**sampling, "augmentation_levels": {"super_res_1": level}})
@@ -329,22 +348,22 @@ ACCURACIES = {"samples": ("63.02%", "84.06%"), "real": ("73.09%", "91.47%")}  # 
 def table1(stages: list[str], **sampling) -> Experiment:
     """Quality of each stage's samples, and the classification accuracy score of the last one's."""
     rows = []
-    names = ("base", *(f"super_res_{place}" for place in range(1, len(stages))))
+    names = stage_names(len(stages))
     for number, name in enumerate(names, start=1):
         options = {key: _only(names[:number], value) for key, value in sampling.items()}
-        arm = Arm(tuple(TrainedStage(stage) for stage in stages[:number]), options)
+        arm = Arm(tuple(StageRecipe(stage) for stage in stages[:number]), options)
         resolution, paper = MAIN_RESULTS[number - 1] if number <= len(MAIN_RESULTS) else ("", ())
         rows.append(Row("", f"{name} (paper: {resolution})" if paper else name, arm, paper=paper))
     return Experiment("Table 1: main results", tuple(rows), classification=True, paper_accuracies=ACCURACIES)
 
 
-def figure7(**settings) -> Experiment:
+def figure7(stages: list[str], **sampling) -> Experiment:
     """Accuracy class by class of a classifier trained on samples, beside one trained on real images."""
-    whole = table1(**settings)
+    whole = table1(stages, **sampling)
     return replace(whole, title="Figure 7: classification accuracy score by class", rows=whole.rows[-1:])
 
 
-def _only(names: tuple[str, ...], value: Any) -> Any:
+def _only(names: list[str], value: Any) -> Any:
     return {name: value[name] for name in names if name in value} if isinstance(value, dict) else value
 
 

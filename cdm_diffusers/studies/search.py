@@ -10,7 +10,6 @@ import dataclasses
 import itertools
 import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,21 +21,23 @@ from ..data.averages import AreaAverages
 from ..data.image_sets import load_image_set
 from ..data.labels import check_same_classes
 from ..data.memory import ImageData
-from ..data.sources import open_images
+from ..data.splits import open_splits
 from ..data.transforms import to_float
+from ..evaluation.batches import joined, run_over
 from ..evaluation.classifier import Classifier
+from ..evaluation.config import SampleConfig
 from ..evaluation.features import ClassifierExtractor, extract, load_extractor
 from ..evaluation.metrics import FeatureStatistics, frechet_distance
 from ..evaluation.records import check_same_settings, digest, fingerprint, provenance, weights_fingerprint
 from ..evaluation.references import real_distance, reference_statistics
-from ..evaluation.sample import DTYPES, SampleConfig, all_labels, call_options, open_state, sample
+from ..evaluation.sample import DTYPES, all_labels, call_options, open_state, sample
 from ..evaluation.sample_store import RESULTS_NAME, store_real_images
 from ..evaluation.seeded_sampling import check_call
 from ..files import reveal, temporary_name, write_json
 from ..pipelines import CascadedDiffusionPipeline
 from ..pipelines.pipeline_base import NOISE_RULE, num_classes_of
-from ..pipelines.solvers import with_schedulers
-from .search_grid import SearchConfig, Setting, settings_of
+from ..pipelines.solvers import solver_name
+from .config import SearchConfig, Setting
 from .search_report import summarise, write_best, write_report
 
 
@@ -66,11 +67,13 @@ def search(config: SearchConfig) -> list[dict[str, Any]]:
         state.print(f"{number} of {len(todo)}: seed {seed}, {setting.as_dict()}")
         run.sample_and_measure(seed, setting)
     state.wait_for_everyone()
-    rows = summarise(run.results(), run.stage, config)
+    select_split, limit = config.select_split, config.max_evaluations
+    rows = summarise(run.results(), run.stage, config.seeds, select_split, limit, only_storable=config.write_best)
     if state.is_main_process:
-        write_report(rows, run.real_distances(), run.description, config)
+        write_report(rows, run.real_distances(), run.description, run.folder, select_split, limit)
         if config.write_best:
-            write_best(rows, run.pipeline, run.stage, config)
+            about = {"selected_by": select_split, "output_dir": config.output_dir}
+            write_best(rows, run.pipeline, run.stage, Path(config.pipeline), about)
     state.wait_for_everyone()
     return rows
 
@@ -93,18 +96,18 @@ class Search:
         self.measured = config.measured_stage or self.stage
         for name, value in (("stage", self.stage), ("measured_stage", self.measured)):
             if value not in names:
-                raise ValueError(f"`{name}` is {value!r}; the pipeline has {names}.")
+                raise ValueError(f"`{name}` is {value!r}; it must be one of the pipeline's stages, {names}.")
         self.position = names.index(self.stage)
         if names.index(self.measured) < self.position:
-            raise ValueError(f"`measured_stage` is {self.measured!r}, which runs before `stage` {self.stage!r}.")
+            raise ValueError(f"`measured_stage` is {self.measured!r}; it must not run before `stage` {self.stage!r}.")
         self.before = names[: self.position]
-        self.settings = settings_of(config.grids(), pipeline, self.stage)
+        self.settings = resolved(config.settings(), pipeline, self.stage)
         for setting in self.settings:
             self.check(setting)
         self.size = pipeline.stages[names.index(self.measured)].unet.config.sample_size
         self.extractor = load_extractor(config.extractor, state.device)
         self.classifier = self.open_classifier()
-        self.data = {split: self.open_split(split) for split in (config.dataset_split, config.eval_split)}
+        self.data = self.open_splits()
         self.description = json.loads(json.dumps(self.describe()))
         file = self.folder / SEARCH_NAME
         if file.exists():
@@ -114,8 +117,8 @@ class Search:
     def describe(self) -> dict[str, Any]:
         """What all results of a folder share."""
         config, cascade = self.config, self.pipeline
-        sampled = self.sample_config(0, Setting(), labels=config.labels)
-        labels = all_labels(sampled, num_classes_of(cascade.stages), cascade.config.id2label)
+        num_classes = num_classes_of(cascade.stages)
+        labels = all_labels(config.labels, config.num_images, num_classes, cascade.config.id2label)
         return {
             "stage": self.stage,
             "measured_stage": self.measured,
@@ -148,7 +151,7 @@ class Search:
             if not self.before and (setting.truncated or setting.conditioning != "generated"):
                 raise ValueError("the base has no conditioning: `truncated` and `conditioning` are not for it.")
             config, first_stage = self.sample_config(0, setting), self.first_stage(setting)
-            pipeline = with_schedulers(self.pipeline, config.scheduler, config.inference_schedules, config.last_stage)
+            pipeline = self.pipeline.with_schedulers(config.scheduler, config.inference_schedules, config.last_stage)
             low_res = None
             if first_stage > 0:
                 unet = pipeline.stages[first_stage].unet.config
@@ -178,34 +181,35 @@ class Search:
             check_same_classes("the classifier", classifier.config.id2label, id2label)
         return classifier
 
-    def open_split(self, split: str) -> ImageData:
+    def open_splits(self) -> dict[str, ImageData]:
         """Real images at the resolution from which stages are averaged down; with labels if they condition a stage."""
-        stages = self.pipeline.stages
-        data_config = self.config.split_config(
-            split,
+        config, stages, id2label = self.config, self.pipeline.stages, self.pipeline.config.id2label
+        data_config = config.split_config(
+            config.dataset_split,
             source_resolution=self.pipeline.config.source_resolution or stages[-1].unet.config.sample_size,
             num_channels=stages[0].unet.config.out_channels,
-            padding=self.config.padding,
-            class_conditional=self.pipeline.config.id2label is not None
+            padding=config.padding,
+            class_conditional=id2label is not None
             and any(setting.conditioning != "generated" for setting in self.settings),
         )
-        data = open_images(data_config)
-        if data.id2label is not None:
-            check_same_classes(f"the split {split!r}", data.id2label, self.pipeline.config.id2label)
-        return data
+        data = open_splits(data_config, config.eval_split, id2label=id2label)
+        return dict(zip((config.dataset_split, config.eval_split), data, strict=True))
 
     # Results
 
     def results(self) -> list[dict[str, Any]]:
+        """The lines of `results.jsonl`, one per setting and seed."""
         file = self.folder / LINES_NAME
         return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
 
     def find(self, seed: int, setting: Setting) -> dict[str, Any] | None:
+        """The result of a setting and seed, if there is one."""
         expected = json.loads(json.dumps(setting.as_dict()))
         found = (line for line in self.results() if (line["seed"], line["setting"]) == (seed, expected))
         return next(found, None)
 
     def begin(self) -> None:
+        """Writes down what all results of the folder share."""
         self.folder.mkdir(parents=True, exist_ok=True)
         if not (self.folder / SEARCH_NAME).exists():
             write_json(self.folder / SEARCH_NAME, self.description)
@@ -223,11 +227,13 @@ class Search:
         return max(self.position - 1, 0) if setting.truncated else self.position
 
     def sample_config(self, seed: int, setting: Setting, **options) -> SampleConfig:
+        """How a set of samples is made; `options` override the setting's."""
         shared = {name: getattr(self.config, name) for name in ("pipeline", "num_images", "batch_size", "dtype")}
         shared |= {"output_dir": self.config.output_dir, "last_stage": self.measured, "image_format": "npz"}
         return SampleConfig(seed=seed, **shared | setting.sampling_options(self.stage) | options)
 
     def sample_and_measure(self, seed: int, setting: Setting) -> None:
+        """Adds the result of a setting and seed."""
         samples = self.folder / "samples" / digest([seed, setting.as_dict()])
         first_stage = self.first_stage(setting)
         options = {"output_dir": str(samples)}
@@ -291,7 +297,11 @@ class Search:
             figures[split] = frechet_distance(of_samples, reference)
         if self.classifier is not None and images.labels is not None:
             if config.classifier is not None:
-                logits = torch.cat(list(self.classified(images)))
+                loader = DataLoader(images, config.batch_size)
+                outputs = run_over(
+                    loader, lambda batch: self.classifier(to_float(batch["image"])), device, "recognition"
+                )
+                logits, _ = joined(outputs)
             figures["recognised"] = (logits.argmax(1) == images.labels).float().mean().item()
         return figures, features.shape[1]
 
@@ -314,7 +324,15 @@ class Search:
             for split, other in itertools.permutations(images)
         }
 
-    @torch.no_grad()
-    def classified(self, images: Dataset) -> Iterator[torch.Tensor]:
-        for batch in DataLoader(images, self.config.batch_size):
-            yield self.classifier(to_float(batch["image"].to(self.state.device)))[0].cpu()
+
+def resolved(settings: list[Setting], pipeline: CascadedDiffusionPipeline, stage: str) -> list[Setting]:
+    """The settings with the pipeline's own values where they have none, each once."""
+    own = pipeline.stage_options()
+    defaults = {
+        "num_inference_steps": own["num_inference_steps"][stage],
+        "augmentation_level": own["augmentation_levels"].get(stage),
+        "scheduler": solver_name(getattr(pipeline, f"{stage}_scheduler")),
+        "guidance_scale": own["guidance_scale"][stage],
+    }
+    settings = [Setting(**(defaults | setting.as_dict())) for setting in settings]
+    return list({json.dumps(setting.as_dict()): setting for setting in settings}.values())

@@ -1,37 +1,43 @@
 """What a search has found: a row for each setting, a table, plots, and the best setting in the pipeline's folder."""
 
 import json
-import math
 from pathlib import Path
 from typing import Any
 
-import torch
-from matplotlib.figure import Figure
-
+from ..evaluation.intervals import mean_and_error
 from ..files import TEMPORARY_PREFIX, replace_folder, write_json
 from ..pipelines import CascadedDiffusionPipeline
-from ..pipelines.solvers import with_schedulers
+from ..tables import markdown_table, plus_minus
 
 
 CALL_ONLY = ("truncated", "restart_timestep")  # arguments of a call, for which a pipeline's config has no place
 
 
-def summarise(lines: list[dict[str, Any]], stage: str, config) -> list[dict[str, Any]]:
+def summarise(
+    lines: list[dict[str, Any]],
+    stage: str,
+    seeds: list[int],
+    select_split: str,
+    max_evaluations: int | None = None,
+    only_storable: bool = False,
+) -> list[dict[str, Any]]:
     """
     Results of the same setting together, in the order of their first.
 
     Args:
         lines: of `results.jsonl`.
         stage: the searched one.
-        config: `seeds`, `select_split`, `max_evaluations` and `write_best` of [`SearchConfig`].
+        seeds: what a setting must have been sampled with to be the best.
+        select_split: the split by the distance from which settings are compared.
+        max_evaluations: of the stage's network, for a setting to be the best.
+        only_storable: whether only a setting that a pipeline's config can hold may be the best.
 
     Returns:
         `list[dict]`: "setting"; "seeds"; "figures" by name, each {"mean", "standard_error" (None for one seed),
-        "values"}; "evaluations" of each stage's network for an image; "seconds" for all images of one seed; "is_best"
-        for the setting with the lowest mean distance on the selecting split, of those that sample from generated
-        images, with all `seeds`, within `max_evaluations` (and that a pipeline's config can hold, with `write_best`);
-        and "is_optimal"
-        where no other setting of the same conditioning is better on that split with as few evaluations of the stage.
+        "values"}; "evaluations" of each stage's network per image; "seconds" for all images of one seed; "is_best"
+        for the setting with the lowest mean distance of those that sample from generated images and meet the
+        conditions above; and "is_optimal" where no other setting of the same conditioning is better with as few
+        evaluations of the stage.
     """
     by_setting = {}
     for line in lines:
@@ -41,14 +47,14 @@ def summarise(lines: list[dict[str, Any]], stage: str, config) -> list[dict[str,
         row
         for row in rows
         if row["setting"]["conditioning"] == "generated"
-        and set(config.seeds) <= set(row["seeds"])
-        and not (config.write_best and any(row["setting"].get(name) for name in CALL_ONLY))
-        and (config.max_evaluations is None or row["evaluations"][stage] <= config.max_evaluations)
+        and set(seeds) <= set(row["seeds"])
+        and not (only_storable and any(row["setting"].get(name) for name in CALL_ONLY))
+        and (max_evaluations is None or row["evaluations"][stage] <= max_evaluations)
     ]
-    best = min(allowed, key=lambda row: _distance(row, config.select_split), default=None)
+    best = min(allowed, key=lambda row: _distance(row, select_split), default=None)
     for row in rows:
         row["is_best"] = row is best
-        row["is_optimal"] = not any(_dominates(other, row, stage, config.select_split) for other in rows)
+        row["is_optimal"] = not any(_dominates(other, row, stage, select_split) for other in rows)
     return rows
 
 
@@ -56,9 +62,8 @@ def _row(lines: list[dict[str, Any]]) -> dict[str, Any]:
     first = lines[0]
     figures = {}
     for name in first["figures"]:
-        values = torch.tensor([line["figures"][name] for line in lines], dtype=torch.float64)
-        error = values.std().item() / math.sqrt(len(values)) if len(values) > 1 else None
-        figures[name] = {"mean": values.mean().item(), "standard_error": error, "values": values.tolist()}
+        values = [line["figures"][name] for line in lines]
+        figures[name] = {**mean_and_error(values), "values": values}
     return {
         "setting": first["setting"],
         "seeds": [line["seed"] for line in lines],
@@ -80,19 +85,24 @@ def _dominates(other: dict[str, Any], row: dict[str, Any], stage: str, split: st
     return same and a != b and a[0] <= b[0] and a[1] <= b[1]
 
 
-def write_report(rows: list[dict[str, Any]], real: dict[str, float], description: dict[str, Any], config) -> None:
+def write_report(
+    rows: list[dict[str, Any]],
+    real: dict[str, float],
+    description: dict[str, Any],
+    folder: Path,
+    select_split: str,
+    max_evaluations: int | None = None,
+) -> None:
     """`table.md`, `quality-over-s.png` (if s varies), `quality-over-evaluations.png` (of generated conditioning)."""
-    folder, stage = Path(config.output_dir), description["stage"]
-    text = table(rows, real, description, config)
+    text = table(rows, real, description, select_split, max_evaluations)
     (folder / "table.md").write_text(text + "\n")
     print(text)
     label = description["distance"], f"Extractor: {description['extractor']}; {rows[0]['num_images']:,} samples"
-    splits = [config.dataset_split, config.eval_split]
     if len({row["setting"].get("augmentation_level") for row in rows}) > 1:
-        plot_levels(rows, splits, label).savefig(folder / "quality-over-s.png", dpi=120)
+        plot_levels(rows, label).savefig(folder / "quality-over-s.png", dpi=120)
     generated = [row for row in rows if row["setting"]["conditioning"] == "generated"]
     if generated:
-        plot = plot_evaluations(generated, stage, splits, label, config.select_split)
+        plot = plot_evaluations(generated, description["stage"], label, select_split)
         plot.savefig(folder / "quality-over-evaluations.png", dpi=120)
 
 
@@ -107,46 +117,59 @@ def varied(rows: list[dict[str, Any]]) -> list[str]:
     return [name for name in names if len({json.dumps(row["setting"].get(name)) for row in rows}) > 1]
 
 
-def table(rows: list[dict[str, Any]], real: dict[str, float], description: dict[str, Any], config) -> str:
+def splits_of(rows: list[dict[str, Any]]) -> list[str]:
+    """The training and the validation split, from which distances were measured."""
+    return [name for name in rows[0]["figures"] if name != "recognised"]
+
+
+def table(
+    rows: list[dict[str, Any]],
+    real: dict[str, float],
+    description: dict[str, Any],
+    select_split: str,
+    max_evaluations: int | None = None,
+) -> str:
     """
     Rows in markdown, the nearest on the selecting split first.
 
     Args:
         real: distances from each split of as many real images of the other one.
     """
-    axes, splits = varied(rows), [config.dataset_split, config.eval_split]
-    shared = [f"{_words(name)} {_shown(value)}" for name, value in rows[0]["setting"].items() if name not in axes]
-    other_split = splits[1] if config.select_split == splits[0] else splits[0]
+    axes, splits, first = varied(rows), splits_of(rows), rows[0]
+    shared = [f"{_words(name)} {_shown(value)}" for name, value in first["setting"].items() if name not in axes]
+    other_split = splits[1] if select_split == splits[0] else splits[0]
     seeds = sorted({seed for row in rows for seed in row["seeds"]})
-    within = "" if config.max_evaluations is None else f" within {config.max_evaluations} network evaluations"
-    has_shares = all("recognised" in row["figures"] for row in rows)
-    heads = [*map(_words, axes), *(f"{description['distance']}, {name!r}" for name in splits)]
-    heads += ["recognised"] * has_shares + ["network evaluations", "seconds", ""]
+    within = "" if max_evaluations is None else f" within {max_evaluations} network evaluations"
+    figures = {split: (f"{description['distance']}, {split!r}", ".4g") for split in splits}
+    if all("recognised" in row["figures"] for row in rows):
+        figures["recognised"] = "recognised", ".2%"
     few = (
-        f"These are no more images than the {rows[0]['num_features']:,} features: distances are far too large, and "
+        f"These are no more images than the {first['num_features']:,} features: distances are far too large, and "
         "compare only with distances of as many images."
     )
     lines = [
         f"Stage `{description['stage']}`, measured at `{description['measured_stage']}`. Extractor: "
-        f"{description['extractor']}. {rows[0]['num_images']:,} samples; seeds {', '.join(map(str, seeds))}.",
+        f"{description['extractor']}. {first['num_images']:,} samples; seeds {', '.join(map(str, seeds))}.",
         f"All settings: {', '.join(shared)}.",
         "",
-        f"Means over seeds ± standard error. **best**{within}: selected by the distance from {config.select_split!r}, "
+        f"Means over seeds ± standard error. **best**{within}: selected by the distance from {select_split!r}, "
         f"so that its distance from {other_split!r} is the one to report.",
         f"As many real images of the other split: {', '.join(f'{real[name]:.4g} from {name!r}' for name in splits)}.",
-        *([few] if rows[0]["num_images"] <= rows[0]["num_features"] else []),
+        *([few] if first["num_images"] <= first["num_features"] else []),
         "",
-        f"| {' | '.join(heads)} |",
-        "|---" * len(heads) + "|",
     ]
-    for row in sorted(rows, key=lambda row: _distance(row, config.select_split)):
-        cells = [_shown(row["setting"].get(name)) for name in axes]
-        cells += [_with_error(row["figures"][split], ".4g") for split in splits]
-        cells += [_with_error(row["figures"]["recognised"], ".2%")] if has_shares else []
-        cells.append(" + ".join(f"{count:g}" for count in row["evaluations"].values()))
-        cells += [f"{row['seconds']:.0f}", "**best**" if row["is_best"] else ""]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+    header = [*map(_words, axes), *(title for title, _ in figures.values()), "network evaluations", "seconds", ""]
+    cells = [
+        [
+            *(_shown(row["setting"].get(name)) for name in axes),
+            *(plus_minus(row["figures"][name], style) for name, (_, style) in figures.items()),
+            " + ".join(f"{count:g}" for count in row["evaluations"].values()),
+            f"{row['seconds']:.0f}",
+            "**best**" if row["is_best"] else "",
+        ]
+        for row in sorted(rows, key=lambda row: _distance(row, select_split))
+    ]
+    return "\n".join([*lines, markdown_table(header, cells)])
 
 
 def _words(name: str) -> str:
@@ -159,13 +182,10 @@ def _shown(value: Any) -> str:
     return "-" if value is None else str(value)
 
 
-def _with_error(figure: dict[str, Any], form: str) -> str:
-    error = figure["standard_error"]
-    return f"{figure['mean']:{form}}" + (f" ± {error:{form}}" if error is not None else "")
+def _panels(splits: list[str], label: tuple[str, str]) -> tuple[Any, list]:
+    """A figure with a panel for each split; `label` is that of the vertical axis, and the title."""
+    from matplotlib.figure import Figure
 
-
-def _panels(splits: list[str], label: tuple[str, str]) -> tuple[Figure, list]:
-    """A panel for each split; `label` is that of the vertical axis, and the title."""
     figure = Figure(figsize=(11, 5), layout="constrained")
     figure.suptitle(label[1], fontsize=10)
     panels = figure.subplots(1, len(splits), sharey=True)
@@ -176,13 +196,14 @@ def _panels(splits: list[str], label: tuple[str, str]) -> tuple[Figure, list]:
     return figure, panels
 
 
-def plot_levels(rows: list[dict[str, Any]], splits: list[str], label: tuple[str, str]) -> Figure:
+def plot_levels(rows: list[dict[str, Any]], label: tuple[str, str]) -> Any:
     """Distance over s, a line for each combination of the other axes (Table 3), with standard errors."""
     axes = [name for name in varied(rows) if name != "augmentation_level"]
     curves = {}
     for row in rows:
         name = ", ".join(f"{_words(axis)}: {_shown(row['setting'].get(axis))}" for axis in axes)
         curves.setdefault(name, []).append(row)
+    splits = splits_of(rows)
     figure, panels = _panels(splits, label)
     for panel, split in zip(panels, splits, strict=True):
         for name, curve in curves.items():
@@ -197,10 +218,9 @@ def plot_levels(rows: list[dict[str, Any]], splits: list[str], label: tuple[str,
     return figure
 
 
-def plot_evaluations(
-    rows: list[dict[str, Any]], stage: str, splits: list[str], label: tuple[str, str], select: str
-) -> Figure:
+def plot_evaluations(rows: list[dict[str, Any]], stage: str, label: tuple[str, str], select_split: str) -> Any:
     """Distance over evaluations of the stage's network, a colour for each solver; and the Pareto front."""
+    splits = splits_of(rows)
     figure, panels = _panels(splits, label)
     ticks = sorted({row["evaluations"][stage] for row in rows})
     for panel, split in zip(panels, splits, strict=True):
@@ -211,7 +231,9 @@ def plot_evaluations(
             panel.errorbar(counts, [_distance(row, split) for row in points], errors, fmt="o", capsize=3, label=solver)
         front = sorted((row["evaluations"][stage], _distance(row, split)) for row in rows if row["is_optimal"])
         front.append((ticks[-1], front[-1][1]))
-        panel.step(*zip(*front, strict=True), where="post", color="black", lw=1, label=f"Pareto front on {select!r}")
+        panel.step(
+            *zip(*front, strict=True), where="post", color="black", lw=1, label=f"Pareto front on {select_split!r}"
+        )
         for row in rows:
             if row["is_best"]:
                 point = row["evaluations"][stage], _distance(row, split)
@@ -228,23 +250,28 @@ def plot_evaluations(
 # ------------------------------------------------------------------------------------------------------------------
 
 
-def write_best(rows: list[dict[str, Any]], pipeline: CascadedDiffusionPipeline, stage: str, config) -> None:
+def write_best(
+    rows: list[dict[str, Any]], pipeline: CascadedDiffusionPipeline, stage: str, folder: Path, about: dict[str, Any]
+) -> None:
     """
-    Steps, s and guidance into the pipeline's config, and the solver as its component; `search-STAGE.json` beside them
-    says how they were found.
+    Steps, s and guidance into the config of the pipeline in `folder`, and the solver as its component;
+    `search-STAGE.json` beside them says how they were found.
+
+    Args:
+        about: further entries of `search-STAGE.json`.
 
     Raises:
-        ValueError: there is none within `max_evaluations` that the config can hold.
+        ValueError: no row is the best.
     """
     best = next((row for row in rows if row["is_best"]), None)
     if best is None:
         raise ValueError(
-            f"`write_best`: no setting that a pipeline's config can hold ({' and '.join(CALL_ONLY)} are arguments of "
-            f"calls) stays within `max_evaluations`, which is {config.max_evaluations}."
+            f"`write_best`: no setting within `max_evaluations` can be stored in the pipeline's config "
+            f"({' and '.join(CALL_ONLY)} are arguments of calls); give a larger `max_evaluations` or other settings."
         )
-    setting, folder = best["setting"], Path(config.pipeline)
+    setting = best["setting"]
     schedules = {stage: setting["inference_schedule"]} if "inference_schedule" in setting else None
-    changed = with_schedulers(pipeline, {stage: setting.get("scheduler")}, schedules)
+    changed = pipeline.with_schedulers({stage: setting.get("scheduler")}, schedules)
     scheduler = getattr(changed, f"{stage}_scheduler")
     temporary = folder / f"{TEMPORARY_PREFIX}{stage}_scheduler"
     scheduler.save_pretrained(temporary)
@@ -262,5 +289,4 @@ def write_best(rows: list[dict[str, Any]], pipeline: CascadedDiffusionPipeline, 
         elif axis == "guidance_scale" and index.get(name):
             index[name].pop(stage, None)
     write_json(folder / "model_index.json", index)
-    found = {**best, "selected_by": config.select_split, "num_settings": len(rows), "output_dir": config.output_dir}
-    write_json(folder / f"search-{stage}.json", found)
+    write_json(folder / f"search-{stage}.json", {**best, **about, "num_settings": len(rows)})

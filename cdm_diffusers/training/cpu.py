@@ -43,3 +43,15 @@ def has_bfloat16() -> bool:
     if platform.machine().lower() not in ("x86_64", "amd64"):
         return True
     return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+
+
+def check_mixed_precision(accelerator: Accelerator) -> None:
+    """
+    Raises:
+        ValueError: for fp16 on a CPU, where accelerate would compute in float32 without a word.
+    """
+    if accelerator.mixed_precision == "fp16" and accelerator.device.type == "cpu" and not accelerator.native_amp:
+        raise ValueError(
+            "`mixed_precision` is 'fp16', which accelerate does not compute on CPUs: give 'bf16' or 'no', or train on "
+            "a GPU."
+        )

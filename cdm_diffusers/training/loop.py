@@ -24,13 +24,23 @@ from ..models import CascadedUNet2DModel
 from ..pipelines import CascadedDiffusionPipeline, SuperResolutionPipeline
 from ..presets import StagePreset
 from .checkpoints import EMA_NAME, checkpoint_to_resume, last_good, loading, read_checkpoint, rotate, saving
-from .config import TrainingConfig, check_mixed_precision
-from .cpu import warn_of_slow_cpu
+from .config import TrainingConfig
+from .cpu import check_mixed_precision, warn_of_slow_cpu
 from .ema import LerpEMAModel
 from .export import save_pipeline, stage_pipeline
 from .resolve import check_resumable, data_config, describe, flatten, resolve_channels_last, resolve_preset
 from .stage import build_stage
 from .validation import Validation, log_sample_grid
+
+
+def train_base(config: TrainingConfig) -> None:
+    """[`train`] of a base stage."""
+    train(config, super_resolution=False)
+
+
+def train_super_resolution(config: TrainingConfig) -> None:
+    """[`train`] of a super-resolution stage."""
+    train(config, super_resolution=True)
 
 
 def train(config: TrainingConfig, super_resolution: bool) -> None:

@@ -3,7 +3,6 @@
 import dataclasses
 import itertools
 import json
-import math
 import os
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 import torch
 
 from ..data.config import DataConfig
+from ..models.unet_2d_cascaded import side_factor
 from ..presets import (
     COSINE_AUGMENTATION,
     BlurAugmentationPreset,
@@ -255,7 +255,7 @@ def check_crop(preset: StagePreset) -> None:
             f"`crop_size` is {size}, but the network of {preset.name!r} has attention, which only takes whole images: "
             "leave it out, or give `--attention_resolutions 0 --mid_block_attention false`."
         )
-    factor = math.lcm(unet.sample_size // unet.low_res_size, unet.patch_size * 2 ** (len(unet.block_out_channels) - 1))
+    factor = side_factor(unet)
     if not 0 < size < unet.sample_size or size % factor:
         raise ValueError(
             f"`crop_size` is {size}; it must be smaller than `sample_size`, {unet.sample_size}, and a multiple of "

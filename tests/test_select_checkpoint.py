@@ -170,7 +170,7 @@ def test_only_what_is_new_is_measured(root, tmp_path, monkeypatch):
     make_run(root, run, "base", (40,))
     third = select_checkpoint(config_for(root, run))
     assert third["selected"] == "checkpoint-40" and third["final"]["distance"] == 2.0 and len(calls) == 6
-    with pytest.raises(ValueError, match=r"figures of other settings: num_images \(8 there, 9 now\)"):
+    with pytest.raises(ValueError, match=r"report of other settings: num_images \(8 there, 9 now\)"):
         select_checkpoint(config_for(root, run, num_images=9))
 
 
@@ -191,13 +191,13 @@ def test_what_has_other_content_under_the_same_name_is_not_the_same(root, tmp_pa
     weights = load_file(tmp_path / "classifier" / "model.safetensors")
     shifted = {name: tensor + 0.1 if tensor.is_floating_point() else tensor for name, tensor in weights.items()}
     save_file(shifted, tmp_path / "classifier" / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(ValueError, match="figures of other settings: extractor_fingerprint"):
+    with pytest.raises(ValueError, match="report of other settings: extractor_fingerprint"):
         select_checkpoint(config_for(root, run, **options))
     shutil.rmtree(tmp_path / "classifier")
     shutil.copytree(root / "classifier", tmp_path / "classifier")
     picture = next((tmp_path / "data" / "test").rglob("*.png"))
     Image.new("L", Image.open(picture).size).save(picture)
-    with pytest.raises(ValueError, match="figures of other settings: data"):
+    with pytest.raises(ValueError, match="report of other settings: data"):
         select_checkpoint(config_for(root, run, **options))
 
 
@@ -263,7 +263,7 @@ def test_every_presets_configuration_is_read_back(name, tmp_path):
     [
         ({"num_images": 1}, "`num_images` is 1"),
         ({"selecting_split": "test"}, "both 'test': the split that selects must not be the one"),
-        ({"reporting_split": "dev"}, "dataset_split='dev' is not in"),
+        ({"reporting_split": "dev"}, "`dataset_split` is 'dev', which is not in"),
         ({"low_res": "low.npz"}, "'low.npz' does not exist"),
         ({"extractor": "resnet"}, "`extractor` is 'resnet'"),
     ],

@@ -5,7 +5,8 @@ import math
 
 import pytest
 
-from cdm_diffusers.studies.compare import CompareConfig, compare
+from cdm_diffusers.studies.compare import compare
+from cdm_diffusers.studies.config import CompareConfig
 
 
 def row(label, distances, heading="", seeds=(0, 1, 2), training_seed=0):
@@ -78,14 +79,14 @@ def test_trainings_are_the_unit_where_there_are_several(tmp_path):
 
 def test_what_cannot_be_compared(tmp_path):
     report = written(tmp_path, row("a", (1.0, 2.0)[:1], seeds=(0,)), row("b", (1.0,), seeds=(1,)))
-    with pytest.raises(ValueError, match=r"0 seed in common.*--sampling_seeds"):
+    with pytest.raises(ValueError, match=r"that 'b' and 'a' share is 0; .*--sampling_seeds"):
         compare(CompareConfig(report=report))
-    with pytest.raises(ValueError, match=r"`to` is 'c'; the rows of .* are \['a', 'b'\]"):
+    with pytest.raises(ValueError, match=r"`to` is 'c'; it must be one of the rows of .*, \['a', 'b'\]"):
         compare(CompareConfig(report=report, to="c"))
-    with pytest.raises(ValueError, match=r"`report` .* is no report"):
+    with pytest.raises(ValueError, match=r"`report` .* is not a report"):
         compare(CompareConfig(report=str(tmp_path / "missing.json")))
     (tmp_path / "list.json").write_text("[]")
-    with pytest.raises(ValueError, match=r"`report` .* is no report"):
+    with pytest.raises(ValueError, match=r"`report` .* is not a report"):
         compare(CompareConfig(report=str(tmp_path / "list.json")))
     with pytest.raises(ValueError, match=r"`margin` is 1\.5"):
         CompareConfig(report=report, margin=1.5)

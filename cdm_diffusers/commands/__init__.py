@@ -1,0 +1,1 @@
+"""The command `cdm`: what it is called with, and the commands that belong to no other room."""

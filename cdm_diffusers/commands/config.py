@@ -1,0 +1,90 @@
+"""Options of the commands that show what a saved pipeline is and makes."""
+
+from typing import Literal
+
+from ..options import NonNegativeInt, PositiveInt, option, options
+from ..pipelines.solver_names import SolverName
+
+
+@options
+class InfoConfig:
+    """
+    Show what a saved pipeline consists of: stages, parameters, schedules, defaults of a call, licence. No weights are
+    loaded.
+
+    Example:
+        cdm info checkpoints/fashion-mnist-32
+        cdm info checkpoints/fashion-mnist-32 --json
+    """
+
+    pipeline: str = option("Folder or Hub id of a cascade or of a super-resolution stage.", positional=True)
+    json: bool = option("Print JSON.", False)
+
+
+@options
+class CallConfig:
+    """What all commands say that call a pipeline and save its pictures."""
+
+    pipeline: str = option("Folder or Hub id of a pipeline.", positional=True)
+    class_labels: list[str] | None = option("Names or numbers of classes.", None)
+    num_inference_steps: PositiveInt | dict[str, PositiveInt] | None = option(
+        "Steps of all stages, or of each. Default: the pipeline's.", None
+    )
+    guidance_scale: float | dict[str, float] | None = option(
+        "w of classifier-free guidance of all stages, or of each. Default: the pipeline's.", None
+    )
+    scheduler: SolverName | dict[str, SolverName] | None = option(
+        "Solver of all stages, or of each. Default: the pipeline's.", None
+    )
+    seed: NonNegativeInt = option("Seed of all noise.", 0)
+    dtype: Literal["float32", "bf16", "fp16"] = option("Type of the networks' weights.", "float32")
+    device: str | None = option("Default: cuda where there is one, else cpu.", None)
+
+
+@options
+class PicturesConfig(CallConfig):
+    """
+    Sample pictures from a cascade: one labelled grid with a row per class and every stage's output beside the next, or
+    one file per picture.
+
+    Example:
+        cdm sample checkpoints/fashion-mnist-32 --class_labels "Ankle boot" Bag --output samples.png
+        cdm sample checkpoints/fashion-mnist-32 --num_images_per_label 2 --output pictures/
+        cdm sample checkpoints/fashion-mnist-32 --num_inference_steps base=10 super_res_2=4 --scheduler base=unipc
+    """
+
+    pipeline: str = option("Folder or Hub id of a cascade.", positional=True)
+    output: str = option("Picture to write (its name ends in .png), or folder for a PNG per image.", "samples.png")
+    class_labels: list[str] | None = option(
+        "Names or numbers of classes, a row each. Default: the first ten; none for an unconditional cascade.", None
+    )
+    num_images_per_label: PositiveInt = option("Images of each class; of an unconditional cascade, images.", 8)
+    augmentation_levels: NonNegativeInt | dict[str, NonNegativeInt] | None = option(
+        "s of all stages that take one, or of each. Default: the pipeline's.", None
+    )
+    truncated: bool = option("Truncated conditioning augmentation (Section 3.2) instead of non-truncated.", False)
+    restart_timestep: PositiveInt | None = option(
+        "Noise the base's samples to this t and denoise them again (Section 4.2).", None
+    )
+    last_stage: str | None = option("Stop after this stage. Default: the last.", None)
+    scale: PositiveInt = option("Screen pixels per pixel of the last stage, in a grid.", 2)
+
+
+@options
+class SuperResolveConfig(CallConfig):
+    """
+    Sample high-resolution versions of low-resolution images, by a super-resolution stage or by those stages of a
+    cascade that follow the images' size.
+
+    Example:
+        cdm super-resolve checkpoints/fashion-mnist-32 small/*.png --class_labels Bag --output large/
+    """
+
+    pipeline: str = option("Folder or Hub id of a super-resolution stage or of a cascade.", positional=True)
+    images: list[str] = option("Image files of the size that a stage takes.", positional=True)
+    output: str = option("Folder for the pictures, which keep their names.")
+    class_labels: list[str] | None = option("Names or numbers of classes: one for all images, or one per image.", None)
+    augmentation_level: NonNegativeInt | None = option(
+        "s that the images are noised to. Default: the pipeline's.", None
+    )
+    resize: bool = option("Crop and shrink larger images to the smallest size that a stage takes.", False)

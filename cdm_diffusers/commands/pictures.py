@@ -1,0 +1,154 @@
+"""Pictures that a saved pipeline makes: of classes, and of low-resolution images."""
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+from PIL import Image
+
+from ..data.pictures import labelled_grid
+from ..data.transforms import image_to_tensor, to_float, to_unit
+from ..pipelines import CascadedDiffusionPipeline, SuperResolutionPipeline
+from ..pipelines.pipeline_base import num_classes_of
+from ..pipelines.solvers import scheduler_of
+from .config import PicturesConfig, SuperResolveConfig
+from .loading import load_pipeline
+
+
+NUM_SHOWN_CLASSES = 10
+
+
+def sample_pictures(config: PicturesConfig) -> None:
+    """
+    Writes `config.output`: a grid, or a folder of PNGs.
+
+    Raises:
+        ValueError: the pipeline is no cascade, or does not take what is asked for.
+    """
+    pipeline = load_pipeline(config.pipeline, config.dtype, config.device)
+    if not isinstance(pipeline, CascadedDiffusionPipeline):
+        raise ValueError(f"`pipeline` is {config.pipeline!r}, a stage that takes images: see `cdm super-resolve`.")
+    pipeline = pipeline.with_schedulers(config.scheduler, last_stage=config.last_stage)
+    labels = class_labels(config.class_labels, pipeline.config.id2label)
+    if labels is None and num_classes_of(pipeline.stages) is not None:
+        labels = list(range(num_classes_of(pipeline.stages)))[:NUM_SHOWN_CLASSES]
+    count = config.num_images_per_label
+    output = pipeline(
+        class_labels=labels,
+        batch_size=count if labels is None else None,
+        num_images_per_label=1 if labels is None else count,
+        num_inference_steps=config.num_inference_steps,
+        augmentation_levels=levels_of(config.augmentation_levels, pipeline),
+        truncated=config.truncated,
+        restart_timestep=config.restart_timestep,
+        guidance_scale=config.guidance_scale,
+        generator=torch.Generator(pipeline.device).manual_seed(config.seed),
+        output_stages=True,
+    )
+    names = row_names(labels, pipeline.config.id2label)
+    if config.output.endswith(".png"):
+        samples = list(zip(*output.stages.values(), strict=True))
+        rows = [(name, samples[row * count : (row + 1) * count]) for row, name in enumerate(names)]
+        Path(config.output).parent.mkdir(parents=True, exist_ok=True)
+        labelled_grid(rows, config.scale * output.images[0].width).save(config.output)
+        print(f"Wrote {config.output}: {' | '.join(output.stages)} side by side, {count} samples of {len(rows)} rows.")
+    else:
+        files = [f"{file_name(name)}-{place}.png" for name in names for place in range(count)]
+        save_all(output.images, files, Path(config.output))
+
+
+def class_labels(given: list[str] | None, id2label: dict[int, str] | None) -> list[int | str] | None:
+    """Numbers as ints, unless a class is called so."""
+    if given is None:
+        return None
+    named = set((id2label or {}).values())
+    return [int(label) if label.isdecimal() and label not in named else label for label in given]
+
+
+def levels_of(given: int | dict[str, int] | None, pipeline: CascadedDiffusionPipeline) -> dict[str, int] | None:
+    """s by stage: a single value is for all stages that take one."""
+    if not isinstance(given, int):
+        return given
+    return {stage.name: given for stage in pipeline.stages if stage.noising_scheduler is not None}
+
+
+def row_names(labels: list[int | str] | None, id2label: dict[int, str] | None) -> list[str]:
+    if labels is None:
+        return [""]
+    return [label if isinstance(label, str) else (id2label or {}).get(label, str(label)) for label in labels]
+
+
+def file_name(label: str) -> str:
+    """Of "T-shirt/top" "T-shirt_top"; "image" of none."""
+    return re.sub(r"[^\w.-]+", "_", label) or "image"
+
+
+def super_resolve(config: SuperResolveConfig) -> None:
+    """
+    Writes a PNG into the folder `config.output` for each of `config.images`.
+
+    Raises:
+        ValueError: an image cannot be read or has a size that no stage takes, or the pipeline does not take what is
+            asked for.
+    """
+    pipeline = load_pipeline(config.pipeline, config.dtype, config.device)
+    arguments = {"class_labels": class_labels(config.class_labels, pipeline.config.id2label)}
+    if isinstance(pipeline, SuperResolutionPipeline):
+        stages = [pipeline.stage]
+        pipeline.scheduler = scheduler_of(pipeline.stage, config.scheduler)
+        arguments["augmentation_level"] = config.augmentation_level
+    else:
+        pipeline = pipeline.with_schedulers(config.scheduler)
+        stages = pipeline.stages[1:]
+        arguments["augmentation_levels"] = levels_of(config.augmentation_level, pipeline)
+    sizes = [stage.unet.config.low_res_size for stage in stages]
+    if not sizes:
+        raise ValueError(f"`pipeline` is {config.pipeline!r}, a base alone; it must have a super-resolution stage.")
+    channels = stages[0].unet.config.out_channels
+    output = pipeline(
+        image=torch.stack([read_image(file, channels, sizes, config.resize) for file in config.images]),
+        num_inference_steps=config.num_inference_steps,
+        guidance_scale=config.guidance_scale,
+        generator=torch.Generator(pipeline.device).manual_seed(config.seed),
+        **arguments,
+    )
+    save_all(output.images, [f"{Path(file).stem}.png" for file in config.images], Path(config.output))
+
+
+def read_image(file: str, num_channels: int, sizes: list[int], resize: bool) -> torch.Tensor:
+    """
+    An image file as float32 (num_channels, h, h) in [0, 1], h one of `sizes`.
+
+    Raises:
+        ValueError: it is not an image, or of another size and not to be resized.
+    """
+    try:
+        with Image.open(file) as opened:
+            image = opened.copy()
+    except OSError as error:
+        raise ValueError(f"`images` has {file!r}, which cannot be read as an image ({error}).") from error
+    if not resize and (image.width != image.height or image.width not in sizes):
+        wanted = " or ".join(f"{size}x{size}" for size in sizes)
+        raise ValueError(
+            f"`images` has {file!r} of {image.width}x{image.height} pixels; it must be {wanted}: --resize crops and "
+            f"shrinks larger ones to {min(sizes)}x{min(sizes)}."
+        )
+    try:
+        pixels = image_to_tensor(image, min(sizes) if resize else image.width, num_channels)
+    except ValueError as error:
+        raise ValueError(f"`images` has {file!r}, which {error}.") from error
+    return to_unit(to_float(pixels))
+
+
+def save_all(images: Iterable[Image.Image], names: list[str], folder: Path) -> None:
+    """
+    Raises:
+        ValueError: two pictures would have one name.
+    """
+    if len(set(names)) < len(names):
+        raise ValueError(f"{names} would be written to `output`, some over others: give images of different names.")
+    folder.mkdir(parents=True, exist_ok=True)
+    for image, name in zip(images, names, strict=True):
+        image.save(folder / name)
+    print(f"Wrote {len(names)} pictures into {folder}.")

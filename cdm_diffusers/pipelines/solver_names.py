@@ -1,0 +1,24 @@
+"""The samplers by name. Nothing is imported here, so that options can name them."""
+
+from typing import Any, Literal
+
+
+ANCESTRAL = "ancestral"  # this package's own schedulers
+
+# What a name stands for: a scheduler of Diffusers, and what its config says besides the stage's. The samples of all of
+# them are tested against a known Gaussian.
+SOLVERS: dict[str, tuple[str, dict[str, Any]]] = {
+    "ddim": ("DDIMScheduler", {}),
+    "ddpm": ("DDPMScheduler", {}),
+    "deis": ("DEISMultistepScheduler", {"algorithm_type": "deis"}),
+    "dpmsolver++": ("DPMSolverMultistepScheduler", {"algorithm_type": "dpmsolver++"}),
+    "dpmsolver-singlestep": ("DPMSolverSinglestepScheduler", {"algorithm_type": "dpmsolver++"}),
+    "euler": ("EulerDiscreteScheduler", {}),
+    "euler-ancestral": ("EulerAncestralDiscreteScheduler", {}),
+    "heun": ("HeunDiscreteScheduler", {}),
+    "lms": ("LMSDiscreteScheduler", {}),
+    "sde-dpmsolver++": ("DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++"}),
+    "unipc": ("UniPCMultistepScheduler", {}),
+}
+SOLVER_NAMES = (ANCESTRAL, *SOLVERS)
+SolverName = Literal[SOLVER_NAMES]

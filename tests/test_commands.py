@@ -1,0 +1,267 @@
+"""The command `cdm`: its help, its mistakes, and the commands that show what a pipeline is and makes."""
+
+import json
+import re
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from scripts import run, run_script
+from small_cascade import SIZES, small_cascade
+
+import cdm_diffusers
+from cdm_diffusers import SuperResolutionPipeline
+from cdm_diffusers.commands.main import COMMANDS, main, resolve
+
+
+@pytest.fixture(scope="module")
+def cascade(tmp_path_factory) -> str:
+    folder = tmp_path_factory.mktemp("pipelines") / "cascade"
+    small_cascade().save_pretrained(folder)
+    (folder / "README.md").write_text("---\nlicense: mit\n---\n# A cascade\n")
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def stage(cascade, tmp_path_factory) -> str:
+    folder = tmp_path_factory.mktemp("pipelines") / "stage"
+    first = small_cascade().stages[1]
+    SuperResolutionPipeline(
+        first.unet, first.scheduler, first.noising_scheduler, default_num_inference_steps=3
+    ).save_pretrained(folder)
+    return str(folder)
+
+
+def refusal(capsys, *words: str) -> str:
+    """What `cdm words` says before it ends with exit code 2: one line, and no traceback."""
+    with pytest.raises(SystemExit) as end:
+        main(words)
+    assert end.value.code == 2
+    message = capsys.readouterr().err
+    lines = [line for line in message.splitlines() if ": error: " in line]
+    assert len(lines) == 1 and "Traceback" not in message
+    return lines[0]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Help and mistakes
+
+
+def test_help_of_all_commands_needs_nothing_heavy():
+    """In one process of its own: none of them imports what takes seconds."""
+    program = """
+import contextlib, io, sys
+from cdm_diffusers.commands.main import COMMANDS, main
+for name in COMMANDS:
+    text = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(text):
+            main([*name.split(), "--help"])
+    except SystemExit as end:
+        assert end.code in (0, None), name
+    assert text.getvalue().startswith(f"usage: cdm {name}"), text.getvalue()
+    assert "Example" in text.getvalue() and "  cdm " in text.getvalue(), f"{name} has no example"
+heavy = {"torch", "numpy", "diffusers", "transformers", "datasets", "scipy", "matplotlib"} & set(sys.modules)
+assert not heavy, heavy
+"""
+    run("-c", program)
+
+
+def test_all_functions_exist():
+    for name, command in COMMANDS.items():
+        assert callable(resolve(command.function)), name
+
+
+def test_overview_and_groups_list_commands(capsys):
+    main([])
+    overview = capsys.readouterr().out
+    assert all(f"cdm {name} " in overview for name in COMMANDS)
+    with pytest.raises(SystemExit) as end:
+        main(["train", "--help"])
+    assert end.value.code == 0
+    assert re.findall(r"cdm train \w+", capsys.readouterr().out) == [
+        "cdm train base",
+        "cdm train sr",
+        "cdm train classifier",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["smple"], "'smple' is not a command; did you mean `cdm sample`?"),
+        (["train", "bse"], "'train bse' is not a command; did you mean `cdm train base`?"),
+        (["sample", "x", "--class_label", "1"], "`--class_label` is not an option; did you mean `--class_labels`?"),
+        (["train", "sr", "--presets", "x"], "`--presets` is not an option; did you mean `--preset`?"),
+        (["train", "sr"], "`--preset`, `--output_dir` are missing"),
+        (["sample", "x", "--seed", "-1"], "`seed` is -1; it must be at least 0"),
+        (["sample", "x", "--scheduler", "unipic"], "`scheduler` is 'unipic'; it must be one of ['ancestral', 'ddim'"),
+    ],
+)
+def test_mistakes_are_one_line(capsys, words, said):
+    assert said in refusal(capsys, *words)
+
+
+def test_a_folder_that_is_not_there(capsys, tmp_path):
+    assert str(tmp_path / "nothing") in refusal(capsys, "info", str(tmp_path / "nothing"))
+
+
+def test_main_process_alone_speaks():
+    words = ["-m", "cdm_diffusers", "train", "sr"]
+    first, second = run_script(*words, RANK="0"), run_script(*words, RANK="1")
+    assert (first.returncode, second.returncode) == (2, 2)
+    assert first.stderr.count("\n") == 1 and second.stderr == ""
+
+
+def test_scripts_speak_of_themselves():
+    result = run_script("training/train_sr.py", "--presets", "x")
+    assert result.returncode == 2
+    assert result.stderr == "training/train_sr.py: error: `--presets` is not an option; did you mean `--preset`?\n"
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The package is imported lazily
+
+
+def test_import_is_light():
+    run("-c", "import sys, cdm_diffusers; assert not {'torch', 'numpy'} & set(sys.modules); dir(cdm_diffusers)")
+
+
+def test_all_names_are_there_when_asked_for():
+    run("-c", "from cdm_diffusers import *; from diffusers import ModelMixin as M; assert ModelMixin is M; get_preset")
+    assert set(cdm_diffusers.__all__) <= set(dir(cdm_diffusers))
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        cdm_diffusers.nothing  # noqa: B018
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# cdm info
+
+
+def test_info(capsys, cascade):
+    main(["info", cascade, "--json"])
+    description = json.loads(capsys.readouterr().out)
+    assert description["class"] == "CascadedDiffusionPipeline" and description["license"] == "mit"
+    assert description["classes"] == {"0": "T-shirt/top", "1": "Trouser", "2": "Ankle boot"}
+    stages = description["stages"]
+    assert {name: stage["size"] for name, stage in stages.items()} == SIZES
+    pipeline = small_cascade()
+    assert [stage["parameters"] for stage in stages.values()] == [s.unet.num_parameters() for s in pipeline.stages]
+    assert stages["super_res_1"]["defaults"] == {
+        "num_inference_steps": 3,
+        "augmentation_levels": 5,
+        "guidance_scale": 1.0,
+    }
+    assert stages["super_res_1"]["noising_scheduler"]["num_train_timesteps"] == 20
+    main(["info", cascade])
+    assert "| super_res_1 | 4x4 to 8x8 |" in capsys.readouterr().out
+
+
+def test_info_of_a_stage(capsys, stage):
+    main(["info", stage, "--json"])
+    description = json.loads(capsys.readouterr().out)
+    assert list(description["stages"]) == ["super_res"] and description["license"] is None
+
+
+def test_info_reads_no_weights(capsys, cascade, tmp_path):
+    """Weights that nobody could read are no obstacle."""
+    copy = tmp_path / "cascade"
+    shutil.copytree(cascade, copy)
+    for file in copy.rglob("*.safetensors"):
+        file.write_bytes(b"")
+    main(["info", str(copy), "--json"])
+    assert json.loads(capsys.readouterr().out)["stages"]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# cdm sample
+
+
+def test_sample_writes_a_labelled_grid(cascade, tmp_path):
+    picture = tmp_path / "new" / "grid.png"
+    words = ["--class_labels", "Ankle boot", "0", "--num_images_per_label", "2", "--scale", "3"]
+    main(["sample", cascade, "--output", str(picture), *words])
+    with Image.open(picture) as grid:
+        assert grid.size == (110 + 2 * (3 * 48 + 8), 2 * (48 + 8))  # two samples of three stages, two classes
+
+
+def test_sample_writes_files(cascade, tmp_path):
+    main(["sample", cascade, "--output", str(tmp_path / "out"), "--num_images_per_label", "2", "--seed", "1"])
+    names = sorted(file.name for file in (tmp_path / "out").iterdir())
+    assert names == [f"{name}-{place}.png" for name in ("Ankle_boot", "T-shirt_top", "Trouser") for place in (0, 1)]
+    output = small_cascade()(
+        class_labels=[0, 1, 2], num_images_per_label=2, generator=torch.Generator().manual_seed(1)
+    ).images
+    assert np.array_equal(np.asarray(Image.open(tmp_path / "out" / "T-shirt_top-1.png")), np.asarray(output[1]))
+
+
+def test_sample_takes_options_per_stage(cascade, tmp_path, capsys):
+    words = ["--num_inference_steps", "base=2", "--augmentation_levels", "7", "--last_stage", "super_res_1"]
+    words += ["--scheduler", "base=ddim", "--truncated", "false"]
+    main(
+        [
+            "sample",
+            cascade,
+            "--output",
+            str(tmp_path / "a.png"),
+            *words,
+            "--scheduler",
+            "base=ddim",
+            "--truncated",
+            "false",
+        ]
+    )
+    assert "base | super_res_1 side by side" in capsys.readouterr().out
+    assert "super_res_9" in refusal(capsys, "sample", cascade, "--num_inference_steps", "super_res_9=2")
+    assert "'Hat'" in refusal(capsys, "sample", cascade, "--class_labels", "Hat")
+
+
+def test_sample_of_an_unconditional_cascade(tmp_path):
+    small_cascade(num_stages=2, num_classes=None).save_pretrained(tmp_path / "cascade")
+    main(["sample", str(tmp_path / "cascade"), "--output", str(tmp_path / "out"), "--num_images_per_label", "3"])
+    assert sorted(file.name for file in (tmp_path / "out").iterdir()) == [f"image-{place}.png" for place in range(3)]
+
+
+def test_sample_refuses_a_stage_that_takes_images(capsys, stage):
+    assert "cdm super-resolve" in refusal(capsys, "sample", stage)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# cdm super-resolve
+
+
+@pytest.fixture
+def small_images(tmp_path) -> list[str]:
+    files = [tmp_path / f"{name}.png" for name in ("one", "two")]
+    for number, file in enumerate(files):
+        Image.fromarray(np.full((4, 4), 60 * (number + 1), np.uint8)).save(file)
+    return list(map(str, files))
+
+
+@pytest.mark.parametrize(("pipeline", "size"), [("cascade", 16), ("stage", 8)])
+def test_super_resolve(request, small_images, tmp_path, pipeline, size):
+    words = ["--output", str(tmp_path / "large"), "--class_labels", "1", "--augmentation_level", "2"]
+    main(["super-resolve", request.getfixturevalue(pipeline), *small_images, *words])
+    for name in ("one", "two"):
+        with Image.open(tmp_path / "large" / f"{name}.png") as image:
+            assert image.size == (size, size)
+
+
+def test_super_resolve_sizes(capsys, stage, tmp_path):
+    file = tmp_path / "picture.png"
+    Image.fromarray(np.zeros((30, 20, 3), np.uint8)).save(file)
+    words = ["super-resolve", stage, str(file), "--output", str(tmp_path / "large"), "--class_labels", "1"]
+    assert "20x30 pixels; it must be 4x4: --resize" in refusal(capsys, *words)
+    main([*words, "--resize"])
+    assert Image.open(tmp_path / "large" / "picture.png").size == (8, 8)
+
+
+def test_super_resolve_refuses_what_it_cannot_do(capsys, tmp_path, stage, small_images):
+    (tmp_path / "text.png").write_text("no picture")
+    words = ["--output", str(tmp_path / "large"), "--class_labels", "1"]
+    assert "cannot be read" in refusal(capsys, "super-resolve", stage, str(tmp_path / "text.png"), *words)
+    assert "some over others" in refusal(capsys, "super-resolve", stage, small_images[0], small_images[0], *words)
+    small_cascade(num_stages=1).save_pretrained(tmp_path / "base")
+    assert "a base alone" in refusal(capsys, "super-resolve", str(tmp_path / "base"), *small_images, *words)
