@@ -1,152 +1,384 @@
-"""Model cards for the Hub: what a stage was trained on, how, how it measures, and how to use it."""
+"""Model cards: what a pipeline is, what it was trained on, under which licence, how it measures, and how to use it."""
 
+import hashlib
+import json
+import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import ModelCard, ModelCardData
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+
+from .tables import escaped, markdown_table, unescaped
 
 
-def write_stage_card(
-    pipeline: Any, resolved_config: dict[str, Any], figures: dict[str, float | None], output_dir: Path
+CARD, GRID = "README.md", "samples.png"
+CONFIGURATION, VALIDATION, SOURCE = "training_config.json", "validation.json", "source.json"
+REPORTS = ("recognition.json", "quality.json")
+# What a folder holds besides the pipeline, and a copy or an upload of it keeps.
+DOCUMENTS = (CARD, GRID, CONFIGURATION, VALIDATION, SOURCE, *REPORTS)
+
+PAPER = "[Cascaded Diffusion Models for High Fidelity Image Generation](https://arxiv.org/abs/2106.15282)"
+METRICS = {"precision": "precision", "recall": "recall", "kernel_distance": "kernel distance"}
+_MARK = re.compile(
+    r"\n<!-- cdm_diffusers wrote this; `cdm card` rewrites it while it is unchanged: ([0-9a-f]{16}) -->\n$"
+)
+_EXAMPLE = re.compile(r"^```python\n(?:(?!```).*\n)*?.*from_pretrained(?:.|\n)*?^```$", re.MULTILINE)
+_LOCATION = re.compile(r'(?<=from_pretrained\()"(?:[^"\\]|\\.)*"')
+
+
+def write_card(
+    pipeline: Any, folder: Path, title: str | None = None, tables: Sequence[str] = (), **given: Any
 ) -> None:
-    """
-    Writes `README.md` into the folder of a trained stage's pipeline.
+    r"""
+    Writes `README.md` into the folder of a pipeline, from what the folder holds: the configurations of its training,
+    where converted stages come from, measured figures and a grid of samples.
 
     Args:
         pipeline ([`CascadedDiffusionPipeline`] or [`SuperResolutionPipeline`]): what is in the folder.
-        resolved_config (`dict`): the run's `training_config.json`.
-        figures (`dict`): what was measured: `loss`, and mean and standard deviation of samples and data.
-        output_dir (`Path`): the folder of the pipeline.
+        folder (`Path`): the folder.
+        title (`str`, *optional*): by default the folder's name.
+        tables (`Sequence[str]`): what was measured, in markdown.
+        given: `location`, `license`, `dataset_name` and `code` of [`card_text`].
     """
-    unet, data = resolved_config["unet"], resolved_config["data"]
-    low_res = unet["low_res_size"]
-    size = unet["sample_size"]
-    kind = f"{size}x{size} base" if low_res is None else f"{low_res}x{low_res} to {size}x{size} super-resolution"
-    source = data["dataset_name"] or f"a local folder, `{Path(data['train_data_dir']).name}`"
-    card_data = ModelCardData(
-        license="apache-2.0",
-        library_name="diffusers",
-        pipeline_tag="image-to-image" if low_res else "unconditional-image-generation",
-        tags=["cdm_diffusers", "cascaded-diffusion", type(pipeline).__name__],
-        datasets=[data["dataset_name"]] if data["dataset_name"] else None,
+    title = title or folder.resolve().name
+    names = [stage.name for stage in pipeline.stages]
+    text = card_text(
+        pipeline,
+        title,
+        configs=by_stage(_read(folder / CONFIGURATION), names),
+        sources=by_stage(_read(folder / SOURCE), names),
+        validation=_read(folder / VALIDATION),
+        reports=[report for file in REPORTS if (report := _read(folder / file))],
+        tables=tables,
+        has_grid=(folder / GRID).is_file(),
+        **{"location": title, **given},
     )
-    examples = "a stream" if data["num_examples"] is None else f"{data['num_examples']:,} images"
-    sections = [
-        f"---\n{card_data.to_yaml()}\n---",
-        f"# {resolved_config['name']}: {kind} stage of a cascaded diffusion model",
-        "A stage of a cascade, as in [Cascaded Diffusion Models for High Fidelity Image Generation]"
-        "(https://arxiv.org/abs/2106.15282), trained with `cdm_diffusers`. These are the EMA weights.",
-        "![samples](samples.png)" if (output_dir / "samples.png").is_file() else "",
-        f"## How to use\n\n```python\n{usage(pipeline, data)}\n```",
-        f"## Data\n\n{source}: {examples}, brought to {data['source_resolution']}x{data['source_resolution']} pixels"
-        f" (BigGAN's centre crop), then area-averaged to {size}x{size}."
-        + (f" {len(data['id2label'])} classes." if data["id2label"] else " No class labels."),
-        "## Hyperparameters\n\n"
-        + table(
-            {
-                f"{s}.{n}": v
-                for s in ("unet", "scheduler", "augmentation", "training")
-                for n, v in (resolved_config[s] or {}).items()
-            }
-        ),
-        "## Figures\n\n"
-        + table({n: "not measured" if v is None else f"{v:.4f}" for n, v in figures.items()})
-        + "\n\nMeans and deviations are over all pixels in [-1, 1]; the samples are the few of the picture above.",
-    ]
-    ModelCard("\n\n".join(section for section in sections if section) + "\n").save(output_dir / "README.md")
+    (folder / CARD).write_text(text, encoding="utf-8")
 
 
-def write_cascade_card(
-    name: str, pipeline: Any, resolved_configs: dict[str, dict[str, Any]], figures: str | None, output_dir: Path
-) -> None:
-    """
-    Writes `README.md` into the folder of a cascade.
+def card_text(
+    pipeline: Any,
+    title: str,
+    *,
+    location: str,
+    license: str | None = None,
+    dataset_name: str | None = None,
+    configs: dict[str, dict[str, Any]],
+    sources: dict[str, dict[str, Any]],
+    validation: dict[str, Any],
+    reports: Sequence[dict[str, Any]],
+    tables: Sequence[str],
+    has_grid: bool,
+    code: bool = False,
+) -> str:
+    r"""
+    A model card with its metadata and its mark (see [`is_ours`]).
 
     Args:
-        name (`str`): of the cascade.
-        pipeline ([`CascadedDiffusionPipeline`]): what is in the folder.
-        resolved_configs (`dict`): for each stage's name its run's `training_config.json`; stages without one are said
-            to be of unknown training.
-        figures (`str`, *optional*): what was measured, in markdown.
-        output_dir (`Path`): the folder; a `samples.png` in it is shown.
+        pipeline, title, tables: as in [`write_card`].
+        location (`str`): what `from_pretrained` takes in the example: a folder or a Hub id.
+        license (`str`, *optional*):
+            Of weights and data, by the Hub's identifiers. By default that of converted weights, where all stages are
+            converted; none is assumed for others.
+        dataset_name (`str`, *optional*): data set of the Hub; by default that of the training.
+        configs, sources (`dict`): `training_config.json` and `source.json` of each stage that has one.
+        validation (`dict`): of one stage: its loss, moments of samples and data, and which weights these are.
+        reports (`Sequence[dict]`): JSON of `cdm recognition` and `cdm evaluate`.
+        has_grid (`bool`): whether there is a `samples.png`.
+        code (`bool`): whether the folder carries its code.
     """
-    sizes = " -> ".join(
-        f"{stage.unet.config.sample_size}x{stage.unet.config.sample_size}" for stage in pipeline.stages
-    )
-    data = next((config["data"] for config in resolved_configs.values()), {})
-    card_data = ModelCardData(
-        license="apache-2.0",
+    license = license or _license_of(sources, len(pipeline.stages))
+    datasets = [dataset_name] if dataset_name else _datasets_of(configs)
+    upsamples, labels = _upsamples(pipeline), pipeline.config.id2label
+    results = _results(reports, datasets, upsamples)
+    data = ModelCardData(
+        license=license,
         library_name="diffusers",
-        pipeline_tag="unconditional-image-generation",
+        pipeline_tag="image-to-image" if upsamples else "unconditional-image-generation",
         tags=["cdm_diffusers", "cascaded-diffusion", type(pipeline).__name__],
-        datasets=[data["dataset_name"]] if data.get("dataset_name") else None,
+        datasets=datasets or None,
+        **({"model_name": title, "eval_results": results} if results else {}),
     )
-    labels, options = pipeline.config.id2label, pipeline.stage_options()
-    sections = [
-        f"---\n{card_data.to_yaml()}\n---",
-        f"# {name}: a cascade {sizes}",
-        "A cascade of diffusion models, as in [Cascaded Diffusion Models for High Fidelity Image Generation]"
-        "(https://arxiv.org/abs/2106.15282), made with `cdm_diffusers`. After `import cdm_diffusers`, Diffusers' own "
-        "`DiffusionPipeline.from_pretrained` loads it too.",
-        "![samples, every stage beside the next](samples.png)" if (output_dir / "samples.png").is_file() else "",
-        f"## How to use\n\n```python\n{usage(pipeline, {'id2label': labels})}\n```",
-        f"## Classes\n\n{', '.join(f'{index} {name}' for index, name in labels.items())}" if labels else "",
-        "## Stages\n\n"
-        + "\n".join(
-            [
-                "| stage | size | parameters | predicts | scheduler | steps | s | guidance | trained on | "
-                "images seen |",
-                "|---|---|---|---|---|---|---|---|---|---|",
-                *(stage_row(stage, resolved_configs.get(stage.name), options) for stage in pipeline.stages),
-            ]
+    sections = {
+        f"# {escaped(title)}": f"{_kind(pipeline)}, as in {PAPER}, made with `cdm_diffusers`.{_weights(validation)}",
+        "": "![samples](samples.png)" if has_grid else "",
+        "## How to use": _example(pipeline, location, code),
+        "## Licence": _license_section(license),
+        "## Classes": ", ".join(f"{index} {escaped(name)}" for index, name in (labels or {}).items()),
+        "## Data": _data_section(configs, dataset_name),
+        "## Stages": _stages_section(pipeline, configs),
+        "## Figures": "\n\n".join(filter(None, [*tables, _validation_table(validation)])),
+        "## Where the weights come from": _origins(sources) if sources else "",
+        "## Intended use and limits": _limits(pipeline, measured=bool(reports)),
+    }
+    body = "\n\n".join(f"{head}\n\n{section}".strip() for head, section in sections.items() if section)
+    return _marked(f"---\n{data.to_yaml()}\n---\n\n{body}\n")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Cards that are there
+
+
+def is_ours(text: str) -> bool:
+    """Whether a card is as this package wrote it: its last line has a digest of all others."""
+    mark = _MARK.search(text)
+    return mark is not None and mark[1] == _digest(text[: mark.start()])
+
+
+def published_at(text: str, location: str, origin: str | None = None) -> str:
+    """
+    A card whose example loads the pipeline from `location`. In cards that somebody wrote, only examples that load it
+    from the folder `origin` change.
+    """
+    if is_ours(text):
+        return _marked(_LOCATION.sub(lambda _: _literal(location), _MARK.sub("", text)))
+    own = {"path/to/this/folder", origin}
+    return _LOCATION.sub(lambda match: _literal(location) if json.loads(match[0]) in own else match[0], text)
+
+
+def with_example(text: str, pipeline: Any, location: str, code: bool) -> str:
+    """A card that somebody wrote with this package's example in place of its own, or after all where it has none."""
+    example = _example(pipeline, location, code)
+    changed, count = _EXAMPLE.subn(lambda _: example, text, count=1)
+    return changed if count else f"{text.rstrip()}\n\n## How to use\n\n{example}\n"
+
+
+def said_before(folder: Path) -> dict[str, Any]:
+    """Title, license and data set that the card in a folder names, to be kept by its next version."""
+    if not (folder / CARD).is_file():
+        return {}
+    card = ModelCard.load(folder / CARD, ignore_metadata_errors=True)
+    heading = re.search(r"^# (.+)$", card.text, re.MULTILINE)
+    said = {
+        "title": card.data.model_name or (heading and unescaped(heading[1])),
+        "license": card.data.license,
+        "dataset_name": (card.data.datasets or [None])[0],
+    }
+    return {name: value for name, value in said.items() if value}
+
+
+def by_stage(content: dict[str, Any], names: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """What a JSON document says of each stage: that of a single stage is about itself alone."""
+    is_of_one = "unet" in content or "license" in content
+    return {names[0]: content} if is_of_one else {name: content[name] for name in names if name in content}
+
+
+def _marked(text: str) -> str:
+    mark = f"\n<!-- cdm_diffusers wrote this; `cdm card` rewrites it while it is unchanged: {_digest(text)} -->\n"
+    return text + mark
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _read(file: Path) -> dict[str, Any]:
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Sections
+
+
+def usage(pipeline: Any, location: str, code: bool = False) -> str:
+    """Python that loads the pipeline from `location`, makes images and saves one."""
+    name = "DiffusionPipeline" if code else type(pipeline).__name__
+    remote = ", trust_remote_code=True" if code else ""
+    imports = [f"from {'diffusers' if code else 'cdm_diffusers'} import {name}"]
+    lines, arguments = [f"pipe = {name}.from_pretrained({_literal(location)}{remote})"], []
+    if _upsamples(pipeline):
+        config = pipeline.unet.config
+        size, mode = config.low_res_size, "L" if (config.low_res_channels or config.in_channels) == 1 else "RGB"
+        imports.append("from PIL import Image")
+        lines.append(f'image = Image.linear_gradient("L").convert("{mode}")  # or Image.open("your-image.png")')
+        lines.append(f"image = image.resize(({size}, {size}))")
+        arguments.append("image")
+    if pipeline.config.id2label:
+        arguments.append(f"class_labels=[{_literal(next(iter(pipeline.config.id2label.values())))}]")
+    elif any(stage.unet.config.num_classes for stage in pipeline.stages):
+        arguments.append("class_labels=[0]")
+    lines += [f"images = pipe({', '.join(arguments)}).images", 'images[0].save("sample.png")']
+    return "\n".join([*imports, "", *lines])
+
+
+def _example(pipeline: Any, location: str, code: bool) -> str:
+    return f"{_needs(code)}\n\n```python\n{usage(pipeline, location, code)}\n```"
+
+
+def _literal(text: str) -> str:
+    return json.dumps(text, ensure_ascii=False)
+
+
+def _needs(code: bool) -> str:
+    if code:
+        return (
+            "This needs Diffusers 0.42 or newer, and nothing else: `trust_remote_code=True` runs the Python files of "
+            "this folder, which are the sampling code of `cdm_diffusers`. Read them before you trust them."
         )
-        + "\n\nScheduler, steps, s and guidance are the defaults of a call. `training_config.json` has "
-        "every hyperparameter.",
-        f"## Figures\n\n{figures}" if figures else "",
-    ]
-    ModelCard("\n\n".join(section for section in sections if section) + "\n").save(output_dir / "README.md")
+    return (
+        "This needs the Python package `cdm_diffusers`, installed from a clone of its repository; no code comes with "
+        "the weights. After `import cdm_diffusers`, Diffusers' own `DiffusionPipeline.from_pretrained` loads them too."
+    )
 
 
-def stage_row(stage: Any, resolved: dict[str, Any] | None, options: dict[str, dict[str, Any]]) -> str:
-    """
-    A stage's row in the card of its cascade.
+def _upsamples(pipeline: Any) -> bool:
+    return pipeline.stages[0].unet.config.low_res_size is not None
 
-    Args:
-        stage ([`CascadeStage`]): the stage.
-        resolved (`dict`, *optional*): its run's `training_config.json`.
-        options (`dict`): what [`CascadedDiffusionPipeline.stage_options`] returns.
-    """
+
+def _kind(pipeline: Any) -> str:
+    sizes = [f"{stage.unet.config.sample_size}x{stage.unet.config.sample_size}" for stage in pipeline.stages]
+    if _upsamples(pipeline):
+        low = pipeline.unet.config.low_res_size
+        return f"A super-resolution stage of a cascade of diffusion models, {low}x{low} to {sizes[0]}"
+    if len(sizes) == 1:
+        return f"The {sizes[0]} base stage of a cascade of diffusion models"
+    return f"A cascade of diffusion models, {' -> '.join(sizes)}"
+
+
+def _weights(validation: dict[str, Any]) -> str:
+    return f" These are {validation['weights']}." if "weights" in validation else ""
+
+
+def _license_of(sources: dict[str, dict[str, Any]], num_stages: int) -> str | None:
+    licenses = {source["license"] for source in sources.values()}
+    if len(sources) < num_stages:
+        return None
+    return licenses.pop() if len(licenses) == 1 else "other"
+
+
+def _license_section(license: str | None) -> str:
+    if license is None:
+        return "None is given. Whoever published this has not said what the data and these weights may be used for."
+    return f"{escaped(license)}, as given by whoever published this."
+
+
+def _datasets_of(configs: dict[str, dict[str, Any]]) -> list[str]:
+    return list(dict.fromkeys(name for config in configs.values() if (name := config["data"]["dataset_name"])))
+
+
+def _data_of(config: dict[str, Any]) -> str:
+    data = config["data"]
+    return escaped(data["dataset_name"] or f"a local folder, {Path(data['train_data_dir']).name}")
+
+
+def _data_section(configs: dict[str, dict[str, Any]], dataset_name: str | None) -> str:
+    if not configs:
+        return f"The data set {escaped(dataset_name)}." if dataset_name else ""
+    config = next(iter(configs.values()))
+    data = config["data"]
+    count = "a stream" if data["num_examples"] is None else f"{data['num_examples']:,} images"
+    classes = f"{len(data['id2label'])} classes" if data["id2label"] else "no class labels"
+    resolution = data["source_resolution"]
+    name = escaped(dataset_name) if dataset_name else _data_of(config)
+    return (
+        f"Trained on {name}: {count}, {classes}; brought to {resolution}x{resolution} pixels (BigGAN's centre crop), "
+        "then area-averaged to the size of each stage."
+    )
+
+
+def _stages_section(pipeline: Any, configs: dict[str, dict[str, Any]]) -> str:
+    options = pipeline.stage_options()
+    header = ("stage", "size", "parameters", "predicts", "scheduler", "steps", "s", "guidance", "trained on")
+    rows = [_stage_row(stage, configs.get(stage.name), options) for stage in pipeline.stages]
+    table = markdown_table((*header, "images seen"), rows)
+    said = "Scheduler, steps, s and guidance are the defaults of a call."
+    return f"{table}\n\n{said}" + (f" `{CONFIGURATION}` has every hyperparameter." if configs else "")
+
+
+def _stage_row(stage: Any, config: dict[str, Any] | None, options: dict[str, Any]) -> list[Any]:
     size, parameters = stage.unet.config.sample_size, stage.unet.num_parameters() / 1e6
-    prediction = stage.scheduler.config.prediction_type
-    trained_on = images_seen = "unknown"
-    if resolved is not None:
-        data, training = resolved["data"], resolved["training"]
-        trained_on = data["dataset_name"] or f"a local folder, `{Path(data['train_data_dir']).name}`"
-        images_seen = f"{training['max_train_steps'] * training['train_batch_size']:,}"
-    cells = [stage.name, f"{size}x{size}", f"{parameters:.2f}M", prediction, type(stage.scheduler).__name__]
-    cells += [
-        options["num_inference_steps"][stage.name],
-        options["augmentation_levels"].get(stage.name, "-"),
-        options["guidance_scale"][stage.name] if stage.unet.config.null_class else "-",
-        trained_on,
-        images_seen,
+    steps, level, guidance = (of.get(stage.name) if isinstance(of, dict) else of for of in options.values())
+    training = config and config["training"]
+    return [
+        stage.name,
+        f"{size}x{size}",
+        f"{parameters:.2f}M",
+        stage.scheduler.config.prediction_type,
+        type(stage.scheduler).__name__,
+        steps,
+        "-" if level is None else level,
+        guidance if stage.unet.config.null_class else "-",
+        _data_of(config) if config else "unknown",
+        f"{training['max_train_steps'] * training['train_batch_size']:,}" if training else "unknown",
     ]
-    return f"| {' | '.join(map(str, cells))} |"
 
 
-def usage(pipeline: Any, data: dict[str, Any]) -> str:
-    """Code that loads a pipeline and samples; `data` has the class names, `id2label`, or None for them."""
-    name = type(pipeline).__name__
-    lines = [f"from cdm_diffusers import {name}", "", f'pipe = {name}.from_pretrained("path/to/this/folder")']
-    arguments = []
-    if name == "SuperResolutionPipeline":
-        arguments.append("low_res_image")
-    if data["id2label"]:
-        label = next(iter(data["id2label"].values()))
-        arguments.append(f'class_labels=["{label}"]')
-    return "\n".join([*lines, f"images = pipe({', '.join(arguments)}).images"])
+def _origins(sources: dict[str, dict[str, Any]]) -> str:
+    header = ("stage", "converted from", "published at", "original code", "licence", "trained on", "figures")
+    keys = ("file", "url", "repository", "license", "data", "figures")
+    rows = [[name, *(escaped(source[key] or "unknown") for key in keys)] for name, source in sources.items()]
+    parts = [
+        "Weights of others, converted for `cdm_diffusers`, which neither trained nor measured them. What they can do, "
+        "and what they should not be used for, is said by their publishers, whose figures these are.",
+        markdown_table(header, rows),
+        "What the conversion assumed; the weights' shapes tell the rest. A network that was trained further on another"
+        " noise schedule has the same shapes, and would need other settings.",
+        "\n".join(f"- {name}: {line}" for name, source in sources.items() for line in source["assumptions"]),
+    ]
+    return "\n\n".join(parts)
 
 
-def table(rows: dict[str, Any]) -> str:
-    """Names and values as a table in markdown."""
-    return "\n".join(["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows.items())])
+def _validation_table(validation: dict[str, Any]) -> str:
+    figures = {name: value for name, value in validation.items() if name != "weights"}
+    if not figures:
+        return ""
+    rows = [(name, "not measured" if value is None else f"{value:.4f}") for name, value in figures.items()]
+    return (
+        markdown_table(("at the end of training", ""), rows)
+        + "\n\nMeans and deviations are over all pixels in [-1, 1]; the samples are the few of the picture above."
+    )
+
+
+def _limits(pipeline: Any, measured: bool) -> str:
+    labels = pipeline.config.id2label
+    known = f"its {len(labels)} classes" if labels else "the kind that it was trained on"
+    lines = []
+    if _upsamples(pipeline):
+        low = pipeline.unet.config.low_res_size
+        lines.append(
+            f"For enlarging images of exactly {low}x{low} pixels that are like {known}. Details are invented, not "
+            "recovered: nobody should be identified, and nothing illegible read, by them."
+        )
+    else:
+        lines.append(f"For making pictures of {known}, in research, teaching and play. It takes no text prompts.")
+    lines.append(
+        "Samples repeat what is uneven or wrong in the training data, and may resemble single training images."
+    )
+    lines.append("" if measured else "Nothing has been measured of their quality: look at them before you use them.")
+    return " ".join(filter(None, lines))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Figures
+
+
+def _results(reports: Sequence[dict[str, Any]], datasets: list[str], upsamples: bool) -> list[EvalResult]:
+    """The model index: every figure with what measured it."""
+    figures = [figure for report in reports for figure in _figures_of(report)]
+    shared = {
+        "task_type": "image-to-image" if upsamples else "unconditional-image-generation",
+        "dataset_type": datasets[0] if datasets else "folder",
+        "dataset_name": datasets[0] if datasets else "a local folder",
+    }
+    return [EvalResult(metric_type=t, metric_name=name, metric_value=value, **shared) for t, name, value in figures]
+
+
+def _figures_of(report: dict[str, Any]) -> list[tuple[str, str, float]]:
+    """Type, name and value of the figures of `cdm recognition` or `cdm evaluate`."""
+    if "recognised" in report:
+        samples, classifier = report["recognised"]["samples"], Path(report["settings"]["classifier"]).name
+        name = f"recognised as their class by the classifier {classifier}, {samples['num_images']:,} samples"
+        return [("accuracy", name, samples["top_1"])]
+    by = f"extractor {report['extractor']}, {report['samples']['num_images']:,} samples"
+    distance = report["distance"]
+    names = {"frechet_distance": distance, **METRICS}
+    types = {"frechet_distance": "fid" if distance == "FID" else "frechet_distance"}
+    figures = [
+        (types.get(key, key), f"{names[key]} from {split!r}; {by}", figure["value"])
+        for split, of_split in report["figures"].items()
+        if split != "inception_score"
+        for key, figure in of_split.items()
+    ]
+    score = report["figures"].get("inception_score")
+    return figures + ([("inception_score", f"Inception Score; {by}", score["value"])] if score else [])

@@ -140,10 +140,14 @@ class TrainingPreset:
 
 @dataclass(frozen=True)
 class InferencePreset:
-    """Recommended sampling steps and conditioning augmentation s; None where the stage takes no s."""
+    """
+    Recommended sampling steps and conditioning augmentation s; None where the stage takes no s. `solver` samples, one
+    of `SOLVER_NAMES` of `pipelines/solver_names.py`; None is the scheduler that was trained with.
+    """
 
     num_inference_steps: int
     augmentation_level: int | None = None
+    solver: str | None = added(None)
 
 
 @dataclass(frozen=True)
@@ -288,6 +292,38 @@ FASHION_MNIST = (
             fashion_training(64, 5e-4, 4000), InferencePreset(100, 1000)),
 )
 
+# For your own images, in colour: an hour or two per stage on two CPU cores, minutes on a GPU. The data says how many
+# classes there are. Images are not flipped, since some have a left and a right.
+own = partial(small, num_classes=10)
+own_training = partial(small_training, vlb_weight=None, lr_warmup_steps=200)
+own_stage = partial(StagePreset, data=DataPreset(source_resolution=64))
+COSINE_V = replace(COSINE, prediction_type="v_prediction")
+few = partial(InferencePreset, solver="unipc")
+SMALL = (
+    own_stage("small_16", "ours: a 16x16 base for your own images",
+              own(16, 32, (1, 2, 2), 2, attention_resolutions=(8, 4), null_class=True),
+              COSINE_V, None,
+              own_training(64, 1e-3, 3000, label_dropout=0.1), few(20)),
+    own_stage("small_32", "ours: a 32x32 base for your own images",
+              own(32, 32, (1, 2, 2), (1, 2, 2), attention_resolutions=(8,), null_class=True),
+              COSINE_V, None,
+              own_training(64, 1e-3, 4000, label_dropout=0.1), few(20)),
+    own_stage("small_16_to_64", "ours: 16x16 to 64x64 for your own images, on patches",
+              own(64, 32, (1, 2, 4), 1, attention_resolutions=(8,), low_res_size=16, patch_size=2, **TOLD_S),
+              COSINE_V, SMALL_AUGMENTATION,
+              own_training(32, 1e-3, 3000), few(10, 100)),
+    own_stage("small_32_to_64", "ours: 32x32 to 64x64 for your own images, on patches",
+              own(64, 32, (1, 2, 4), 1, attention_resolutions=(8,), low_res_size=32, patch_size=2, **TOLD_S),
+              COSINE_V, SMALL_AUGMENTATION,
+              own_training(32, 1e-3, 3000), few(10, 100)),
+    own_stage("small_64_to_256", "ours: 64x64 to 256x256 for your own images, on patches and crops",
+              own(256, 96, (1, 2), (1, 2), attention_resolutions=(), mid_block_attention=False, low_res_size=64,
+                  low_res_interpolation="bicubic", patch_size=4),
+              COSINE_V, BLUR,
+              own_training(32, 1e-3, 4000, crop_size=64), few(8),
+              data=DataPreset(source_resolution=256)),
+)
+
 # A cascade in colour, 16 to 64 to 256, for two CPU cores and a day, or a GPU and minutes: the avatars of
 # examples/avatars/, whose styles are the classes.
 colour = partial(small, num_classes=13)
@@ -311,7 +347,7 @@ AVATARS = (
 
 # fmt: on
 PRESETS: dict[str, StagePreset] = {
-    preset.name: preset for preset in (*IMAGENET, *ABLATION, *LSUN, *FASHION_MNIST, *AVATARS)
+    preset.name: preset for preset in (*IMAGENET, *ABLATION, *LSUN, *FASHION_MNIST, *SMALL, *AVATARS)
 }
 
 

@@ -1,6 +1,22 @@
-"""Tables in markdown."""
+"""Tables in markdown, and text that is not markdown in it."""
 
+import html
+import re
 from collections.abc import Iterable
+
+
+# What means something inside a line. Underscores do at the ends of words only.
+_SPECIAL = re.compile(r"[\\`*\[\]|~]|(?<![^\W_])_|_(?![^\W_])")
+
+
+def escaped(text: str) -> str:
+    """`text`, such as the name of a class, on one line of markdown or HTML that shows it as it is."""
+    return html.escape(_SPECIAL.sub(r"\\\g<0>", " ".join(text.split())), quote=False)
+
+
+def unescaped(text: str) -> str:
+    """What [`escaped`] made `text` of."""
+    return re.sub(r"\\(.)", r"\1", html.unescape(text))
 
 
 def markdown_table(header: Iterable[object], rows: Iterable[Iterable[object]]) -> str:

@@ -118,7 +118,7 @@ def test_a_foreign_base_with_a_stage_of_ours(converted, tmp_path):
 def test_cards_say_where_weights_come_from(converted):
     card = (converted / "base" / "README.md").read_text()
     assert "license: mit" in card and "small_cosine_1000.pt" in card
-    assert "https://github.com/openai/guided-diffusion" in card and "- new_attention_order: True (given)" in card
+    assert "https://github.com/openai/guided-diffusion" in card and "- base: new_attention_order: True (given)" in card
     source = json.loads((converted / "upsampler" / "source.json").read_text())
     assert source["repository"] == "https://github.com/openai/improved-diffusion" and source["url"] is None
     card = (converted / "cascade" / "README.md").read_text()
@@ -155,10 +155,10 @@ def test_imagenet_names_are_unique():
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, OSError])
 def test_an_interrupted_conversion_leaves_nothing_that_loads(converted, tmp_path, monkeypatch, error):
-    def fail(*arguments):
+    def fail(*arguments, **options):
         raise error("the disk is full")
 
-    monkeypatch.setattr(stages, "write_converted_card", fail)
+    monkeypatch.setattr(stages, "write_card", fail)
     path = next(converted.glob("small_cosine*.pt"))
     with pytest.raises(error):
         stages.convert_openai_checkpoint(path, tmp_path / "stage", OpenAISettings(**TWINS[BASE].settings))

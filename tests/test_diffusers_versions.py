@@ -13,13 +13,8 @@ from packaging.requirements import Requirement
 
 
 ROOT = Path(__file__).parent.parent
-TESTS = (
-    "test_unet.py",
-    "test_pipelines.py",
-    "test_foreign_schedulers.py",
-    "test_conversion_unet_2d.py",
-    "test_hub.py",
-)
+FEW = ("test_solvers.py",)
+MOST = ("test_unet.py", "test_pipelines.py", "test_foreign_schedulers.py", "test_conversion_unet_2d.py", "test_hub.py")
 
 
 def allowed() -> Requirement:
@@ -30,10 +25,14 @@ def allowed() -> Requirement:
     )
 
 
-@pytest.mark.slow("downloads another version of Diffusers and runs what depends on it most with that")
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("end", ["lowest", "newest"])
-def test_both_ends_of_the_allowed_versions(end, tmp_path):
+@pytest.mark.parametrize(
+    "tests",
+    [FEW, pytest.param(MOST, marks=pytest.mark.slow("runs all that depends on Diffusers once more"))],
+    ids=["few", "most"],
+)
+def test_both_ends_of_the_allowed_versions(tests, end, tmp_path):
     requirement = allowed()
     if end == "lowest":
         (lowest,) = [bound.version for bound in requirement.specifier if bound.operator == ">="]
@@ -49,7 +48,7 @@ def test_both_ends_of_the_allowed_versions(end, tmp_path):
     program = "import diffusers; print(diffusers.__version__)"
     version = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True).stdout
     assert version.strip() == found.version
-    tests = [sys.executable, "-m", "pytest", "-q", *(str(ROOT / "tests" / name) for name in TESTS)]
-    result = subprocess.run(tests, cwd=ROOT, env=environment, capture_output=True, text=True)
+    command = [sys.executable, "-m", "pytest", "-q", *(str(ROOT / "tests" / name) for name in tests)]
+    result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert result.returncode == 0, f"Diffusers {found.version}:\n{result.stdout[-4000:]}"
     assert re.search(r"\d+ passed|\[100%\]", result.stdout)

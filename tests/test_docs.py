@@ -22,7 +22,7 @@ BLOCK = re.compile(r"^( *)```(\w+)\n(.*?)^ *```$", re.MULTILINE | re.DOTALL)
 NOT_RUN = {"docs/openai.md": "networks that are not shipped"}
 
 # Commands of other programs, whose options are theirs.
-OTHERS = ("curl", "npm", "node", "git")
+OTHERS = ("curl", "npm", "node", "git", "hf")
 RECORD = "record() { printf '%s\\x1f' \"$@\"; printf '\\x1e'; }\n" + "".join(
     f'{program}() {{ record {program} "$@"; }}\n'
     for program in ("accelerate", "cdm", "make", "pip", "python", *OTHERS)

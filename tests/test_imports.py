@@ -25,11 +25,12 @@ MAY_IMPORT = {
     "registration": set(),
     "tables": set(),
     "model_cards": {"tables"},
+    "publishing": {"model_cards", "options"},
     "models": set(),
     "schedulers": {"diffusion"},
     "losses": {"diffusion"},
     "conditioning_augmentation": {"diffusion"},
-    "pipelines": {"_lazy", "models", "schedulers", "diffusion"},
+    "pipelines": {"_lazy", "models", "schedulers", "diffusion", "publishing"},
     "data": {"files", "options"},
 }
 for part in ("training", "evaluation", "conversion", "studies", "commands"):  # each may import all of those before it

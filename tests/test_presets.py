@@ -1,6 +1,7 @@
 import ast
 import importlib.util
 import inspect
+import math
 import re
 from dataclasses import FrozenInstanceError, fields
 from pathlib import Path
@@ -10,6 +11,7 @@ import torch
 from helpers import small_twin
 
 from cdm_diffusers.models.unet_2d_cascaded import CascadedUNet2DModel
+from cdm_diffusers.pipelines.solver_names import SOLVER_NAMES
 from cdm_diffusers.presets import PRESETS, BlurAugmentationPreset, StagePreset, UNetPreset, get_preset
 from cdm_diffusers.schedulers import CascadedDDPMScheduler, ContinuousDDPMScheduler
 from cdm_diffusers.training.stage import build_scheduler
@@ -225,6 +227,8 @@ def test_sections_2_to_4(name):
         ("imagenet_32_to_64", "imagenet_64_to_256"),
         ("fashion_mnist_8", "fashion_mnist_8_to_16"),
         ("fashion_mnist_8_to_16", "fashion_mnist_16_to_32"),
+        ("small_16", "small_16_to_64"),
+        ("small_32", "small_32_to_64"),
         ("avatars_16", "avatars_16_to_64"),
         ("avatars_16_to_64", "avatars_64_to_256"),
     ],
@@ -419,3 +423,21 @@ def twin_inputs(unet: CascadedUNet2DModel, generator: torch.Generator) -> dict[s
     if config.augmentation_level_embedding:
         inputs["augmentation_level"] = torch.tensor([0, 400])
     return inputs
+
+
+@pytest.mark.parametrize(
+    "stages", [("small_16", "small_16_to_64"), ("small_32", "small_32_to_64"), ("small_64_to_256",)]
+)
+def test_cascades_of_own_images_sample_in_few_evaluations(stages):
+    """A guided step counts twice: with guidance of the base, a whole cascade takes less than 100."""
+    steps = [get_preset(name).inference.num_inference_steps for name in stages]
+    assert 2 * steps[0] + sum(steps[1:]) + get_preset("small_64_to_256").inference.num_inference_steps <= 100
+    assert all(get_preset(name).inference.solver in SOLVER_NAMES for name in stages)
+
+
+@pytest.mark.parametrize("name", [name for name in PRESETS if name.startswith("small")])
+def test_averages_of_own_images_forget_their_start(name):
+    """Less than 1% of the random weights is left in the average at half of the steps."""
+    training = get_preset(name).training
+    decays = [min(training.ema_decay, (1 + step) / (10 + step)) for step in range(training.max_train_steps // 2)]
+    assert training.ema_warmup and math.prod(decays) < 0.01

@@ -323,7 +323,7 @@ def test_labels(tmp_path, pipeline):
         ({"augmentation_levels": {"super_res_1": 21}}, "`augmentation_level` of stage `super_res_1` is 21"),
         ({"augmentation_levels": {"super_res_2": 1}}, "stage `super_res_2` is 1, but the stage takes none"),
         ({"restart_timestep": 21}, "`restart_timestep` is 21"),
-        ({"scheduler": "rk4"}, "`scheduler` of stage `base` is 'rk4'; it must be one of"),
+        ({"scheduler": "rk4"}, "`scheduler` is 'rk4'; it must be one of"),
         ({"scheduler": {"base": "ddim"}, "truncated": True}, "Stage `base`: DDIMScheduler cannot stop"),
         ({"inference_schedules": {"base": [0.1, 0.2]}}, "stage `base`, which samples with CascadedDDPMScheduler"),
         ({"inference_schedules": {"super_res_2": [0.2, 0.1]}}, r"is \[0.2, 0.1\]; it must be the end points"),

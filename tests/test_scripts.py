@@ -71,7 +71,7 @@ def test_the_cascade_has_a_card_and_all_configurations(cascade):
     configs = json.loads((cascade / "training_config.json").read_text())
     assert [configs[name]["name"] for name in ("base", "super_res_1")] == ["imagenet_16", "imagenet_16_to_64"]
     card = (cascade / "README.md").read_text()
-    assert "# my-cascade: a cascade 16x16 -> 64x64" in card
+    assert "# my-cascade\n" in card and "16x16 -> 64x64" in card
     assert "0 cat, 1 dog" in card
     assert "| super_res_1 | 64x64 |" in card and "| 8 |" in card  # 2 steps of 4 images
 

@@ -1,5 +1,6 @@
 """What stages run with when it is not given, and stages taken out of a cascade and put back."""
 
+import numpy as np
 import pytest
 import torch
 from diffusers import DDIMScheduler
@@ -11,7 +12,7 @@ from cdm_diffusers import (
     ContinuousDDPMScheduler,
     SuperResolutionPipeline,
 )
-from cdm_diffusers.model_cards import write_cascade_card
+from cdm_diffusers.model_cards import write_card
 from cdm_diffusers.pipelines.fit import check_same_forward_process
 from cdm_diffusers.pipelines.pipeline_base import CascadeStage
 
@@ -93,12 +94,12 @@ def test_stages_that_do_not_run_need_no_options():
     mixed = CascadedDiffusionPipeline(**parts, default_num_inference_steps={"super_res_1": 2})
     assert len(images(mixed, 0, image=torch.rand(1, 1, 4, 4), guidance_scale=2.0)) == 1
     with pytest.raises(ValueError, match=r"`guidance_scale` of stage `base` is 2\.0, but"):
-        mixed.stage_options(guidance_scale=2.0)
+        mixed.stage_options(guidance_scale={"base": 2.0})
 
 
 def test_cards_say_what_calls_do(tmp_path):
     cascade = small_cascade(**BARE).with_schedulers({"base": "ddim"})
-    write_cascade_card("clothes", cascade, {}, None, tmp_path)
+    write_card(cascade, tmp_path, "clothes")
     rows = [line for line in (tmp_path / "README.md").read_text().splitlines() if "4x4" in line or "8x8" in line]
     assert "| DDIMScheduler | 10 | - | 1.0 |" in rows[-2]
     assert "| CascadedDDPMScheduler | 20 | 0 | 1.0 |" in rows[-1]
@@ -185,3 +186,55 @@ def test_a_cascade_has_no_single(name, message):
     stage = cascade.stage_pipeline("super_res_1")
     stage.scheduler = cascade.base_scheduler
     assert stage.stage.scheduler is cascade.base_scheduler
+
+
+def partly_guided():
+    """The base was trained with label dropout, the stage after it was not."""
+    cascade = small_cascade(num_stages=2)
+    unet = cascade.super_res_1_unet
+    arguments = {name: value for name, value in unet.config.items() if not name.startswith("_")}
+    cascade.register_modules(super_res_1_unet=type(unet)(**arguments | {"null_class": False}))
+    return cascade
+
+
+def test_one_guidance_scale_is_for_the_stages_that_take_it(caplog):
+    cascade = partly_guided()
+    with caplog.at_level("WARNING"):
+        assert cascade.stage_options(guidance_scale=3.0)["guidance_scale"] == {"base": 3.0, "super_res_1": 1.0}
+    assert "`guidance_scale` is 3.0; the stages ['super_res_1'] were trained without label dropout" in caplog.text
+    assert torch.equal(images(cascade, 0, guidance_scale=3.0), images(cascade, 0, guidance_scale={"base": 3.0}))
+    caplog.clear()
+    assert cascade.stage_options(guidance_scale=1.0)["guidance_scale"] == {"base": 1.0, "super_res_1": 1.0}
+    assert small_cascade().stage_options(guidance_scale=2.0)["guidance_scale"]["super_res_2"] == 2.0
+    assert not caplog.records
+    with pytest.raises(ValueError, match="`guidance_scale` of stage `super_res_1` is 3"):
+        cascade.stage_options(guidance_scale={"super_res_1": 3.0})
+
+
+def test_numbers_of_numpy():
+    cascade = small_cascade()
+    given = {"num_inference_steps": np.int64(3), "guidance_scale": np.float32(2)}
+    assert cascade.stage_options(**given) == cascade.stage_options(3, guidance_scale=2.0)
+    with pytest.raises(ValueError, match="must be an integer"):
+        cascade.stage_options(True)
+
+
+def test_class_names_match_without_case():
+    cascade = small_cascade()
+    assert torch.equal(images(cascade, "ankle BOOT"), images(cascade, "Ankle boot"))
+    twins = small_cascade(id2label={0: "Bow", 1: "bow", 2: "BOW"})
+    assert torch.equal(images(twins, "bow"), images(twins, 1))
+    with pytest.raises(ValueError, match=r"names the classes \[0, 1, 2\]: give the index"):
+        images(twins, "bOw")
+
+
+def test_stages_fit_whatever_samples_them():
+    """A solver of Diffusers does not hide that a stage was trained on other noise."""
+    cascade = small_cascade(num_stages=2)
+    stages = [cascade.stage_pipeline(name) for name in ("base", "super_res_1")]
+    fast = CascadedDiffusionPipeline.from_stages(stages[0].with_schedulers("unipc"), stages[1])
+    assert type(fast.base_scheduler).__name__ == "UniPCMultistepScheduler"
+    stages[1].noising_scheduler = CascadedDDPMScheduler(num_train_timesteps=21, variance_type="fixed_small")
+    for base in (stages[0], stages[0].with_schedulers("unipc")):
+        with pytest.raises(ValueError, match="alpha-bar tables differ"):
+            CascadedDiffusionPipeline.from_stages(base, stages[1])

@@ -22,6 +22,33 @@ class InfoConfig:
 
 
 @options
+class CardConfig:
+    """
+    Write the model card of a folder, or refresh one that was written so: title, licence, data set, measured figures
+    with what measured them, samples, an example that runs, intended use and limits.
+
+    Example:
+        cdm card my-cascade --title "Emoji" --license cc-by-4.0 --dataset_name me/emoji
+        cdm card my-cascade --figures recognition.json quality.json --sample_grid samples.png
+    """
+
+    folder: str = option("Folder of a cascade or of a stage.", positional=True)
+    title: str | None = option("Default: the title of the card that is there, else the folder's name.", None)
+    license: str | None = option(
+        "Licence of the data and so of the weights, by the Hub's identifiers (cc-by-4.0, ...). Default: that of the "
+        "card that is there, else none.",
+        None,
+    )
+    dataset_name: str | None = option(
+        "Data set of the Hub that it was trained on. Default: that of the card that is there, else of the training.",
+        None,
+    )
+    figures: list[str] = option("JSON of `cdm recognition` and of `cdm evaluate`, kept in the folder.", [])
+    sample_grid: str | None = option("PNG of samples, kept in the folder.", None)
+    overwrite: bool = option("Replace a card that somebody wrote or changed.", False)
+
+
+@options
 class CallConfig:
     """What all commands say that call a pipeline and save its pictures."""
 

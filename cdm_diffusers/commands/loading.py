@@ -8,6 +8,7 @@ from diffusers import DiffusionPipeline
 from ..evaluation.sample import DTYPES
 from ..models import CascadedUNet2DModel
 from ..pipelines import CascadedDiffusionPipeline, SuperResolutionPipeline
+from ..publishing import hub_errors
 
 
 Pipeline = CascadedDiffusionPipeline | SuperResolutionPipeline
@@ -22,7 +23,10 @@ def kind_of(name: str) -> type[Pipeline]:
         ValueError: it is of another kind.
         OSError: there is none.
     """
-    found = DiffusionPipeline.load_config(name)["_class_name"]
+    with hub_errors(name):
+        found = DiffusionPipeline.load_config(name)["_class_name"]
+    if isinstance(found, list):
+        raise ValueError(f"`pipeline` is {name!r}, which carries its own code; give the folder it was exported from.")
     if found not in KINDS:
         raise ValueError(f"`pipeline` is {name!r}, which holds a {found}; it must hold {' or '.join(KINDS)}.")
     return KINDS[found]

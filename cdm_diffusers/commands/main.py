@@ -37,6 +37,11 @@ COMMANDS = {
         "commands.config:SuperResolveConfig",
         "commands.pictures:super_resolve",
     ),
+    "data": Command(
+        "Check images before training, and see what the stages will see.",
+        "data.config:DataCheckConfig",
+        "commands.data:check_data",
+    ),
     "train base": Command("Train a base stage.", "training.config:TrainingConfig", "training.loop:train_base"),
     "train sr": Command(
         "Train a super-resolution stage.", "training.config:TrainingConfig", "training.loop:train_super_resolution"
@@ -107,7 +112,17 @@ COMMANDS = {
         "conversion.training_checkpoints:convert_checkpoint",
     ),
     "export": Command(
-        "The base network as a pipeline of Diffusers.", "conversion.config:ExportConfig", "conversion.stages:export"
+        "The base network as a pipeline of Diffusers.",
+        "conversion.config:ExportConfig",
+        "conversion.stages:export",
+    ),
+    "export hub": Command(
+        "A folder for the Hub, on request with the code it needs.",
+        "conversion.config:HubExportConfig",
+        "conversion.export_hub:export_hub",
+    ),
+    "card": Command(
+        "Write or refresh the model card of a folder.", "commands.config:CardConfig", "commands.card:write"
     ),
 }
 

@@ -1,14 +1,15 @@
 """Separately trained stages joined into one cascade, in a folder with a model card."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..evaluation.tables import recognition_tables
+from ..evaluation.tables import figures_table
 from ..files import staged_folder, write_json
-from ..model_cards import write_cascade_card
+from ..model_cards import CARD, CONFIGURATION, GRID, REPORTS, SOURCE, by_stage, is_ours, said_before, write_card
 from ..pipelines import CascadedDiffusionPipeline
-from .cards import add_sources
+from ..publishing import find_document, prepare_if_asked, push_if_asked
 from .config import AssembleConfig
 
 
@@ -17,12 +18,15 @@ DEFAULTS = ("default_num_inference_steps", "default_augmentation_levels", "defau
 
 def assemble_cascade(config: AssembleConfig) -> None:
     """
-    Writes the cascade of `config.base` and `config.super_res` into the folder `config.output`.
+    Writes the cascade of `config.base` and `config.super_res` into the folder `config.output`, and uploads it where
+    `config.push_to_hub` says so.
 
     Raises:
         ValueError: the stages do not fit each other, or the options do not fit them. Nothing is written then.
-        OSError: a stage or file is not there.
+        OSError: a stage or file is not there, or the Hub refuses.
     """
+    output = Path(config.output)
+    prepare_if_asked(config, output)
     cascade = CascadedDiffusionPipeline.from_stages(config.base, *config.super_res)
     if config.schedulers is not None:
         cascade = cascade.with_schedulers(config.schedulers)
@@ -30,25 +34,47 @@ def assemble_cascade(config: AssembleConfig) -> None:
         if getattr(config, name) is not None:
             cascade.register_to_config(**{name: {**(cascade.config[name] or {}), **getattr(config, name)}})
     names = [stage.name for stage in cascade.stages]
-    folders = dict(zip(names, map(Path, [config.base, *config.super_res]), strict=False))
-    configs, sources = read_all(folders, "training_config.json"), read_all(folders, "source.json")
+    places = [config.base, *config.super_res]
+    configs, sources = documents(places, CONFIGURATION, names), documents(places, SOURCE, names)
     recognition = None if config.recognition is None else json.loads(Path(config.recognition).read_text())
-    with staged_folder(Path(config.output)) as folder:
+    with staged_folder(output) as folder:
         cascade.save_pretrained(folder)
-        write_json(folder / "training_config.json", configs)
-        if recognition is not None:
-            write_json(folder / "recognition.json", recognition)
-        if config.sample_grid is not None:
-            (folder / "samples.png").write_bytes(Path(config.sample_grid).read_bytes())
-        figures = None if recognition is None else recognition_tables(recognition)
-        write_cascade_card(Path(config.output).name, cascade, configs, figures, folder)
+        write_json(folder / CONFIGURATION, configs)
         if sources:
-            add_sources(folder / "README.md", sources, num_stages=len(names))
+            write_json(folder / SOURCE, sources)
+        if recognition is not None:
+            write_json(folder / REPORTS[0], recognition)
+        if config.sample_grid is not None:
+            (folder / GRID).write_bytes(Path(config.sample_grid).read_bytes())
+        tables = [] if recognition is None else [figures_table(recognition)]
+        license = config.license or common_license(places)
+        write_card(cascade, folder, output.resolve().name, tables, license=license)
     print(f"Joined {len(names)} stages in {config.output}: {', '.join(names)}.")
+    push_if_asked(config, output)
 
 
-def read_all(folders: dict[str, Path], file: str) -> dict[str, dict[str, Any]]:
-    """The JSON `file` of each stage that has one."""
-    return {
-        name: json.loads((folder / file).read_text()) for name, folder in folders.items() if (folder / file).is_file()
-    }
+def documents(places: Sequence[str], file: str, names: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """
+    The JSON `file` of each stage that has one.
+
+    Args:
+        places: folders or Hub ids of the base, or of a cascade of several stages, and of what follows it.
+        file: its name.
+        names: all stages.
+    """
+    found, num_first = {}, len(names) - len(places) + 1
+    for number, place in enumerate(places):
+        document = find_document(place, file)
+        if document is not None:
+            of_place = names[:num_first] if number == 0 else names[num_first + number - 1 :]
+            found |= by_stage(json.loads(document.read_text()), of_place)
+    return found
+
+
+def common_license(places: Sequence[str]) -> str | None:
+    """The licence that the cards of all stages name, where this package wrote them as somebody asked."""
+    cards = [find_document(place, CARD) for place in places]
+    if not all(card is not None and is_ours(card.read_text(encoding="utf-8")) for card in cards):
+        return None
+    licenses = {said_before(card.parent).get("license") for card in cards}
+    return licenses.pop() if len(licenses) == 1 else None

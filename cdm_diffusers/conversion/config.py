@@ -3,12 +3,12 @@
 import dataclasses
 from typing import Any, Literal
 
-from ..options import Fraction, NonNegativeInt, PositiveFloat, PositiveInt, option, options
+from ..options import Fraction, HubOptions, NonNegativeInt, PositiveFloat, PositiveInt, option, options
 from ..pipelines.solver_names import SolverName
 
 
 @options
-class AssembleConfig:
+class AssembleConfig(HubOptions):
     """
     Join separately trained stages into one cascade, checking that they fit, with a model card.
 
@@ -16,6 +16,8 @@ class AssembleConfig:
         cdm assemble --base runs/base --super_res runs/sr-1 runs/sr-2 --output my-cascade
         cdm assemble --base runs/base --super_res runs/sr --output my-cascade --schedulers unipc \\
             --default_num_inference_steps base=25 super_res_1=10
+        cdm assemble --base runs/base --super_res runs/sr --output my-cascade --license cc-by-4.0 \\
+            --push_to_hub --hub_model_id me/my-cascade
     """
 
     base: str = option("Folder or Hub id of the base stage, or of a cascade to extend.")
@@ -121,6 +123,26 @@ class ExportConfig:
 
     stage: str = option("Folder or Hub id of the stage or cascade.", positional=True)
     output: str = option("Folder for the pipeline.")
+
+
+@options
+class HubExportConfig(HubOptions):
+    """
+    Write the folder that a repository of the Hub should hold: the pipeline with its card and pictures, without the
+    checkpoints and logs of its training; on request with the code that samples it, for those who have Diffusers alone.
+
+    Example:
+        cdm export hub my-cascade --output my-cascade-hub --variant fp16
+        cdm export hub my-cascade --output my-cascade-alone --self_contained --push_to_hub --hub_model_id me/my-cascade
+    """
+
+    pipeline: str = option("Folder or Hub id of a stage or cascade.", positional=True)
+    output: str = option("Another folder, for the result.")
+    self_contained: bool = option(
+        "Add the code, so that DiffusionPipeline.from_pretrained(..., trust_remote_code=True) needs no cdm_diffusers.",
+        False,
+    )
+    variant: Literal["fp16", "bf16"] | None = option('Half-precision weights, too, for `variant="fp16"`.', None)
 
 
 def settings_in(config: Any, kind: type) -> Any:

@@ -1,5 +1,6 @@
 """Whole checkpoint files in, pipeline folders with a model card out."""
 
+import dataclasses
 import json
 from importlib.resources import files
 from pathlib import Path
@@ -7,14 +8,15 @@ from pathlib import Path
 from diffusers import DDPMPipeline, DDPMScheduler, DiffusionPipeline, SchedulerMixin, UNet2DModel
 
 from ..files import staged_folder, write_json
+from ..model_cards import SOURCE, write_card
 from ..models import CascadedUNet2DModel
 from ..pipelines import CascadedDiffusionPipeline, SuperResolutionPipeline
 from . import openai, sr3
-from .cards import Source, write_converted_card
 from .config import DiffusersConfig, ExportConfig, OpenAIConfig, SR3Config, settings_in
 from .known_files import repository_of
 from .openai_structure import OpenAISettings
 from .openai_structure import read_structure as read_openai_structure
+from .source import Source
 from .state_dicts import read_state_dict
 from .unet_2d import scheduler_from_diffusers, unet_from_diffusers, unet_to_diffusers
 
@@ -184,8 +186,8 @@ def save_converted(pipeline: CascadedDiffusionPipeline | SuperResolutionPipeline
     """Writes the pipeline, its card and `source.json`; either all of it appears in `output_dir`, or nothing loads."""
     with staged_folder(output_dir) as folder:
         pipeline.save_pretrained(folder, max_shard_size=SHARD_SIZE)
-        write_json(folder / "source.json", source.as_dict())
-        write_converted_card(output_dir.name, pipeline, source, folder)
+        write_json(folder / SOURCE, dataclasses.asdict(source))
+        write_card(pipeline, folder, output_dir.resolve().name)
 
 
 def imagenet_id2label() -> dict[int, str]:

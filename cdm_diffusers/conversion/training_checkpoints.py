@@ -6,12 +6,10 @@ from typing import Literal
 
 from safetensors.torch import load_file
 
-from ..files import write_json
 from ..training.checkpoints import loading
 from ..training.export import save_pipeline, stage_pipeline
 from ..training.resolve import preset_of
 from ..training.stage import build_stage
-from .cards import say_which_weights
 from .config import TrainingCheckpointConfig
 
 
@@ -45,9 +43,9 @@ def convert_training_checkpoint(
         file = checkpoint / ("ema.safetensors" if weights == "ema" else "model.safetensors")
         stage.unet.load_state_dict(load_file(file), strict=True)
     pipeline = stage_pipeline(stage.unet.eval(), stage, preset, resolved["data"]["id2label"])
-    save_pipeline(pipeline, resolved, {"loss": progress["loss"]}, None, output_dir)
-    say_which_weights(output_dir / "README.md", weights, progress["step"])
-    write_json(output_dir / "training_config.json", resolved)
+    kind = "the EMA weights" if weights == "ema" else "the last weights, not their average,"
+    kind = f"{kind} of the checkpoint at step {progress['step']}"
+    save_pipeline(pipeline, resolved, {"loss": progress["loss"]}, None, output_dir, weights=kind)
 
 
 def convert_checkpoint(config: TrainingCheckpointConfig) -> None:

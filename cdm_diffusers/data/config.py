@@ -1,6 +1,7 @@
 """Which images, and how they are brought to one size: in Python, and as options of commands."""
 
 import dataclasses
+import re
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -119,3 +120,74 @@ class LabelledDataOptions(DataOptions):
         return self.split_config(
             self.dataset_split, source_resolution=source_resolution, num_channels=num_channels, padding=padding
         )
+
+
+@options
+class DataCheckConfig:
+    """
+    Check images before training on them: how many there are of each class, their sizes, and whatever training would
+    refuse (then with exit code 2). With --output also a picture of what the stages of a cascade will see.
+
+    All headers are read, and at most 1,000 images decoded: those first whose header leaves transparency open.
+
+    Example:
+        cdm data my-images
+        cdm data my-images --background white --sizes 16 64 --output grid.png
+        cdm data zalando-datasets/fashion_mnist --num_channels 1 --padding 2 --sizes 8 16 32
+
+    Raises:
+        ValueError: for sizes that do not divide the source resolution, and an output that is not a PNG.
+    """
+
+    data: str = option(
+        "Folder of images (one sub-folder per class), of parquet files, or of MNIST-style IDX files; or a data set of "
+        "the Hub.",
+        positional=True,
+    )
+    sizes: list[PositiveInt] = option("Sizes of the stages' images.", [16, 64])
+    output: str | None = option(
+        "Picture to write (its name ends in .png): a row for each of the first 20 classes, each image at all sizes.",
+        None,
+    )
+    images_per_class: PositiveInt = option("Images in a row of the picture.", 6)
+    source_resolution: PositiveInt | None = option(
+        "Resolution of the centre crop that all sizes are averaged down from. Default: the largest of them.", None
+    )
+    num_channels: Literal[1, 3] = option("Colour channels.", 3)
+    padding: NonNegativeInt = option("Black pixels added on each side before cropping.", 0)
+    background: str | None = option("Colour behind transparent images. Without it, such images are an error.", None)
+    unconditional: bool = option("Do without class labels.", False)
+    label_names: str | None = option(
+        "Names of the classes 0, 1, ...: a file with one per line, or a comma-separated list.", None
+    )
+    num_classes: PositiveInt | None = option("Number of classes. Default: as many as occur.", None)
+    image_column: str | None = option("Column with the images. Default: found by its type.", None)
+    label_column: str | None = option("Column with the class labels. Default: found by its type.", None)
+    dataset_config_name: str | None = option("Configuration of the Hub data set.", None)
+    dataset_split: str = option("Split to check.", "train")
+
+    def __post_init__(self):
+        if self.output is not None and not self.output.endswith(".png"):
+            raise ValueError(f"`output` is {self.output!r}; it must be the name of a picture that ends in .png.")
+        wrong = [size for size in self.sizes if self.resolution % size]
+        if wrong:
+            raise ValueError(
+                f"`sizes` has {wrong[0]}; each must divide `source_resolution` {self.resolution}, from which they are "
+                "averaged down: give others."
+            )
+
+    @property
+    def resolution(self) -> int:
+        """The source resolution, given or not."""
+        return self.source_resolution or max(self.sizes)
+
+    def data_config(self) -> DataConfig:
+        """What a training with these options reads; ValueError if it is neither a folder nor named as on the Hub."""
+        if not Path(self.data).is_dir() and not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", self.data):
+            raise ValueError(
+                f"`data` is {self.data!r}, neither a folder nor a data set of the Hub (owner/name): check it."
+            )
+        names = {f.name for f in dataclasses.fields(DataConfig)} & {f.name for f in dataclasses.fields(self)}
+        given = {name: getattr(self, name) for name in names}
+        given |= {"source_resolution": self.resolution, "class_conditional": not self.unconditional}
+        return DataConfig(**given, **{"train_data_dir" if Path(self.data).is_dir() else "dataset_name": self.data})

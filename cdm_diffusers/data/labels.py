@@ -9,13 +9,23 @@ from pathlib import Path
 from .config import DataConfig
 
 
+class UnfitRow(ValueError):
+    """
+    A row of the data that cannot be used, in one sentence: also where a worker of a data loader found it, before whose
+    message torch puts the worker's tracebacks.
+    """
+
+    def __init__(self, message: str):
+        super().__init__(message.rpartition(f"{UnfitRow.__name__}: ")[2])
+
+
 @contextmanager
 def naming(where: str) -> Iterator[None]:
     """Put the file or row before the message of a ValueError about it."""
     try:
         yield
     except ValueError as error:
-        raise ValueError(f"{where} {error}") from error
+        raise UnfitRow(f"{where} {error}") from error
 
 
 @dataclass
@@ -52,6 +62,11 @@ class LabelEncoding:
                 "--num_classes or --label_names."
             )
         return int(label)
+
+
+def printable(name: str) -> str:
+    """A class name on one line: line breaks and control characters as Python writes them."""
+    return "".join(character if character.isprintable() else repr(character)[1:-1] for character in name)
 
 
 def read_label_names(label_names: str) -> list[str]:

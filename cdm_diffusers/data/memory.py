@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -22,10 +22,12 @@ class ImageData:
         dataset: a `torch.utils.data.Dataset` with length, `labels` (int64 (N,), or None) and `fingerprint()`, a hash
             of the images and of how they are prepared; or a `datasets.IterableDataset` (call `set_epoch` on it).
         id2label: name of every class id, None for unconditional training.
+        left_out: paths of files in the folder that are not read, by reason.
     """
 
     dataset: "torch.utils.data.Dataset | datasets.IterableDataset"
     id2label: dict[int, str] | None
+    left_out: dict[str, list[str]] = field(default_factory=dict)
 
 
 class InMemoryImages(torch.utils.data.Dataset):
@@ -100,4 +102,4 @@ def held_in_memory(
         labels.append(batch.get("label"))
         start = end
     labels = None if labels[0] is None else torch.cat(labels).to(device)
-    return ImageData(InMemoryImages(images, labels), data.id2label)
+    return replace(data, dataset=InMemoryImages(images, labels))

@@ -24,12 +24,14 @@ def labelled_grid(rows: list[tuple[str, list[tuple[Image.Image, ...]]]], size: i
     A picture with a row per label.
 
     Args:
-        rows: a label, and groups of images, which stand side by side: the stages of one sample.
+        rows: a label, and groups of images, which stand side by side: the stages of one sample. Rows may be of any
+            length.
         size: side of each image in the picture, in pixels.
     """
     gap, label_width = 8, 110
     group_width = size * len(rows[0][1][0]) + gap
-    grid = Image.new("RGB", (label_width + group_width * len(rows[0][1]), (size + gap) * len(rows)), "white")
+    columns = max(len(groups) for _, groups in rows)
+    grid = Image.new("RGB", (label_width + group_width * columns, (size + gap) * len(rows)), "white")
     draw = ImageDraw.Draw(grid)
     for row, (label, groups) in enumerate(rows):
         top = row * (size + gap)

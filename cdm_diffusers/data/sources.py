@@ -6,8 +6,10 @@ resolution (no "label" for unconditional training). Images stay uint8 until they
 `to_float`, `random_flip` and `area_resize` make of a batch what a stage needs.
 """
 
-import glob
-from dataclasses import asdict, dataclass
+import io
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -20,15 +22,15 @@ from huggingface_hub.errors import RepositoryNotFoundError
 from PIL import Image
 
 from .config import DataConfig
+from .folders import imagefolder_options, read_image_folder
 from .idx import open_idx
 from .labels import LabelEncoding, check_num_classes, naming, read_label_names
 from .memory import ImageData, hash_of
-from .transforms import image_to_tensor
+from .transforms import ImageHeader, UnfitImage, image_to_tensor
 
 
 IMAGE_COLUMNS = ("image", "img")
 LABEL_COLUMNS = ("label", "labels", "fine_label")
-SPLIT_FOLDERS = ("train", "test", "val", "valid", "validation")
 
 Rows = datasets.Dataset | datasets.IterableDataset
 
@@ -56,32 +58,10 @@ def open_images(config: DataConfig) -> ImageData:
         return open_idx(folder, config)
     if any(folder.rglob("*.parquet")):
         return _from_rows(load_dataset(str(folder), **load_options), config)
+    contents = read_image_folder(folder, config)
     # Explicit files: left to itself, `datasets` takes a class named test_tube for the test split.
-    files = {config.dataset_split: [f"{glob.escape(str(_image_folder(folder, config)))}/**"]}
-    return _from_rows(load_dataset("imagefolder", data_files=files, **load_options), config)
-
-
-def _image_folder(folder: Path, config: DataConfig) -> Path:
-    """The folder whose sub-folders are the classes: `folder`, or its sub-folder for the split."""
-    names = sorted(child.name for child in folder.iterdir() if child.is_dir() and not child.name.startswith("."))
-    if names and all(name in SPLIT_FOLDERS for name in names):
-        root = folder / config.dataset_split
-    elif config.dataset_split == "train":
-        root = folder
-    else:
-        root = None
-    if root is None or not root.is_dir():
-        raise ValueError(
-            f"`dataset_split` is {config.dataset_split!r}, which is not in {str(folder)!r}, whose sub-folders are "
-            f"{names}: give the name of one, or leave it out for a folder with one sub-folder per class."
-        )
-    extensions = Image.registered_extensions()
-    if not any(path.suffix.lower() in extensions for path in root.rglob("*")):
-        raise ValueError(
-            f"{str(root)!r} holds no images, parquet files or IDX files: give --train_data_dir a folder with one "
-            "sub-folder of images per class."
-        )
-    return root
+    data = _from_rows(load_dataset("imagefolder", **imagefolder_options(contents, config), **load_options), config)
+    return replace(data, left_out=contents.left_out)
 
 
 # ------------------------------------------------------------------------------------------------------------------
@@ -141,20 +121,46 @@ class RowDecoder:
     labels: LabelEncoding | None
 
     def __call__(self, row: dict[str, Any], index: int) -> dict[str, torch.Tensor]:
-        file = row[self.image_column]
-        if file is None:
-            raise ValueError(f"row {index} has no image in column {self.image_column!r}: remove it.")
-        where = f"{file['path']!r} (row {index})" if file["path"] else f"row {index}"
-        try:
-            image = datasets.Image().decode_example(file)
-        except Exception as error:  # PIL's decoders raise OSError, SyntaxError, ValueError, struct.error and others
-            raise ValueError(f"{where} cannot be read as an image ({error}): remove it or convert it.") from error
-        with naming(where):
-            size, channels = self.config.source_resolution, self.config.num_channels
-            item = {"image": image_to_tensor(image, size, channels, self.config.padding, self.config.background)}
+        with naming(self.place(row, index)):
+            item = {"image": self.pixels(row)}
             if self.labels is not None:
                 item["label"] = torch.tensor(self.labels.encode(row[self.label_column]))
         return item
+
+    def place(self, row: dict[str, Any], index: int) -> str:
+        """The row and its file, as errors name them."""
+        path = (row[self.image_column] or {}).get("path")
+        return f"{path!r} (row {index})" if path else f"row {index}"
+
+    def pixels(self, row: dict[str, Any]) -> torch.Tensor:
+        """uint8 (C, R, R); [`UnfitImage`] if there are none."""
+        with reading():
+            image = datasets.Image().decode_example(self.file(row))
+        config = self.config
+        return image_to_tensor(image, config.source_resolution, config.num_channels, config.padding, config.background)
+
+    def header(self, row: dict[str, Any]) -> ImageHeader:
+        """What is known of the row's image without decoding it; [`UnfitImage`] if it cannot be opened."""
+        file = self.file(row)
+        with reading(), Image.open(file["path"] if file["bytes"] is None else io.BytesIO(file["bytes"])) as image:
+            return ImageHeader(image.size, image.mode, image.has_transparency_data)
+
+    def file(self, row: dict[str, Any]) -> dict[str, Any]:
+        """Bytes and path of the row's image."""
+        if row[self.image_column] is None:
+            raise UnfitImage(f"has no image in column {self.image_column!r}", "remove it")
+        return row[self.image_column]
+
+
+@contextmanager
+def reading() -> Iterator[None]:
+    """Raises [`UnfitImage`] for what is not an image."""
+    try:
+        yield
+    except UnfitImage:
+        raise
+    except Exception as error:  # PIL's decoders raise OSError, SyntaxError, ValueError, struct.error and others
+        raise UnfitImage(f"cannot be read as an image ({error})", "remove it or convert it") from error
 
 
 class DecodedRows(torch.utils.data.Dataset):

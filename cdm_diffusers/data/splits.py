@@ -31,7 +31,7 @@ def open_split(config: DataConfig, size: int | None = None, id2label: dict[int, 
         check_same_classes(f"the split {config.dataset_split!r}", data.id2label, id2label)
     if size in (None, config.source_resolution):
         return data
-    return ImageData(AreaAverages(data.dataset, size), data.id2label)
+    return dataclasses.replace(data, dataset=AreaAverages(data.dataset, size))
 
 
 def open_splits(

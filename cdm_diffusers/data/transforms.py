@@ -1,5 +1,7 @@
 """Image operations of training: a decoded picture to a uint8 tensor, and what is done to batches on their device."""
 
+from dataclasses import dataclass
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -8,9 +10,46 @@ from PIL import Image, ImageOps
 from .config import parse_color
 
 
+GREY_MODES = ("1", "L")
+
+
 # ------------------------------------------------------------------------------------------------------------------
 # One picture: PIL to a square uint8 tensor
 # ------------------------------------------------------------------------------------------------------------------
+
+
+class UnfitImage(ValueError):
+    """What is wrong with a picture, whose name goes before it, and the remedy, the same for all with that fault."""
+
+    def __init__(self, fault: str, remedy: str):
+        super().__init__(f"{fault}: {remedy}.")
+        self.fault, self.remedy = fault, remedy
+
+
+@dataclass(frozen=True)
+class ImageHeader:
+    """
+    What is known of a picture without decoding it.
+
+    Args:
+        size: width and height, in pixels.
+        mode: PIL's mode.
+        has_transparency: whether pixels can be transparent; whether any are, only they tell.
+    """
+
+    size: tuple[int, int]
+    mode: str
+    has_transparency: bool
+
+    def check(self, source_resolution: int, padding: int = 0) -> None:
+        """[`UnfitImage`], as from [`image_to_tensor`], for a size or mode that does not fit."""
+        _check_mode(self.mode)
+        _central_square(self.size[0] + 2 * padding, self.size[1] + 2 * padding, source_resolution)
+
+    def is_decisive(self, num_channels: int, background: str | None = None) -> bool:
+        """Whether the picture's pixels, if they can be read, hold nothing that [`image_to_tensor`] refuses."""
+        is_opaque = not self.has_transparency or background is not None
+        return is_opaque and (num_channels == 3 or self.mode in GREY_MODES or self.mode.startswith("I;16"))
 
 
 def image_to_tensor(
@@ -19,8 +58,9 @@ def image_to_tensor(
     """
     Bring a picture to the square source resolution from which every stage of a cascade starts.
 
-    After padding this is BigGAN's preprocessing, which the paper uses (Section 4: "cropped and resized ImageNet in
-    the same manner as BigGAN"): a centre crop to the short side, then PIL's antialiased bilinear resize.
+    It is turned as its EXIF orientation says, and padded. The rest is BigGAN's preprocessing, which the paper uses
+    (Section 4: "cropped and resized ImageNet in the same manner as BigGAN"): a centre crop to the short side, then
+    PIL's antialiased bilinear resize.
 
     Args:
         image: a picture of any PIL mode but the 32-bit ones (`I`, `F`), whose range is unknown.
@@ -33,8 +73,9 @@ def image_to_tensor(
         uint8 tensor of shape (num_channels, R, R).
 
     Raises:
-        ValueError: the picture's mode, transparency, colour or size does not fit; the message names the remedy.
+        UnfitImage: the picture's mode, transparency, colour or size does not fit.
     """
+    image = ImageOps.exif_transpose(image)
     image = _to_channels(_without_transparency(_to_eight_bits(image), background), num_channels)
     image = ImageOps.expand(image, border=padding, fill=0)
     image = image.crop(_central_square(image.width, image.height, source_resolution))
@@ -63,9 +104,13 @@ def grey_images_to_tensor(
 def _to_eight_bits(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I;16"):
         return Image.fromarray(np.round(np.asarray(image) / 257.0).astype(np.uint8))  # 65535 / 257 = 255
-    if image.mode in ("I", "F", "LAB"):
-        raise ValueError(f"has PIL mode {image.mode!r}, of unknown range: convert it to 8-bit RGB or grey.")
+    _check_mode(image.mode)
     return image
+
+
+def _check_mode(mode: str) -> None:
+    if mode in ("I", "F", "LAB"):
+        raise UnfitImage(f"has PIL mode {mode!r}, of unknown range", "convert it to 8-bit RGB or grey")
 
 
 def _without_transparency(image: Image.Image, background: str | None) -> Image.Image:
@@ -75,18 +120,18 @@ def _without_transparency(image: Image.Image, background: str | None) -> Image.I
     if image.getchannel("A").getextrema() == (255, 255):
         return image.convert("RGB")
     if background is None:
-        raise ValueError("has transparent pixels: give the colour behind them, such as --background white.")
+        raise UnfitImage("has transparent pixels", "give the colour behind them, such as --background white")
     return Image.alpha_composite(Image.new("RGBA", image.size, parse_color(background)), image).convert("RGB")
 
 
 def _to_channels(image: Image.Image, num_channels: int) -> Image.Image:
     if num_channels == 3:
         return image.convert("RGB")
-    if image.mode in ("1", "L"):
+    if image.mode in GREY_MODES:
         return image.convert("L")
     red, green, blue = image.convert("RGB").split()
     if red.tobytes() != green.tobytes() or red.tobytes() != blue.tobytes():
-        raise ValueError("is a colour picture and `num_channels` is 1: train with --num_channels 3.")
+        raise UnfitImage("is a colour picture and `num_channels` is 1", "train with --num_channels 3")
     return red
 
 
@@ -94,9 +139,9 @@ def _central_square(width: int, height: int, source_resolution: int) -> tuple[in
     """BigGAN's `CenterCropLongEdge`: (left, top, right, bottom), the offset rounded as torchvision does."""
     side = min(width, height)
     if side < source_resolution:
-        raise ValueError(
-            f"is {width}x{height} pixels with padding, less than `source_resolution` {source_resolution}: give a "
-            "smaller --source_resolution or a larger --padding, or remove it."
+        raise UnfitImage(
+            f"is {width}x{height} pixels with padding, less than `source_resolution` {source_resolution}",
+            "give a smaller --source_resolution or a larger --padding, or remove it",
         )
     left, top = round((width - side) / 2), round((height - side) / 2)
     return left, top, left + side, top + side

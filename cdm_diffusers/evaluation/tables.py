@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from ..tables import markdown_table, plus_minus
+from ..tables import escaped, markdown_table, plus_minus
 
 
 def quality_table(report: dict[str, Any]) -> str:
@@ -60,7 +60,7 @@ def recognition_tables(report: dict[str, Any]) -> str:
     ]
     classes = [["all classes", *overall, f"{pixels['ratio']:.3f}", f"{features['ratio']:.3f}"]]
     classes += [
-        [name, _share(share), _share(of_test["per_class"][name])]
+        [escaped(name), _share(share), _share(of_test["per_class"][name])]
         + [f"{space['per_class'][name]['ratio']:.3f}" for space in (pixels, features)]
         for name, share in of_samples["per_class"].items()
     ]
@@ -82,7 +82,8 @@ def recognition_tables(report: dict[str, Any]) -> str:
 
 def accuracy_table(results: dict[str, Any], eval_split: str) -> str:
     """Of `training/train_classifier.py`."""
-    rows = {"all classes, top-1": results["top_1"], "all classes, top-5": results["top_5"], **results["per_class"]}
+    rows = {"all classes, top-1": results["top_1"], "all classes, top-5": results["top_5"]}
+    rows |= {escaped(name): share for name, share in results["per_class"].items()}
     header = (f"{results['num_images']:,} images of {eval_split!r}", "accuracy")
     return markdown_table(header, ((name, _share(value)) for name, value in rows.items()))
 
@@ -162,3 +163,8 @@ def _bound_row(name: str, figures: dict[str, Any]) -> list[Any]:
         *(plus_minus(term, ".4f") for term in terms),
         f"{figures['num_terms']} of {figures['of_terms']}",
     ]
+
+
+def figures_table(report: dict[str, Any]) -> str:
+    """Of `cdm recognition` or `cdm evaluate`, as model cards show it."""
+    return recognition_tables(report) if "recognised" in report else quality_table(report)

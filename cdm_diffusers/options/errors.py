@@ -49,7 +49,8 @@ def _users_mistake(error: Exception) -> str | None:
             return f'{error.name} is not installed: pip install "cdm-diffusers[{extra}]".'
     if isinstance(error, OSError) and error.filename is not None and error.strerror is not None:
         return f"{error.filename!r}: {error.strerror}."
-    if package == __name__.partition(".")[0]:
+    ours = __name__.partition(".")[0]
+    if package == ours or type(error).__module__.partition(".")[0] == ours:  # torch raises errors of workers again
         is_users = is_raised and isinstance(error, ValueError | OSError | ImportError)
     else:
         names = {cls.__name__ for cls in type(error).__mro__}

@@ -6,6 +6,8 @@ import torch
 from diffusers.utils import logging
 
 from .pipeline_base import CascadeStage, num_classes_of
+from .solver_names import ANCESTRAL
+from .solvers import scheduler_of
 
 
 logger = logging.get_logger(__name__)
@@ -44,13 +46,12 @@ def check_fit(stages: list[CascadeStage]):
 
 def check_same_forward_process(before: CascadeStage, stage: CascadeStage):
     """
-    z_s must be both what stage `before`, which samples with a scheduler of this package, arrives at and what `stage`
-    is conditioned on.
+    z_s must be both what stage `before` arrives at, whatever samples it, and what `stage` is conditioned on.
 
     Raises:
         ValueError: the processes differ in length, or anywhere in alpha_bar.
     """
-    table, noising_table = before.scheduler.table, stage.noising_scheduler.table
+    table, noising_table = scheduler_of(before, ANCESTRAL).table, stage.noising_scheduler.table
     if len(table) != len(noising_table) or not torch.allclose(
         table.alphas_cumprod.logit(), noising_table.alphas_cumprod.logit(), rtol=0, atol=LOG_SNR_TOLERANCE
     ):

@@ -18,22 +18,23 @@ PIL_MODES = {1: "L", 3: "RGB"}
 
 def check_count(what: str, value, lowest: int = 1, highest: int | None = None) -> int:
     """`value` if it is an int in lowest..highest; otherwise a ValueError that says `what` it is."""
-    if type(value) is not int or value < lowest or (highest is not None and value > highest):
+    is_integer = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+    if not is_integer or value < lowest or (highest is not None and value > highest):
         limits = f"of at least {lowest}" if highest is None else f"in {lowest}..{highest}"
         raise ValueError(f"{what} is {value!r}; it must be an integer {limits}.")
-    return value
+    return int(value)
 
 
 def check_guidance_scale(name: str, value, unet) -> float:
     """`value` if it is a finite number that the network can be guided with."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, (int, float, np.number)) or not math.isfinite(value):
         raise ValueError(f"`guidance_scale` of stage `{name}` is {value!r}; it must be a finite number.")
     if value != 1 and not unet.config.null_class:
         raise ValueError(
             f"`guidance_scale` of stage `{name}` is {value}, but its network was trained without label dropout "
             "(`null_class`): leave it at 1.0. A dict sets one for each stage."
         )
-    return value
+    return value.item() if isinstance(value, np.number) else value
 
 
 def check_augmentation_level(name: str, level, noising_scheduler) -> int | None:
@@ -120,7 +121,9 @@ def resolve_class_labels(class_labels, num_classes: int | None, id2label: dict[i
 
 def _class_index(label, num_classes: int, id2label: dict[int, str] | None) -> int:
     if isinstance(label, str):
-        matches = [index for index, name in (id2label or {}).items() if name == label]
+        names = id2label or {}
+        matches = [index for index, name in names.items() if name == label]
+        matches = matches or [index for index, name in names.items() if name.casefold() == label.casefold()]
         if len(matches) == 1:
             return matches[0]
         if matches:

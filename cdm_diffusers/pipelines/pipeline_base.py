@@ -1,9 +1,11 @@
 """What both pipelines share: stages, and the loop that samples one of them."""
 
 import os
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 from diffusers import DiffusionPipeline, SchedulerMixin
@@ -12,11 +14,16 @@ from diffusers.utils.torch_utils import randn_tensor
 from typing_extensions import Self
 
 from ..models import CascadedUNet2DModel
+from ..publishing import hub_errors, keep_documents, upload
 from ..schedulers import CascadedDDPMScheduler, ContinuousDDPMScheduler
 from .denoising import AncestralSampler, Denoiser, SolverSampler
 from .inputs import check_augmentation_level, check_count, check_guidance_scale
 from .solvers import OWN_SCHEDULERS
 
+
+# Of `from_pretrained`, which find the other files of a repository; and of `save_pretrained`, which say where to upload
+HUB_OPTIONS = ("revision", "token", "cache_dir")
+PUBLICATION = ("repo_id", "private", "token", "commit_message", "create_pr")
 
 # Which draws make the image of a seed. It changes whenever the same seed begins to make other images, so that samples
 # of the old rule are not mixed with those of the new one.
@@ -137,6 +144,7 @@ class PixelDiffusionPipeline(DiffusionPipeline):
     _callback_tensor_inputs = ["sample"]
     _interrupt = False
     _current_stage = None
+    _hub_options: dict[str, Any] = {}  # how the Hub was asked for this pipeline
 
     @property
     def interrupt(self) -> bool:
@@ -161,23 +169,102 @@ class PixelDiffusionPipeline(DiffusionPipeline):
         """
         kwargs = {"use_safetensors": True, **kwargs}
         if not os.path.isdir(pretrained_model_name_or_path):
-            return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+            with hub_errors(pretrained_model_name_or_path):
+                pipeline = cls._from_hub(pretrained_model_name_or_path, kwargs)
+            pipeline._hub_options = {name: kwargs[name] for name in HUB_OPTIONS if name in kwargs}
+            return pipeline
         try:
-            index = cls.load_config(pretrained_model_name_or_path)
-            components, _ = cls._get_signature_keys(cls)
-            absent = [name for name in components if name not in (*index, *kwargs, *cls._optional_components)]
-            if absent:
-                raise ValueError(
-                    f"{pretrained_model_name_or_path} holds a {index['_class_name']} without {absent}, which is not a "
-                    f"{cls.__name__}."
-                )
-            for name in components:
-                is_saved = name in index and index[name][0] is not None and name not in kwargs
-                if is_saved and not os.path.isdir(os.path.join(pretrained_model_name_or_path, name)):
-                    raise OSError(f"the folder of component `{name}` is missing.")
+            cls._check_complete(pretrained_model_name_or_path, pretrained_model_name_or_path, kwargs)
             return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
         except OSError as error:
             raise OSError(f"{pretrained_model_name_or_path} is incomplete or damaged: {error}") from error
+
+    @classmethod
+    def _from_hub(cls, name: str, kwargs: dict[str, Any]) -> Self:
+        try:
+            return super().from_pretrained(name, **kwargs)
+        except OSError:
+            try:
+                folder = cls.download(name, **{**kwargs, "local_files_only": True})
+            except (OSError, ValueError):  # it never came
+                folder = None
+            if folder is not None:
+                cls._check_complete(name, folder, kwargs)
+            raise
+
+    @classmethod
+    def _check_complete(cls, name: str | os.PathLike, folder: str | os.PathLike, kwargs: dict[str, Any]) -> None:
+        index = cls.load_config(folder)
+        components, _ = cls._get_signature_keys(cls)
+        absent = [part for part in components if part not in (*index, *kwargs, *cls._optional_components)]
+        if absent:
+            raise ValueError(f"{name} holds a {index['_class_name']} without {absent}, which is not a {cls.__name__}.")
+        for part in components:
+            is_saved = part in index and index[part][0] is not None and part not in kwargs
+            if is_saved and not os.path.isdir(os.path.join(folder, part)):
+                raise OSError(f"the folder of component `{part}` is missing.")
+
+    def save_pretrained(
+        self,
+        save_directory: str | os.PathLike,
+        safe_serialization: bool = True,
+        variant: str | None = None,
+        max_shard_size: int | str | None = None,
+        push_to_hub: bool = False,
+        **kwargs,
+    ) -> None:
+        r"""
+        As [`DiffusionPipeline.save_pretrained`], and keeps what else the folder or Hub id held that the pipeline was
+        loaded from: its card, samples, configurations and figures. Where there is no card, one is written.
+
+        Args:
+            save_directory (`str` or `os.PathLike`): the folder.
+            safe_serialization, variant, max_shard_size: as in Diffusers.
+            push_to_hub (`bool`, defaults to `False`): whether to upload the folder, too.
+            kwargs: with `push_to_hub`, its arguments and `repo_id`, which is by default the folder's name.
+        """
+        folder = Path(save_directory)
+        publication = {name: kwargs.pop(name) for name in PUBLICATION if name in kwargs}
+        super().save_pretrained(folder, safe_serialization, variant, max_shard_size, **kwargs)
+        keep_documents(self, folder, self._origin, **self._hub_options)
+        if push_to_hub:
+            upload(folder, **{"repo_id": folder.resolve().name, "origin": self._origin, **publication})
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        commit_message: str | None = None,
+        private: bool | None = None,
+        token: str | None = None,
+        create_pr: bool = False,
+        safe_serialization: bool = True,
+        variant: str | None = None,
+        subfolder: str | None = None,
+    ) -> Any:
+        r"""
+        Uploads the pipeline to the Hub with the documents that [`save_pretrained`] keeps.
+
+        Args:
+            repo_id (`str`): "NAME" or "OWNER/NAME", which is made where there is none.
+            commit_message, private, token, create_pr, safe_serialization, variant, subfolder: as in Diffusers.
+
+        Returns:
+            `huggingface_hub.CommitInfo`: its `repo_url`, `oid` and so on.
+
+        Raises:
+            `OSError`: the Hub was not reached, or refuses.
+        """
+        with tempfile.TemporaryDirectory() as parent:
+            folder = Path(parent, repo_id.split("/")[-1])
+            self.save_pretrained(folder, safe_serialization, variant)
+            commit = {"commit_message": commit_message, "create_pr": create_pr, "path_in_repo": subfolder}
+            return upload(folder, repo_id, private=private, token=token, origin=self._origin, **commit)
+
+    @property
+    def _origin(self) -> str | None:
+        """The folder or Hub id that the pipeline was loaded from."""
+        origin = self.config.get("_name_or_path")
+        return None if origin is None else os.fspath(origin)
 
     def _checked_id2label(self, id2label: dict | None, num_classes: int | None) -> dict[int, str] | None:
         """`id2label` with the int keys that JSON has made strings."""

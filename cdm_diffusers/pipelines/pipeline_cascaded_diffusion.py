@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from diffusers import SchedulerMixin
 from diffusers.image_processor import PipelineImageInput
+from diffusers.utils import logging
 
 from ..models import CascadedUNet2DModel
 from ..schedulers import CascadedDDPMScheduler, ContinuousDDPMScheduler
@@ -30,6 +31,8 @@ from .pipeline_output import CascadedDiffusionPipelineOutput
 from .pipeline_super_resolution import SuperResolutionPipeline
 from .solvers import OWN_SCHEDULERS, scheduler_of, with_inference_schedule
 
+
+logger = logging.get_logger(__name__)
 
 STAGE_NAMES = ("base", "super_res_1", "super_res_2", "super_res_3")
 STAGE_PARTS = ("unet", "scheduler", "noising_scheduler")
@@ -218,7 +221,7 @@ class CascadedDiffusionPipeline(PixelDiffusionPipeline):
             **{default: values or None for default, values in defaults.items()},
         )
         for before, stage in itertools.pairwise(cascade.stages):
-            if stage.noising_scheduler is not None and isinstance(before.scheduler, OWN_SCHEDULERS):
+            if stage.noising_scheduler is not None:
                 check_same_forward_process(before, stage)
         return cascade
 
@@ -365,8 +368,8 @@ class CascadedDiffusionPipeline(PixelDiffusionPipeline):
                 The paper's t in 1..T: noises the finished base sample to t and denoises it again from there, on the
                 same grid (Section 4.2; 2000 of 4000 there).
             guidance_scale (`float` or `dict[str, float]`, *optional*):
-                w of classifier-free guidance, for stages trained with label dropout; 1 is none. Where none is given
-                the config's, else 1.
+                w of classifier-free guidance, for stages trained with label dropout; 1 is none. A single number is for
+                those of the stages, with a warning where there are others. Where none is given the config's, else 1.
             image (`PIL.Image.Image`, `np.ndarray`, `torch.Tensor` or a list of them, *optional*):
                 Clean low-resolution images to start from, at the stage that takes their size: PIL in mode "L" or
                 "RGB", or floats in [0, 1] as arrays `(N, h, h, C)` or tensors `(N, C, h, h)`; one for each label or
@@ -479,7 +482,7 @@ class CascadedDiffusionPipeline(PixelDiffusionPipeline):
         given = [
             per_stage("num_inference_steps", num_inference_steps, names),
             per_stage("augmentation_levels", augmentation_levels, names),
-            per_stage("guidance_scale", guidance_scale, names),
+            self._guidance_by_stage(guidance_scale, stages),
         ]
         defaults = [self.config[name] or {} for name in DEFAULTS]
         return {
@@ -489,6 +492,20 @@ class CascadedDiffusionPipeline(PixelDiffusionPipeline):
             )
             for stage in stages
         }
+
+    def _guidance_by_stage(
+        self, guidance_scale: float | dict[str, float] | None, stages: list[CascadeStage]
+    ) -> dict[str, float | None]:
+        """A single weight goes to those `stages` that were trained with label dropout; says which others there are."""
+        scales = per_stage("guidance_scale", guidance_scale, [stage.name for stage in self.stages])
+        unguided = [stage.name for stage in stages if not stage.unet.config.null_class]
+        if isinstance(guidance_scale, Mapping) or guidance_scale in (None, 1) or len(unguided) in (0, len(stages)):
+            return scales
+        logger.warning(
+            f"`guidance_scale` is {guidance_scale}; the stages {unguided} were trained without label dropout and are "
+            "not guided."
+        )
+        return scales | dict.fromkeys(unguided, 1.0)
 
     def _check_restart(self, stages: list[CascadeStage], restart_timestep: int | None):
         if restart_timestep is None:

@@ -2,7 +2,16 @@
 
 from typing import Literal
 
-from ..options import Fraction, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, option, options
+from ..options import (
+    Fraction,
+    HubOptions,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    option,
+    options,
+)
 from ..presets import PRESETS, get_preset
 
 
@@ -11,7 +20,7 @@ SUPER_RESOLUTION_PRESETS = [name for name in PRESETS if name not in BASE_PRESETS
 
 
 @options
-class TrainingConfig:
+class TrainingConfig(HubOptions):
     """
     Train one stage of a cascade: a network for its low resolution, or one that upsamples. What is not said is the
     preset's.

@@ -5,10 +5,11 @@ from typing import Any
 
 from PIL import Image
 
-from ..files import staged_folder
-from ..model_cards import write_stage_card
+from ..files import staged_folder, write_json
+from ..model_cards import CONFIGURATION, GRID, VALIDATION, write_card
 from ..models import CascadedUNet2DModel
 from ..pipelines import CascadedDiffusionPipeline, SuperResolutionPipeline
+from ..pipelines.solvers import scheduler_of
 from ..presets import StagePreset
 from .stage import Stage
 
@@ -22,8 +23,8 @@ def stage_pipeline(
     if preset.unet.low_res_size is None:
         return CascadedDiffusionPipeline(
             unet, stage.scheduler, default_num_inference_steps={"base": inference.num_inference_steps}, **common
-        )
-    return SuperResolutionPipeline(
+        ).with_schedulers(inference.solver)
+    pipeline = SuperResolutionPipeline(
         unet,
         stage.scheduler,
         stage.noising_scheduler,
@@ -31,6 +32,8 @@ def stage_pipeline(
         default_augmentation_level=inference.augmentation_level,
         **common,
     )
+    pipeline.scheduler = scheduler_of(pipeline.stage, inference.solver)
+    return pipeline
 
 
 def save_pipeline(
@@ -39,10 +42,26 @@ def save_pipeline(
     figures: dict[str, float | None],
     grid: Image.Image | None,
     output_dir: Path,
+    *,
+    weights: str = "the EMA weights",
+    license: str | None = None,
 ) -> None:
-    """Writes a stage's pipeline with its model card into `output_dir`."""
+    r"""
+    Writes a stage's pipeline with its model card into `output_dir`.
+
+    Args:
+        pipeline ([`CascadedDiffusionPipeline`] or [`SuperResolutionPipeline`]): the stage.
+        resolved (`dict`): the run's `training_config.json`.
+        figures (`dict`): what was measured: `loss`, and mean and standard deviation of samples and data.
+        grid (`PIL.Image.Image`, *optional*): samples.
+        output_dir (`Path`): the folder.
+        weights (`str`): which weights these are.
+        license (`str`, *optional*): of data and weights, for the card.
+    """
     with staged_folder(output_dir) as folder:
         pipeline.save_pretrained(folder)
         if grid is not None:
-            grid.save(folder / "samples.png")
-        write_stage_card(pipeline, resolved, figures, folder)
+            grid.save(folder / GRID)
+        write_json(folder / CONFIGURATION, resolved)
+        write_json(folder / VALIDATION, {"weights": weights, **figures})
+        write_card(pipeline, folder, output_dir.resolve().name, license=license)

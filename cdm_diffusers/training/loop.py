@@ -11,6 +11,7 @@ import torch
 from accelerate import Accelerator, PartialState, skip_first_batches
 from accelerate.utils import DataLoaderConfiguration, GradientAccumulationPlugin, parse_flag_from_env, set_seed
 from diffusers.optimization import get_scheduler
+from diffusers.utils import logging
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch.utils.data import DataLoader
@@ -18,19 +19,25 @@ from tqdm.auto import tqdm
 
 from ..data.memory import ImageData, held_in_memory
 from ..data.sources import open_images
+from ..data.survey import check_before_training
 from ..data.transforms import area_resize, random_crop, random_flip, to_float
 from ..files import TEMPORARY_PREFIX, remove_temporaries, replace_folder, write_json
 from ..models import CascadedUNet2DModel
 from ..pipelines import CascadedDiffusionPipeline, SuperResolutionPipeline
 from ..presets import StagePreset
+from ..publishing import prepare_if_asked, push_if_asked
 from .checkpoints import EMA_NAME, checkpoint_to_resume, last_good, loading, read_checkpoint, rotate, saving
 from .config import TrainingConfig
 from .cpu import check_mixed_precision, warn_of_slow_cpu
 from .ema import LerpEMAModel
 from .export import save_pipeline, stage_pipeline
+from .progress import farewell, introduction, warnings
 from .resolve import check_resumable, data_config, describe, flatten, resolve_channels_last, resolve_preset
 from .stage import build_stage
 from .validation import Validation, log_sample_grid
+
+
+logger = logging.get_logger(__name__)
 
 
 def train_base(config: TrainingConfig) -> None:
@@ -62,10 +69,13 @@ def train(config: TrainingConfig, super_resolution: bool) -> None:
     saved = None if checkpoint is None else read_checkpoint(checkpoint)[0]
     preset = resolve_preset(config, super_resolution, PartialState(cpu=on_cpu).num_processes, saved)
     accelerator = make_accelerator(config, preset, on_cpu)
+    if accelerator.is_main_process:
+        prepare_if_asked(config, config.output_dir)
     channels_last = resolve_channels_last(config, saved, accelerator.device)
     config = dataclasses.replace(config, channels_last=channels_last)
     with accelerator.main_process_first():
         data = open_images(data_config(config, preset))
+    check_before_training(data, preset.training.train_batch_size, accelerator.is_main_process)
     if data.id2label is not None:
         unet = dataclasses.replace(preset.unet, num_classes=len(data.id2label))
         preset = dataclasses.replace(preset, unet=unet)
@@ -204,8 +214,19 @@ class Trainer:
             write_json(self.output_dir / "training_config.json", self.resolved)
         self.accelerator.wait_for_everyone()
         self.accelerator.init_trackers("train", {name: str(value) for name, value in flatten(self.resolved).items()})
-        if self.accelerator.is_main_process and self.config.validation_steps:
-            self.validation = Validation(self.config, self.preset, self.data)
+        if self.accelerator.is_main_process:
+            self.introduce(checkpoint)
+            if self.config.validation_steps:
+                self.validation = Validation(self.config, self.preset, self.data)
+
+    def introduce(self, checkpoint: Path | None) -> None:
+        """Says what is trained on what, and which settings spoil it."""
+        accelerator, num_parameters = self.accelerator, self.stage.unet.num_parameters()
+        place = accelerator.device, accelerator.num_processes
+        num_examples = self.resolved["data"]["num_examples"]
+        print(introduction(self.config, self.preset, num_parameters, num_examples, *place, checkpoint), flush=True)
+        for sentence in warnings(self.config, self.preset):
+            logger.warning(sentence)
 
     def run(self) -> None:
         """Takes optimizer steps until `max_train_steps`."""
@@ -236,7 +257,10 @@ class Trainer:
                 grid, moments = self.validate()
                 figures |= moments
             with saving("The pipeline", self.output_dir / f"{TEMPORARY_PREFIX}pipeline"):
-                save_pipeline(self.ema_pipeline(), self.resolved, figures, grid, self.output_dir)
+                license = self.config.license
+                save_pipeline(self.ema_pipeline(), self.resolved, figures, grid, self.output_dir, license=license)
+            print(farewell(self.config, self.preset), flush=True)
+            push_if_asked(self.config, self.output_dir)
         self.accelerator.end_training()
 
     # -----------------------------------------------------------------------------------------------------------------

@@ -1,0 +1,47 @@
+"""The model card of a folder, by itself."""
+
+import json
+import shutil
+from pathlib import Path
+
+from ..evaluation.tables import figures_table
+from ..model_cards import CARD, GRID, REPORTS, is_ours, said_before, write_card
+from .config import CardConfig
+from .loading import load_without_weights
+
+
+def write(config: CardConfig) -> None:
+    """
+    Writes `README.md` into `config.folder`; nothing is changed where something is wrong.
+
+    Raises:
+        ValueError: the card that is there was written by somebody, or a file of figures is not one.
+        OSError: there is no such folder or file.
+    """
+    folder = Path(config.folder)
+    pipeline = load_without_weights(config.folder)
+    card = folder / CARD
+    if card.is_file() and not config.overwrite and not is_ours(card.read_text(encoding="utf-8")):
+        raise ValueError(f"{str(card)!r} was written or changed by somebody; --overwrite replaces it.")
+    kept = {report_name(file): Path(file).read_bytes() for file in config.figures}
+    if config.sample_grid is not None:
+        shutil.copyfile(config.sample_grid, folder / GRID)
+    for name, content in kept.items():
+        (folder / name).write_bytes(content)
+    given = {name: getattr(config, name) for name in ("title", "license", "dataset_name")}
+    said = said_before(folder) | {name: value for name, value in given.items() if value is not None}
+    reports = [folder / name for name in REPORTS if (folder / name).is_file()]
+    tables = [figures_table(json.loads(report.read_text())) for report in reports]
+    name = folder.resolve().name
+    write_card(pipeline, folder, **{"title": name, "location": name, "tables": tables, **said})
+    print(f"Wrote {card}; licence: {said.get('license') or 'none given, which the card says'}.")
+
+
+def report_name(file: str) -> str:
+    """The name in a pipeline's folder of a report, by what measured it."""
+    content = json.loads(Path(file).read_text())
+    if "recognised" in content:
+        return REPORTS[0]
+    if "extractor" in content and "figures" in content:
+        return REPORTS[1]
+    raise ValueError(f"`figures` has {file!r}, which is not JSON of `cdm recognition` or `cdm evaluate`.")
