@@ -12,7 +12,7 @@ from ..options import (
     option,
     options,
 )
-from ..presets import PRESETS, get_preset
+from ..presets import PRESETS
 
 
 BASE_PRESETS = [name for name, preset in PRESETS.items() if preset.unet.low_res_size is None]
@@ -180,7 +180,8 @@ class TrainingConfig(HubOptions):
     logging_dir: str = option("Folder of the tracker's files inside output_dir.", "logs")
 
     def __post_init__(self):
-        get_preset(self.preset)
+        if self.preset not in PRESETS:
+            raise ValueError(f"`preset` is {self.preset!r}; it must be one of {', '.join(PRESETS)}.")
         if (self.dataset_name is None) == (self.train_data_dir is None):
             raise ValueError(
                 f"`dataset_name` is {self.dataset_name!r} and `train_data_dir` is {self.train_data_dir!r}: "
