@@ -26,6 +26,7 @@ def replace_folder(temporary: Path, final: Path) -> None:
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Writes `content` beside `path` first, so that the file is never half there."""
     temporary = temporary_name(path)
     temporary.write_text(json.dumps(content, indent=2) + "\n")
     reveal(temporary, path)
@@ -38,6 +39,7 @@ def remove_temporaries(output_dir: Path) -> None:
 
 
 def sync_to_disk(folder: Path) -> None:
+    """Makes sure that a folder and all in it are on disk."""
     for parent, _, names in os.walk(folder, topdown=False):
         for name in names:
             sync_file(Path(parent) / name)
@@ -45,11 +47,13 @@ def sync_to_disk(folder: Path) -> None:
 
 
 def sync_file(path: Path) -> None:
+    """Makes sure that a file is on disk."""
     with open(path, "rb") as file:
         os.fsync(file.fileno())
 
 
 def sync_folder(path: Path) -> None:
+    """Makes sure that the names in a folder are on disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -278,5 +278,5 @@ def test_damaged_checkpoints_of_ours(checkpoint, tmp_path):
     (folder / "ema.safetensors").write_bytes(b"half")
     with pytest.raises(ValueError, match="incomplete or damaged"):
         convert_training_checkpoint(folder, tmp_path / "stage")
-    with pytest.raises(ValueError, match="which is no checkpoint folder"):
+    with pytest.raises(ValueError, match="which is not a checkpoint folder"):
         convert_training_checkpoint(tmp_path, tmp_path / "stage")

@@ -61,7 +61,7 @@ def test_pickles_that_run_code_are_refused(tmp_path, options, hidden):
 
 def test_plain_pickles_are_refused_too(tmp_path):
     path = write(tmp_path / "model.pt", pickle.dumps(RunsCode(tmp_path / "trap")))
-    with pytest.raises(ValueError, match=r"model.pt (is refused|is no checkpoint)"):
+    with pytest.raises(ValueError, match=r"model.pt (is refused|is not a checkpoint)"):
         read_state_dict(path)
     assert not (tmp_path / "trap").exists()
 
@@ -79,7 +79,7 @@ def test_archives_of_other_kinds_are_refused(tmp_path):
             archive.writestr(f"compiled/{name}", b"3\n")
     compressed = write(tmp_path / "compressed.pt", gzip.compress(saved(tmp_path / "model.pt").read_bytes()))
     for path in (tmp_path / "compiled.pt", compressed):
-        with pytest.raises(ValueError, match=f"{path.name} is no .*checkpoint") as error:
+        with pytest.raises(ValueError, match=f"{path.name} is not a .*checkpoint") as error:
             read_state_dict(path)
         assert "In PyTorch" not in str(error.value) and "`False`" not in str(error.value)
 
@@ -130,8 +130,8 @@ def test_tensors_without_numbers(tmp_path):
         (b"<!DOCTYPE html>\n<html>not found</html>", "is a web page or a server's error message"),
         (b'\xef\xbb\xbf<?xml version="1.0"?><Error><Code>BlobNotFound</Code></Error>', "is a web page"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:00", "is a Git LFS pointer"),
-        (b"some text that is no checkpoint", "is no "),
-        (bytes(4000), "is no "),
+        (b"some text that is no checkpoint", "is not a "),
+        (bytes(4000), "is not a "),
     ],
 )
 def test_other_things_than_checkpoints(tmp_path, content, message):
@@ -158,7 +158,7 @@ def test_names_that_tell(tmp_path, name, message):
         ([torch.ones(2)], "holds a list"),
         ({}, "holds a dict"),
         ({"state_dict": WEIGHTS, "epoch": 3}, "its entry 'state_dict' is a dict"),
-        ({0: torch.ones(2)}, "is no plain state dict: its entry 0"),
+        ({0: torch.ones(2)}, "is not a plain state dict: its entry 0"),
         ({"epoch": 3, "optimizer": {}}, "holds the state of an optimizer: .*_gen.pth"),
     ],
 )

@@ -83,6 +83,7 @@ def picture_rows(
 
 
 def fit_images(data: ImageData, indices: list[int]) -> Iterator[torch.Tensor]:
+    """Those of the images at `indices` that training would take, at their source resolution."""
     for index in indices:
         try:
             yield data.dataset[index]["image"]

@@ -45,10 +45,12 @@ def describe(name: str) -> dict[str, Any]:
 
 
 def stages_of(pipeline: Pipeline) -> list[CascadeStage]:
+    """The stages of a cascade, or the one of a super-resolution pipeline."""
     return getattr(pipeline, "stages", None) or [pipeline.stage]
 
 
 def describe_stage(stage: CascadeStage, pipeline: Pipeline) -> dict[str, Any]:
+    """Network, schedulers and defaults of one stage."""
     unet = stage.unet.config
     return {
         "size": unet.sample_size,
@@ -64,6 +66,7 @@ def describe_stage(stage: CascadeStage, pipeline: Pipeline) -> dict[str, Any]:
 
 
 def describe_scheduler(scheduler: Any) -> dict[str, Any]:
+    """A scheduler's class, and those entries of its config that say what it was trained with."""
     config = scheduler.config
     return {"class": type(scheduler).__name__, **{key: config[key] for key in SCHEDULER_KEYS if key in config}}
 
@@ -87,6 +90,7 @@ def license_of(name: str) -> str | None:
 
 
 def as_text(description: dict[str, Any]) -> str:
+    """What [`describe`] found, as a person reads it."""
     header = ["stage", "images", "parameters", "predicts", "scheduler", "trained with", "steps", "s", "guidance"]
     rows = []
     for name, stage in description["stages"].items():

@@ -148,6 +148,7 @@ def script(name: str) -> None:
 
 
 def run(name: str, words: list[str], prog: str) -> None:
+    """Parses `words` as the options of the command `name`, and calls its function; mistakes end the process."""
     command = COMMANDS[name]
     with errors_as_lines(prog):
         options = parse(resolve(command.options), words, prog)

@@ -74,6 +74,7 @@ def levels_of(given: int | dict[str, int] | None, pipeline: CascadedDiffusionPip
 
 
 def row_names(labels: list[int | str] | None, id2label: dict[int, str] | None) -> list[str]:
+    """The label of each row: class names where there are any."""
     if labels is None:
         return [""]
     return [label if isinstance(label, str) else (id2label or {}).get(label, str(label)) for label in labels]

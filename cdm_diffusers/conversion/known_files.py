@@ -35,6 +35,7 @@ class KnownFile:
 
     @property
     def url(self) -> str:
+        """Where the file is published."""
         return f"{STORAGE}/{'jul' if self.structure.resblock_updown else 'march'}-2021/{self.name}.pt"
 
 

@@ -85,11 +85,11 @@ def _read_torch(path: Path, start: bytes) -> dict[str, torch.Tensor]:
                 "version of it."
             ) from error
         raise ValueError(
-            f"{path.name} is no checkpoint of tensors, or is cut off or damaged ({_first_sentence(error)})."
+            f"{path.name} is not a checkpoint of tensors, or is cut off or damaged ({_first_sentence(error)})."
         ) from error
     except (RuntimeError, EOFError, OSError, ValueError, KeyError, IndexError, UnicodeDecodeError) as error:
         raise ValueError(
-            f"{path.name} is no plain PyTorch checkpoint, or is cut off or damaged ({_first_sentence(error)}): "
+            f"{path.name} is not a plain PyTorch checkpoint, or is cut off or damaged ({_first_sentence(error)}): "
             "compare its size with the publisher's, and download it again."
         ) from error
 
@@ -122,8 +122,8 @@ def _check_state_dict(path: Path, state_dict) -> dict[str, torch.Tensor]:
     for name, value in state_dict.items():
         if not isinstance(name, str) or not torch.is_tensor(value):
             raise ValueError(
-                f"{path.name} is no plain state dict: its entry {name!r} is a {type(value).__name__}. Save the state "
-                "dict of the network by itself first."
+                f"{path.name} is not a plain state dict: its entry {name!r} is a {type(value).__name__}. Save "
+                "the state dict of the network by itself first."
             )
         if value.is_meta:
             raise ValueError(f"{path.name} has names and shapes, but no numbers ({name!r} is on the meta device).")

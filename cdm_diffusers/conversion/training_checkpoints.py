@@ -26,14 +26,14 @@ def convert_training_checkpoint(
         weights (`"ema"` or `"raw"`, defaults to `"ema"`): the averaged weights or the last ones.
 
     Raises:
-        `ValueError`: the folder is no such checkpoint, or damaged.
+        `ValueError`: the folder is not such a checkpoint, or damaged.
     """
     checkpoint, output_dir = Path(checkpoint), Path(output_dir)
     if weights not in ("ema", "raw"):
         raise ValueError(f"`weights` is {weights!r}; it must be 'ema' or 'raw'.")
     if not (checkpoint / "progress.json").is_file():
         raise ValueError(
-            f"`checkpoint` is {str(checkpoint)!r}, which is no checkpoint folder of the training scripts."
+            f"`checkpoint` is {str(checkpoint)!r}, which is not a checkpoint folder of the training scripts."
         )
     with loading(checkpoint):
         resolved = json.loads((checkpoint / "training_config.json").read_text())

@@ -35,6 +35,7 @@ class ImageFolderContents:
     left_out: dict[str, list[str]] = field(default_factory=dict)
 
     def leave_out(self, path: Path, reason: str) -> None:
+        """Counts a file that is not an image to train on."""
         self.left_out.setdefault(reason, []).append(str(path))
 
 

@@ -142,6 +142,7 @@ class ArrayReader:
         self.array = array
 
     def __call__(self, index: int) -> np.ndarray:
+        """Image number `index`, uint8 (C, H, W)."""
         return np.ascontiguousarray(self.array[index].transpose(2, 0, 1))
 
 
@@ -186,6 +187,7 @@ class PngReader:
         self.files = files
 
     def __call__(self, index: int) -> np.ndarray:
+        """Image number `index`, uint8 (C, H, W)."""
         try:
             with Image.open(self.files[index]) as image:
                 pixels = np.array(image)  # (H, W) or (H, W, C)
@@ -244,6 +246,7 @@ class StageReader:
         self.file = file
 
     def __call__(self, index: int) -> np.ndarray:
+        """Image number `index`, uint8 (C, H, W)."""
         images = np.load(self.file, mmap_mode="r")
         return to_uint8(2 * torch.from_numpy(images[index].copy()) - 1).numpy()
 

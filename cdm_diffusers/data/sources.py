@@ -121,6 +121,7 @@ class RowDecoder:
     labels: LabelEncoding | None
 
     def __call__(self, row: dict[str, Any], index: int) -> dict[str, torch.Tensor]:
+        """The item of a row; `index` names it in errors."""
         with naming(self.place(row, index)):
             item = {"image": self.pixels(row)}
             if self.labels is not None:

@@ -179,4 +179,5 @@ def _class_lines(labels: torch.Tensor, id2label: dict[int, str]) -> list[str]:
 
 
 def is_stream(data: ImageData) -> bool:
+    """Whether the images have no number that is known beforehand."""
     return isinstance(data.dataset, torch.utils.data.IterableDataset)

@@ -158,6 +158,7 @@ class InceptionExtractor(FeatureExtractor):
             ) from error
 
     def extract(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Features (B, D), and logits (B, K) or None, of uint8 images (B, C, H, W)."""
         features = self.network(_to_rgb(images), return_features=True).float()
         return features, features @ self.network.output.weight.float().T
 
@@ -213,6 +214,7 @@ class EfficientNetLite0Extractor(FeatureExtractor):
         self.network.to(memory_format=torch.channels_last)  # up to twice as fast on CPUs
 
     def extract(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Features (B, D), and logits (B, K) or None, of uint8 images (B, C, H, W)."""
         images = (_to_rgb(_resize(images, 224)) - 127) / 128
         return self.network(images.contiguous(memory_format=torch.channels_last))
 
@@ -235,6 +237,7 @@ class EfficientNetLite0(nn.Module):
         self._fc = nn.Linear(1280, 1000)
 
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Features (B, 1280) and logits (B, 1000) of normalised images (B, 3, 224, 224)."""
         x = F.relu6(self._bn0(self._conv_stem(x)), inplace=True)
         for block in self._blocks:
             x = block(x)
@@ -258,6 +261,7 @@ class MBConv(nn.Module):
         self.expands, self.skips = expansion > 1, stride == 1 and channels == out_channels
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(B, C, H, W) to (B, C, H, W), H and W divided by the stride."""
         y = F.relu6(self._bn0(self._expand_conv(x)), inplace=True) if self.expands else x
         y = F.relu6(self._bn1(self._depthwise_conv(y)), inplace=True)
         y = self._bn2(self._project_conv(y))
@@ -268,6 +272,7 @@ class SamePaddingConv2d(nn.Conv2d):
     """TensorFlow's "same" padding of square images: an odd pixel goes to the right and below."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(B, C, H, W) to (B, C, H, W), H and W divided by the stride."""
         size, kernel, stride = x.shape[-1], self.kernel_size[0], self.stride[0]
         total = max((math.ceil(size / stride) - 1) * stride + kernel - size, 0)
         if total % 2:
@@ -296,6 +301,7 @@ class Dinov2Extractor(FeatureExtractor):
         self.register_buffer("std", torch.tensor([0.229, 0.224, 0.225])[:, None, None], persistent=False)
 
     def extract(self, images: torch.Tensor) -> tuple[torch.Tensor, None]:
+        """Features (B, D), and logits (B, K) or None, of uint8 images (B, C, H, W)."""
         images = (_to_rgb(_resize(images, 224)) / 255 - self.mean) / self.std
         return self.network(images).pooler_output, None
 
@@ -310,6 +316,7 @@ class ClassifierExtractor(FeatureExtractor):
         self.network = network
 
     def extract(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Features (B, D), and logits (B, K) or None, of uint8 images (B, C, H, W)."""
         config = self.network.config
         if images.shape[1:] != (config.num_channels, config.image_size, config.image_size):
             raise ValueError(

@@ -95,6 +95,7 @@ def real_images_cells(run: dict[str, Any]) -> list[str]:
 
 
 def cell(figure: dict[str, Any] | None) -> str:
+    """A figure with its interval; empty where there is none."""
     if figure is None:
         return ""
     low, high = figure["interval"]
@@ -102,6 +103,7 @@ def cell(figure: dict[str, Any] | None) -> str:
 
 
 def caption(report: dict[str, Any], run: dict[str, Any]) -> str:
+    """What a reader of the table must know: how many samples, whose features, what the intervals are of."""
     settings = report["settings"]
     trainings = len({run["training_seed"] for run in report["rows"][0]["runs"]})
     samplings = len(settings["sampling"]["seeds"])

@@ -228,6 +228,7 @@ class Stages:
         return self.given[recipe.name]
 
     def cascade(self, recipes: tuple[StageRecipe, ...], seed: int | None) -> CascadedDiffusionPipeline:
+        """The stages joined, on the device; those of one training seed."""
         key = digest([self.key(recipe, seed) for recipe in recipes])
         if key not in self.cascades:
             parts = [self.pipeline(recipe, seed) for recipe in recipes]
@@ -260,6 +261,7 @@ class Samples:
         return self.sample(cascade, [key, arm.sampling], options, seed)
 
     def sample(self, cascade: CascadedDiffusionPipeline, key: Any, options: dict[str, Any], seed: int) -> Path:
+        """The folder of a set of samples, made or finished; `key` is what decides them besides the scale."""
         scale = {"batch_size": 100, **self.settings.sampling.given, "seed": seed}
         del scale["seeds"]
         levels = cascade.stage_options(augmentation_levels=options.get("augmentation_levels"))["augmentation_levels"]

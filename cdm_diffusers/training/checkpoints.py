@@ -29,6 +29,7 @@ def checkpoints_in(output_dir: Path) -> list[Path]:
 
 
 def step_of(checkpoint: Path) -> int:
+    """The optimizer step that a checkpoint was saved after."""
     return int(CHECKPOINT_NAME.fullmatch(checkpoint.name).group(1))
 
 
@@ -37,7 +38,7 @@ def checkpoint_to_resume(resume_from_checkpoint: str | None, output_dir: Path) -
     The folder that `resume_from_checkpoint` means; None starts a new run.
 
     Raises:
-        ValueError: if the folder is no checkpoint, or a new run would mix with the checkpoints of an earlier one.
+        ValueError: if the folder is not a checkpoint, or a new run would mix with the checkpoints of an earlier one.
     """
     existing = checkpoints_in(output_dir)
     if resume_from_checkpoint is None:
@@ -52,7 +53,7 @@ def checkpoint_to_resume(resume_from_checkpoint: str | None, output_dir: Path) -
     checkpoint = Path(resume_from_checkpoint)
     if not (checkpoint / "progress.json").is_file():
         raise ValueError(
-            f"`resume_from_checkpoint` is {resume_from_checkpoint!r}, which is no checkpoint of this package: give "
+            f"`resume_from_checkpoint` is {resume_from_checkpoint!r}, which is not a checkpoint of this package: give "
             f'"latest" or one of {[str(path) for path in existing]}.'
         )
     return checkpoint

@@ -45,13 +45,13 @@ class TrainingConfig(HubOptions):
     dataset_name: str | None = option("A data set of the Hub, e.g. zalando-datasets/fashion_mnist.", None)
     dataset_config_name: str | None = option("Configuration of the Hub data set.", None)
     train_data_dir: str | None = option(
-        "Folder of images (one sub-folder a class), of parquet files, or of MNIST-style IDX files.", None
+        "Folder of images (one sub-folder per class), of parquet files, or of MNIST-style IDX files.", None
     )
     dataset_split: str = option("Split to train on.", "train")
     image_column: str | None = option("Column with the images. Default: found by its type.", None)
     label_column: str | None = option("Column with the class labels. Default: found by its type.", None)
     label_names: str | None = option(
-        "Names of the classes 0, 1, ...: a file with one a line, or a comma-separated list.", None
+        "Names of the classes 0, 1, ...: a file with one per line, or a comma-separated list.", None
     )
     streaming: bool = option("Stream the data set instead of downloading it first.", False)
     background: str | None = option("Colour behind transparent images. Without it, such images are an error.", None)

@@ -20,6 +20,7 @@ def warn_of_slow_cpu(accelerator: Accelerator) -> None:
 
 
 def slow_cpu(num_processes: int, mixed_precision: str) -> Iterator[str]:
+    """A sentence for each thing that makes training on this CPU needlessly slow."""
     cores, threads = available_cores(), torch.get_num_threads()
     each = cores // num_processes
     if each > threads:
@@ -35,6 +36,7 @@ def slow_cpu(num_processes: int, mixed_precision: str) -> Iterator[str]:
 
 
 def available_cores() -> int:
+    """How many cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 

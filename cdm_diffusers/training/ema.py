@@ -11,6 +11,7 @@ class LerpEMAModel(EMAModel):
 
     @torch.no_grad()
     def step(self, parameters: Iterable[torch.nn.Parameter]) -> None:
+        """Moves the average towards the parameters."""
         decay = self.get_decay(self.optimization_step + 1)
         # From a weight of 0.5 on, lerp starts from the other end, which rounds differently.
         if 1 - decay >= 0.5 or self.shadow_params[0].device.type != "cpu":

@@ -90,6 +90,7 @@ def train(config: TrainingConfig, super_resolution: bool) -> None:
 
 
 def make_accelerator(config: TrainingConfig, preset: StagePreset, on_cpu: bool) -> Accelerator:
+    """Accelerate's object for this run: precision, accumulation, trackers."""
     accelerator = Accelerator(
         cpu=on_cpu,
         mixed_precision=preset.training.mixed_precision,
@@ -112,6 +113,7 @@ def make_accelerator(config: TrainingConfig, preset: StagePreset, on_cpu: bool) 
 
 
 def compile_network(unet: CascadedUNet2DModel, device: torch.device) -> None:
+    """Compiles the network in place."""
     # Where it changes layouts on a CPU, Inductor of torch 2.13 reads the gradient of nearest upsampling before it is
     # written (https://github.com/pytorch/pytorch/issues/185509).
     unet.compile(options={"layout_optimization": False} if device.type == "cpu" else None)
@@ -172,6 +174,7 @@ class Trainer:
         self.finite_until = 0
 
     def make_dataloader(self) -> DataLoader:
+        """Shuffled batches of this process."""
         split = self.accelerator.num_processes * self.config.gradient_accumulation_steps
         batch_size = self.preset.training.train_batch_size // split
         if not self.config.streaming and len(self.data.dataset) < batch_size * self.accelerator.num_processes:
@@ -279,6 +282,7 @@ class Trainer:
             self.epoch, self.epoch_batches = self.epoch + 1, 0
 
     def optimizer_step(self, batches: Iterator[dict[str, torch.Tensor]]) -> None:
+        """One step of the optimizer, over all micro-batches, and of the average."""
         for micro_batch in range(self.config.gradient_accumulation_steps):
             batch = next(batches)
             self.seed_noise(micro_batch)
@@ -342,6 +346,7 @@ class Trainer:
     # Logging and validation
 
     def start_log(self) -> None:
+        """Begins the interval that [`log`] takes means over."""
         self.loss_sum = torch.zeros((), device=self.accelerator.device)
         self.logged_step, self.logged_time = self.step, time.perf_counter()
 
@@ -385,6 +390,7 @@ class Trainer:
         return grid, moments
 
     def ema_pipeline(self) -> CascadedDiffusionPipeline | SuperResolutionPipeline:
+        """The stage's pipeline with the averaged weights."""
         unet = CascadedUNet2DModel.from_config(self.stage.unet.config)
         unet.to(self.accelerator.device)
         self.ema.copy_to(unet.parameters())
@@ -413,6 +419,7 @@ class Trainer:
         self.accelerator.wait_for_everyone()
 
     def progress(self) -> dict[str, Any]:
+        """The counters and generators that a run goes on from."""
         return {
             "step": self.step,
             "epoch": self.epoch,
@@ -422,6 +429,7 @@ class Trainer:
         }
 
     def load_checkpoint(self, checkpoint: Path) -> None:
+        """Puts the whole state of a run back, after checking that it is this run's."""
         saved, progress = read_checkpoint(checkpoint)
         check_resumable(saved, self.resolved, checkpoint)
         if progress["step"] > self.preset.training.max_train_steps:

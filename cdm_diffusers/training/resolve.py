@@ -195,6 +195,7 @@ def override(section: Any, config: TrainingConfig, **further: Any) -> Any:
 
 
 def check_kind(config: TrainingConfig, preset: StagePreset, super_resolution: bool) -> None:
+    """Refuses presets and options of the other kind of stage."""
     is_super_resolution = preset.unet.low_res_size is not None
     if is_super_resolution != super_resolution:
         script = "training/train_sr.py" if is_super_resolution else "training/train_base.py"
@@ -212,6 +213,7 @@ def check_kind(config: TrainingConfig, preset: StagePreset, super_resolution: bo
 
 
 def global_batch_size(config: TrainingConfig, preset: StagePreset, num_processes: int) -> int:
+    """Images per optimizer step, over all processes and micro-batches."""
     split = num_processes * config.gradient_accumulation_steps
     if config.train_batch_size is not None:
         return config.train_batch_size * split
@@ -264,6 +266,7 @@ def check_crop(preset: StagePreset) -> None:
 
 
 def data_config(config: TrainingConfig, preset: StagePreset) -> DataConfig:
+    """Which images, as the options and the preset say."""
     names = {f.name for f in dataclasses.fields(DataConfig)} & {f.name for f in dataclasses.fields(TrainingConfig)}
     arguments = {name: getattr(config, name) for name in names}
     arguments |= dataclasses.asdict(preset.data)

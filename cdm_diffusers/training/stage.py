@@ -42,6 +42,7 @@ def build_stage(preset: StagePreset) -> Stage:
 
 
 def build_scheduler(preset: SchedulerPreset) -> CascadedDDPMScheduler | ContinuousDDPMScheduler:
+    """The scheduler of a preset's diffusion process."""
     arguments = dataclasses.asdict(preset)
     if arguments.pop("continuous"):
         return ContinuousDDPMScheduler(**arguments)
