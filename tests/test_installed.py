@@ -158,8 +158,9 @@ assert [image.size for image in images] == [(32, 32)]
 @pytest.mark.parametrize(
     ("extra", "rooms"),
     [
-        ("core", ["models", "pipelines", "schedulers", "conversion", "evaluation.sample", "commands"]),
-        ("train", ["data", "training"]),
+        ("core", ["models", "pipelines", "schedulers", "conversion", "evaluation.sample"]),
+        ("core", [f"commands.{name}" for name in ("main", "config", "info", "pictures", "card")]),
+        ("train", ["data", "training", "commands"]),
         ("measure", [""]),
     ],
 )
