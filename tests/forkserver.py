@@ -7,5 +7,7 @@ tqdm's lock with it, which nobody releases when its holder is killed.
 import multiprocessing
 
 
+# Heavy modules, imported once by the server for all of its processes.
+PRELOADED = ["cdm_diffusers.training.loop", "cdm_diffusers.evaluation.classifier", "cdm_diffusers.evaluation.sample"]
 FORKSERVER = multiprocessing.get_context("forkserver")
-FORKSERVER.set_forkserver_preload(["cdm_diffusers.training", "cdm_diffusers.evaluation", "test_training_loop"])
+FORKSERVER.set_forkserver_preload([*PRELOADED, "test_training_loop"])
