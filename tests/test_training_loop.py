@@ -535,7 +535,7 @@ def test_resuming_another_architecture_names_the_fields(images, unbroken):
         run(options | other)
     with pytest.raises(ValueError, match="holds the checkpoints of an earlier run"):
         run(options)
-    with pytest.raises(ValueError, match="no checkpoint of this package"):
+    with pytest.raises(ValueError, match="not a checkpoint of this package"):
         run(options | {"resume_from_checkpoint": str(images)})
     with pytest.raises(ValueError, match="`max_train_steps` is 5"):
         run(options | {"resume_from_checkpoint": "latest", "max_train_steps": 5})
