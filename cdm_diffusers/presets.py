@@ -292,7 +292,7 @@ FASHION_MNIST = (
             fashion_training(64, 5e-4, 4000), InferencePreset(100, 1000)),
 )
 
-# For your own images, in colour: an hour or two per stage on two CPU cores, minutes on a GPU. The data says how many
+# For your own images, in colour: meant for an hour or two per stage on two CPU cores. The data says how many
 # classes there are. Images are not flipped, since some have a left and a right.
 own = partial(small, num_classes=10)
 own_training = partial(small_training, vlb_weight=None, lr_warmup_steps=200)
