@@ -180,6 +180,12 @@ for module in pkgutil.walk_packages(cdm_diffusers.__path__, "cdm_diffusers."):
 # The command. (One place.)
 
 
+TRAINING = (
+    "--train_data_dir images --source_resolution 32 --num_channels 3 --train_batch_size 4 --max_train_steps 10 "
+    "--lr_warmup_steps 1"
+).split()
+
+
 @pytest.fixture(scope="module")
 def cascade(train, tmp_path_factory) -> Path:
     """A base and a super-resolution stage, trained for ten steps each by the installed command, and joined."""
@@ -190,10 +196,7 @@ def cascade(train, tmp_path_factory) -> Path:
         for number in range(6):
             pixels = np.clip(generator.normal(colour, 20, size=(40, 50, 3)), 0, 255).astype(np.uint8)
             Image.fromarray(pixels).save(folder / "images" / label / f"{number}.png")
-    options = (
-        "--train_data_dir images --source_resolution 32 --num_channels 3 --train_batch_size 4 --max_train_steps 10"
-    )
-    options = [*options.split(), "--lr_warmup_steps", 1, "--validation_steps", 0]
+    options = [*TRAINING, "--validation_steps", 0]
     base = ["--preset", "fashion_mnist_8", "--output_dir", "base", *options]
     run(train, "-m", "cdm_diffusers", "train", "base", *base, cwd=folder)
     launcher = ["-m", "accelerate.commands.launch", "--num_processes", 1, "-m", "cdm_diffusers"]
@@ -214,6 +217,19 @@ def test_what_was_trained_samples(cascade, core, tmp_path):
     options = ["--num_images", 2, "--num_inference_steps", 2, "--output_dir", "samples"]
     run(cdm, "sample-set", "--pipeline", cascade, *options, cwd=tmp_path)
     assert len(list((tmp_path / "samples").rglob("*.png"))) == 2
+
+
+def test_curves_go_to_weights_and_biases_offline(cascade, train, tmp_path):
+    """With the newest wandb, which is nobody's requirement; its files lie in the run's folder."""
+    run(sys.executable, "-m", "pip", "install", "--quiet", "--target", tmp_path / "wandb", "wandb", cwd=tmp_path)
+    options = [*TRAINING, "--report_to", "wandb", "--validation_steps", 5, "--validation_inference_steps", 2]
+    base = ["--preset", "fashion_mnist_8", "--output_dir", tmp_path / "base", *options]
+    variables = {"PYTHONPATH": str(tmp_path / "wandb"), "WANDB_MODE": "offline"}
+    printed = run(train, "-m", "cdm_diffusers", "train", "base", *base, cwd=cascade.parent, **variables)
+    assert f"Curves: wandb, with its files in {tmp_path}/base/logs" in printed
+    (record,) = (tmp_path / "base" / "logs" / "wandb").glob("offline-run-*/run-*.wandb")
+    for name in (b"train/loss", b"validation/sample_std", b"validation/samples"):
+        assert name in record.read_bytes()
 
 
 # Types, as those see them who import the package.

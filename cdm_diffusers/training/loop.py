@@ -216,7 +216,11 @@ class Trainer:
             remove_temporaries(self.output_dir)
             write_json(self.output_dir / "training_config.json", self.resolved)
         self.accelerator.wait_for_everyone()
-        self.accelerator.init_trackers("train", {name: str(value) for name, value in flatten(self.resolved).items()})
+        logs = self.output_dir / self.config.logging_dir
+        if self.config.report_to == "wandb":  # which would go elsewhere if the folder were not there
+            logs.mkdir(exist_ok=True)
+        settings = {name: str(value) for name, value in flatten(self.resolved).items()}
+        self.accelerator.init_trackers("train", settings, init_kwargs={"wandb": {"dir": str(logs)}})
         if self.accelerator.is_main_process:
             self.introduce(checkpoint)
             if self.config.validation_steps:

@@ -51,6 +51,8 @@ def introduction(
         lines.append(f"Samples every {config.validation_steps:,} steps: {folder}/samples.")
     if config.report_to == "tensorboard":
         lines.append(f"Curves: tensorboard --logdir {folder}/{config.logging_dir}")
+    elif config.report_to != "none":
+        lines.append(f"Curves: {config.report_to}, with its files in {folder}/{config.logging_dir}")
     return "\n".join(lines)
 
 
@@ -72,7 +74,7 @@ def warnings(config: TrainingConfig, preset: StagePreset) -> Iterator[str]:
         yield (
             f"`ema_decay` is {training.ema_decay} and `ema_warmup` {training.ema_warmup}: after "
             f"{training.max_train_steps:,} steps, {start:.1%} of the average is still the random start: "
-            "give --ema_warmup and --ema_decay 0.999, or train longer."
+            "give --ema_warmup and a smaller --ema_decay, such as 0.999, or train longer."
         )
     if config.validation_steps and preset.unet.low_res_size is None:
         steps = config.validation_inference_steps or preset.inference.num_inference_steps
