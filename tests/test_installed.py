@@ -180,10 +180,10 @@ for module in pkgutil.walk_packages(cdm_diffusers.__path__, "cdm_diffusers."):
 # The command. (One place.)
 
 
-TRAINING = (
-    "--train_data_dir images --source_resolution 32 --num_channels 3 --train_batch_size 4 --max_train_steps 10 "
-    "--lr_warmup_steps 1"
-).split()
+TRAINING = [
+    *("--train_data_dir", "images", "--source_resolution", 32, "--num_channels", 3),
+    *("--train_batch_size", 4, "--max_train_steps", 10, "--lr_warmup_steps", 1),
+]
 
 
 @pytest.fixture(scope="module")
