@@ -3,8 +3,12 @@
 Both act on the low-resolution image itself, in [-1, 1]; the network upsamples the result (Algorithm 1, line 12).
 """
 
+from functools import partial
+
 import torch
 import torch.nn.functional as F
+
+from .draws import draw
 
 
 class GaussianConditioningAugmentation:
@@ -46,14 +50,13 @@ class GaussianConditioningAugmentation:
         return self.noising_scheduler.forward_marginal(low_res, level, generator), level
 
     def _draw_levels(self, batch_size: int, generator: torch.Generator | None, device: torch.device) -> torch.Tensor:
-        source = device if generator is None else generator.device
         num_levels = self.noising_scheduler.config.num_train_timesteps
         lowest = 0 if self.zero_level_probability is None else 1
-        level = torch.randint(lowest, num_levels + 1, (batch_size,), generator=generator, device=source)
+        level = draw(partial(torch.randint, lowest, num_levels + 1), (batch_size,), generator, device)
         if self.zero_level_probability is not None:
-            is_zero = torch.rand(batch_size, generator=generator, device=source) < self.zero_level_probability
+            is_zero = draw(torch.rand, (batch_size,), generator, device) < self.zero_level_probability
             level = level.masked_fill(is_zero, 0)
-        return level.to(device)
+        return level
 
 
 class BlurConditioningAugmentation:
@@ -79,8 +82,7 @@ class BlurConditioningAugmentation:
 
     def __call__(self, low_res: torch.Tensor, generator: torch.Generator | None = None):
         """Returns the images, some of them blurred, and None: the network is not told of the blur."""
-        source = low_res.device if generator is None else generator.device
-        draws = torch.rand((2, low_res.shape[0]), generator=generator, device=source).to(low_res.device)
+        draws = draw(torch.rand, (2, low_res.shape[0]), generator, low_res.device, batch_dim=1)
         low, high = self.sigma_range
         blurred = gaussian_blur(low_res, low + (high - low) * draws[0], self.kernel_size)
         return torch.where((draws[1] < self.probability)[:, None, None, None], blurred, low_res), None

@@ -8,6 +8,7 @@ import torch
 from diffusers.utils.torch_utils import randn_tensor
 
 from .diffusion import diffuse, discretized_gaussian_nll, gaussian_kl, prediction_for
+from .draws import draw
 
 
 Denoise = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
@@ -38,7 +39,7 @@ class SimpleLoss:
             `torch.Tensor` of shape `(B,)`: the loss of each image.
         """
         times = self.scheduler.draw_training_times(x_0.shape[0], generator, x_0.device)
-        noise = randn_tensor(x_0.shape, generator=generator, device=x_0.device)
+        noise = draw(randn_tensor, x_0.shape, generator, x_0.device)
         x_t = diffuse(x_0, noise, times.alpha, times.sigma)
         output = denoise(x_t, times.condition).float()
         target = self.prediction.target(x_0, noise, times.alpha, times.sigma)

@@ -43,7 +43,8 @@ def hub_errors(name: str | os.PathLike) -> Iterator[None]:
     except (OSError, ValueError) as error:
         reason = _reason(error)
         if reason is None and isinstance(error, OSError):
-            raise OSError(f"{name} on the Hub is incomplete or damaged: {error}") from error
+            place = "" if os.path.isdir(name) else " on the Hub"
+            raise OSError(f"{name}{place} is incomplete or damaged: {error}") from error
         if reason is None:
             raise
         raise OSError(f"{str(name)!r} is not a folder here, and {reason}") from None

@@ -162,7 +162,7 @@ def test_an_interrupted_conversion_leaves_nothing_that_loads(converted, tmp_path
     path = next(converted.glob("small_cosine*.pt"))
     with pytest.raises(error):
         stages.convert_openai_checkpoint(path, tmp_path / "stage", OpenAISettings(**TWINS[BASE].settings))
-    assert not any((tmp_path / "stage").iterdir())
+    assert not (tmp_path / "stage").exists()
 
 
 def test_a_refused_file_leaves_no_folder(tmp_path):
@@ -275,6 +275,11 @@ def test_damaged_checkpoints_of_ours(checkpoint, tmp_path):
     folder, _, _ = checkpoint
     with pytest.raises(ValueError, match="`weights` is 'last'"):
         convert_training_checkpoint(folder, tmp_path / "stage", "last")
+    for progress in ([], {}, {"step": "20", "loss": 0.5}, {"step": 20}):
+        (folder / "progress.json").write_text(json.dumps(progress))
+        with pytest.raises(ValueError, match=r"progress.json' was not written by training, or is damaged"):
+            convert_training_checkpoint(folder, tmp_path / "stage")
+    (folder / "progress.json").write_text(json.dumps({"step": 20, "loss": None}))
     (folder / "ema.safetensors").write_bytes(b"half")
     with pytest.raises(ValueError, match="incomplete or damaged"):
         convert_training_checkpoint(folder, tmp_path / "stage")

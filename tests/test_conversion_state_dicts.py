@@ -106,6 +106,31 @@ def test_files_with_a_hole(tmp_path):
         read_state_dict(write(path, bytes(content)))
 
 
+def packed_again(path, source, method, first=zipfile.ZIP_STORED):
+    """The archive `source` with its entries compressed, but for the first."""
+    with zipfile.ZipFile(source) as old, zipfile.ZipFile(path, "w") as new:
+        for number, entry in enumerate(old.infolist()):
+            new.writestr(entry.filename, old.read(entry), method if number else first)
+    return path
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
+def test_archives_that_were_packed_again(tmp_path, method):
+    """Compressed entries are no tensors to map; stored ones lie elsewhere than torch would have put them."""
+    weights = WEIGHTS | {"int8": torch.arange(-100, 100, dtype=torch.int8), "half": torch.randn(7).half()}
+    path = packed_again(tmp_path / "model.pt", saved(tmp_path / "plain.pt", weights), method)
+    state_dict = read_state_dict(path)
+    assert list(state_dict) == list(weights)
+    assert all(torch.equal(state_dict[name], weights[name]) for name in weights)
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_archives_that_torch_cannot_unpack(tmp_path, method):
+    path = packed_again(tmp_path / "model.pt", saved(tmp_path / "plain.pt"), method)
+    with pytest.raises(ValueError, match=r"model.pt .* compressed by a method that torch does not read: unpack it"):
+        read_state_dict(path)
+
+
 def test_encrypted_archives(tmp_path):
     """Bit 0 of an entry's flags, in both of its headers, says so."""
     content = bytearray(saved(tmp_path / "model.pt").read_bytes())

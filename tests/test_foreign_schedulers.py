@@ -1,5 +1,6 @@
 """Diffusers' schedulers as drop-ins on every kind of stage, against data whose distribution is known."""
 
+import inspect
 import itertools
 
 import diffusers
@@ -182,6 +183,111 @@ def test_solvers_share_their_start_and_their_ode():
     ddim = sample(unet, DDIMScheduler.from_config(scheduler.config), 200, batch_size=1)
     euler = sample(unet, EulerDiscreteScheduler.from_config(scheduler.config), 200, batch_size=1)
     torch.testing.assert_close(ddim, euler, rtol=0, atol=2e-4)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Options of Diffusers' schedulers
+
+
+def taking(*options: str) -> list[tuple[type, str]]:
+    """Pairs of a supported class and one of `options` that it takes."""
+    known = {kind: inspect.signature(kind.__init__).parameters for kind in SOLVER_CLASSES}
+    return [(kind, option) for kind in SOLVER_CLASSES for option in options if option in known[kind]]
+
+
+@pytest.mark.parametrize(
+    ("scheduler_class", "option"), taking("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas")
+)
+def test_other_spacings_of_levels_reach_the_data(scheduler_class, option):
+    """
+    The first times may round to one integer. The oracle is the map of the ODE: x_0 - m = c / sqrt(a^2 c^2 + s^2)
+    (x_T - a m). Euler's rule is off by its first order, LMS on levels that grow geometrically by its fourth.
+    """
+    process = CascadedDDPMScheduler(1000, beta_schedule="linear", beta_end=0.008, clip_sample_range=3.0)
+    unet = GaussianDenoiser(64, learned_variance=True, mean=MEAN, std=STD)
+    unet.alphas_cumprod = process.table.alphas_cumprod
+    solver = scheduler_class.from_config(process.config, **{option: True})
+    samples = sample(unet, solver, 100)
+    last = unet.alphas_cumprod[-1]
+    slope = STD / (last * STD**2 + 1 - last).sqrt()
+    assert samples.mean().item() == pytest.approx(MEAN * (1 - slope * last.sqrt()).item(), abs=0.007)
+    tolerance = {EulerDiscreteScheduler: 0.016, LMSDiscreteScheduler: 0.022}.get(scheduler_class, 0.008)
+    assert samples.std().item() == pytest.approx(slope.item(), abs=tolerance)
+
+
+@pytest.mark.parametrize(
+    ("scheduler_class", "option"), taking("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas")
+)
+def test_other_spacings_take_any_number_of_steps(scheduler_class, option):
+    scheduler = CascadedDDPMScheduler(1000)
+    unet = GaussianDenoiser(4, learned_variance=True)
+    unet.alphas_cumprod = scheduler.table.alphas_cumprod
+    solver = scheduler_class.from_config(scheduler.config, **{option: True})
+    for steps in (1, 2, 7, 20, 100):
+        unet.calls.clear()
+        assert sample(unet, solver, steps, batch_size=2).isfinite().all()
+        assert len(unet.calls) == (2 * steps - 1 if scheduler_class is HeunDiscreteScheduler else steps)
+
+
+def rescaled(alphas_cumprod: torch.Tensor) -> torch.Tensor:
+    """alpha_bar moved and stretched so that it ends at 0 (Lin et al., 2024, Algorithm 1), in float64."""
+    roots = alphas_cumprod.sqrt()
+    return ((roots - roots[-1]) * roots[0] / (roots[0] - roots[-1])) ** 2
+
+
+@pytest.mark.parametrize("process", [CascadedDDPMScheduler(4000), CascadedDDPMScheduler(1000, "linear")])
+@pytest.mark.parametrize(("scheduler_class", "option"), taking("rescale_betas_zero_snr"))
+def test_a_process_without_terminal_signal_is_rescaled_once(scheduler_class, option, process):
+    """A network trained on such a process is told the times of its levels, and its samples follow the recursion."""
+    process = CascadedDDPMScheduler.from_config(process.config, clip_sample_range=3.0)
+    process.table.alphas_cumprod = rescaled(process.table.alphas_cumprod)
+    unet = GaussianDenoiser(64, learned_variance=True, mean=MEAN, std=STD)
+    unet.alphas_cumprod = process.table.alphas_cumprod
+    solver = scheduler_class.from_config(process.config, **{option: True})
+    sampler = make_sampler("base", unet, solver, 50, "cpu")
+    told, levels = unet.alphas_cumprod[sampler.times], sampler.alpha.double() ** 2
+    assert (
+        (told.logit() - levels.logit()).abs() / 2 < 0.036
+    ).all()  # whole times: half the distance of noisy neighbours
+    samples = sample(unet, solver, 50)
+    mean, std = MEAN, STD
+    if scheduler_class in FIRST_ORDER:
+        is_stochastic = scheduler_class in (DDPMScheduler, EulerAncestralDiscreteScheduler)
+        mean, std = first_order_moments(grid_levels(scheduler_class, process, 50), is_stochastic)
+    assert samples.mean().item() == pytest.approx(mean, abs=0.007)
+    assert samples.std().item() == pytest.approx(std, abs=HIGHER_ORDER.get(scheduler_class, 0.006))
+
+
+@pytest.mark.parametrize("stage", ["learned", "continuous"])
+def test_levels_away_from_the_solver_s_times_are_told(stage):
+    """Diffusers' log-linear levels belong to other times than the evenly spread ones that it calls them by."""
+    scheduler, unet = known_stage(stage)
+    solver = EulerDiscreteScheduler.from_config(scheduler.config, interpolation_type="log_linear")
+    samples = sample(unet, solver, 50)
+    assert samples.mean().item() == pytest.approx(MEAN, abs=0.007)
+    assert samples.std().item() == pytest.approx(STD, abs=0.016)
+
+
+@pytest.mark.parametrize(("scheduler_class", "option"), taking("use_flow_sigmas"))
+def test_levels_of_flow_matching_are_refused(scheduler_class, option):
+    scheduler, unet = known_stage("learned")
+    with pytest.raises(ValueError, match="`base`: `use_flow_sigmas` is True; it must be False: "):
+        sample(unet, scheduler_class.from_config(scheduler.config, **{option: True}), 5)
+
+
+def test_heun_by_name_is_nearer_to_its_limit():
+    """Of a denoiser with the errors that networks have; DDIM in many steps is the limit."""
+    process = CascadedDDPMScheduler(4000)
+    unet = GaussianDenoiser(64, learned_variance=True, mean=MEAN, std=STD, bias=0.01)
+    unet.alphas_cumprod = process.table.alphas_cumprod
+    limit = sample(unet, DDIMScheduler.from_config(process.config), 400, batch_size=1)
+
+    def error(solver):
+        return (sample(unet, solver, 20, batch_size=1) - limit).square().mean().sqrt().item()
+
+    by_name = CascadedDiffusionPipeline(unet, process).with_schedulers("heun").base_scheduler
+    assert error(by_name) < 0.03
+    assert error(HeunDiscreteScheduler.from_config(process.config)) > 0.06
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -124,11 +124,29 @@ def test_png_folders_that_are_refused(tmp_path):
     save_png(tmp_path / "cut" / "0.png", pixels(1, size=64)[0])
     content = (tmp_path / "cut" / "0.png").read_bytes()
     (tmp_path / "cut" / "0.png").write_bytes(content[: len(content) // 2])
-    with pytest.raises(ValueError, match=r"0.png' cannot be read"):
+    with pytest.raises(ValueError, match=r"0.png' is not a valid PNG \(image file is truncated\)"):
         load_image_set(tmp_path / "cut")[0]
     (tmp_path / "cut" / "0.png").write_bytes(b"")
     with pytest.raises(ValueError, match=r"0.png' is not a valid PNG"):
         load_image_set(tmp_path / "cut")
+
+
+def test_png_folders_with_one_wrong_file(tmp_path):
+    """Of a number that another has, in this folder alone; changed after the set was opened."""
+    for name in ("a/1.png", "a/2.png", "b/1.png"):
+        save_png(tmp_path / name, pixels(1)[0])
+    images = load_image_set(tmp_path)
+    save_png(tmp_path / "a" / "2.png", pixels(1, channels=3)[0])
+    with pytest.raises(ValueError, match=r"a/2.png' has .*\(3, 4, 4\), among images of \(1, 4, 4\)"):
+        images[1]
+    (tmp_path / "a" / "2.png").rename(tmp_path / "a" / "01.png")
+    with pytest.raises(ValueError, match=r"a/1.png' has the number of '01.png': remove one of them"):
+        load_image_set(tmp_path)
+    for mode in ("RGBA", "P", "I;16"):
+        Image.new(mode, (4, 4)).save(tmp_path / "a" / "01.png")
+        (tmp_path / "a" / "1.png").unlink(missing_ok=True)
+        with pytest.raises(ValueError, match=rf"a/01.png' has .* = \('{mode}', 4, 4\), .*grey or RGB"):
+            load_image_set(tmp_path)
 
 
 def test_a_half_written_sample_folder(tmp_path):
@@ -138,8 +156,11 @@ def test_a_half_written_sample_folder(tmp_path):
         (tmp_path / "shards" / name).touch()
     with pytest.raises(ValueError, match="half-written: 8 of 10 images of stage 'base' are there"):
         load_image_set(tmp_path)
-    (tmp_path / "settings.json").write_text("{}")
-    with pytest.raises(ValueError, match=r"was not written by evaluation/sample.py"):
-        load_image_set(tmp_path)
+    for content in ("{}", "[1]", "null", '"text"', '{"num_images": "3"}', "{", "\xff", "[" * 100_000):
+        (tmp_path / "settings.json").write_text(content, encoding="latin-1")
+        with pytest.raises(
+            ValueError, match=r"settings.json' was not written by evaluation/sample.py.*: give a folder"
+        ):
+            load_image_set(tmp_path)
     with pytest.raises(ValueError, match=r"not an output_dir of evaluation/sample.py"):
         load_image_set(tmp_path / "shards", stage="base")

@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 from torch._dynamo.testing import CompileCounter
 
 from cdm_diffusers import CascadedDDPMScheduler, CascadedUNet2DModel, ContinuousDDPMScheduler
+from cdm_diffusers.commands.loading import load_without_weights
 from cdm_diffusers.pipelines import CascadedDiffusionPipeline, SuperResolutionPipeline
 from cdm_diffusers.pipelines.denoising import Denoiser
 
@@ -421,6 +422,59 @@ def test_default_guidance(monkeypatch, tmp_path):
         CascadedDiffusionPipeline(make_unet(4), make_scheduler(), default_guidance_scales={"base": 2.0})
 
 
+def samples_of(pipe, scale, after_first=lambda pipe, sample: {}) -> list[torch.Tensor]:
+    """The base's sample after each step; `after_first` is the callback of its first step."""
+    samples = []
+
+    def callback(pipe, step, timestep, tensors):
+        samples.append(tensors["sample"])
+        return after_first(pipe, samples[0]) if step == 0 else {}
+
+    tensors(pipe, [0, 1], guidance_scale=scale, callback_on_step_end=callback)
+    return samples
+
+
+@pytest.mark.parametrize(("first", "then"), [(1.0, 3.0), (3.0, 1.0), (2.0, 3)])
+def test_a_callback_changes_the_weight_of_the_next_step(monkeypatch, first, then):
+    """As in a run with the second weight alone that is handed the first's sample after one step."""
+    pipe = quiet(make_base(null_class=True))
+    calls = record_calls(monkeypatch, pipe.base_unet)
+
+    def change(pipe, sample):
+        assert pipe.guidance_scale == first
+        pipe._guidance_scale = then
+        return {}
+
+    changed = samples_of(pipe, first, change)
+    assert [len(call["sample"]) for call in calls] == [2 if scale == 1 else 4 for scale in (first, *[then] * 4)]
+    expected = samples_of(pipe, then, lambda *_: {"sample": changed[0]})
+    assert all(torch.equal(*pair) for pair in zip(changed[1:], expected[1:], strict=True))
+    assert pipe.guidance_scale == then
+    assert not torch.equal(changed[1], samples_of(pipe, first)[1])
+
+
+def test_each_stage_starts_with_its_own_weight_and_count_of_steps():
+    pipe, seen = make_cascade(null_class=True), []
+
+    def callback(pipe, step, timestep, tensors):
+        seen.append((pipe.guidance_scale, pipe.num_timesteps))
+        pipe._guidance_scale = 1.0
+        return {}
+
+    tensors(pipe, [0], guidance_scale={"base": 2.0, "super_res_1": 3.0}, callback_on_step_end=callback)
+    base, super_res_1, super_res_2 = [(2.0, 5)] + [(1.0, 5)] * 4, [(3.0, 4)] + [(1.0, 4)] * 3, [(1.0, 3)] * 3
+    assert seen == base + super_res_1 + super_res_2
+
+
+def test_weights_that_callbacks_set_are_checked(cascade):
+    for pipe, scale, message in (
+        (cascade, 2.0, "`guidance_scale` of stage `base` is 2.0, but its network was trained without label dropout"),
+        (make_cascade(null_class=True), float("nan"), "`guidance_scale` of stage `base` is nan; it must be a finite"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            pipe([0], callback_on_step_end=lambda pipe, *_, scale=scale: setattr(pipe, "_guidance_scale", scale) or {})
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Starting from an image
 
@@ -536,6 +590,28 @@ def test_callbacks_see_and_replace_the_sample(cascade):
     assert cascade.current_stage is None
 
 
+@pytest.mark.parametrize(
+    ("returned", "message"),
+    [
+        (None, r"`callback_on_step_end` returned None; it must return a dict: the one it was given, or \{\}"),
+        ([1], r"`callback_on_step_end` returned \[1\]; it must return a dict"),
+        ({"sample": None}, r"""returned the "sample" None; it must be a tensor of shape \(1, 1, 4, 4\)"""),
+        ({"sample": torch.zeros(2, 1, 4, 4)}, r"""the "sample" \(2, 1, 4, 4\); it must be a tensor of shape \(1, 1"""),
+    ],
+)
+def test_callbacks_that_return_something_else(cascade, returned, message):
+    with pytest.raises(ValueError, match=message):
+        cascade([0], callback_on_step_end=lambda *_: returned)
+
+
+def test_no_tensor_inputs_are_the_default_ones(cascade):
+    """Diffusers lets None through, too."""
+    seen = []
+    options = {"callback_on_step_end": lambda *args: seen.append(list(args[3])) or {}, "num_inference_steps": 1}
+    tensors(cascade, [0], callback_on_step_end_tensor_inputs=None, **options)
+    assert seen == [["sample"]] * 3
+
+
 def test_diffusers_callback_objects(cascade):
     class Count(PipelineCallback):
         tensor_inputs = ["sample"]
@@ -573,6 +649,23 @@ def test_interrupting_leaves_out_the_restart(cascade, monkeypatch):
 
     cascade([0], callback_on_step_end=callback, restart_timestep=20)
     assert len(calls) == 5
+
+
+@pytest.mark.parametrize("scheduler", ["ancestral", "ddim"])
+@pytest.mark.parametrize(
+    ("part", "weight"), [("conv_in", float("nan")), ("conv_in", float("inf")), ("conv_out", float("inf"))]
+)
+def test_a_broken_stage_is_named_before_later_ones_run(monkeypatch, part, weight, scheduler):
+    """An infinite output, which clipping x_0 makes a black picture, too."""
+    pipe = make_cascade().with_schedulers({"super_res_1": scheduler})
+    torch.nn.init.constant_(getattr(pipe.super_res_1_unet, part).bias, weight)
+    calls = {stage.name: record_calls(monkeypatch, stage.unet) for stage in pipe.stages}
+    message = r"Stage `{}` made NaN or infinite values: check its weights, its dtype .* and `guidance_scale`"
+    with pytest.raises(ValueError, match=message.format("super_res_1")):
+        quiet(pipe)([0])
+    assert {name: len(of_stage) for name, of_stage in calls.items()} == {"base": 5, "super_res_1": 4, "super_res_2": 0}
+    with pytest.raises(ValueError, match=message.format("super_res")):
+        quiet(pipe.stage_pipeline("super_res_1"))(torch.rand(1, 4, 4), 0)
 
 
 def test_progress_bars(cascade, capfd):
@@ -690,6 +783,23 @@ def test_a_different_source_resolution_is_only_warned_of(caplog, monkeypatch):
         ({"default_num_inference_steps": {"super_res_3": 5}}, r"names the stages \['super_res_3'\]; there are"),
         ({"default_augmentation_levels": {"super_res": 5}}, r"names the stages \['super_res'\]; there are"),
         ({"default_guidance_scales": {"super_res": 2.0}}, r"names the stages \['super_res'\]; there are"),
+        ({"default_num_inference_steps": 5}, "`default_num_inference_steps` is 5; it must be a dict"),
+        ({"default_num_inference_steps": []}, r"`default_num_inference_steps` is \[\]; it must be a dict"),
+        ({"default_num_inference_steps": {"base": 0}}, "default `num_inference_steps` of stage `base` is 0; it must"),
+        ({"default_num_inference_steps": {"base": 10**9}}, r"is 1000000000; .* an integer in 1\.\.1000000"),
+        ({"default_augmentation_levels": {"super_res_2": -5}}, "default `augmentation_level` .* `super_res_2` is -5"),
+        ({"default_augmentation_levels": {"super_res_1": -5}}, "default `augmentation_level` .* `super_res_1` is -5"),
+        (
+            {"default_guidance_scales": {"base": -1e7}},
+            r"stage `base` is -10000000\.0; it must be a finite",
+        ),
+        (
+            {"default_guidance_scales": {"base": 1e300}},
+            r"stage `base` is 1e\+300; it must be a finite",
+        ),
+        ({"id2label": ["cat"]}, r"`id2label` is \['cat'\]; it must be a dict"),
+        ({"id2label": {1.5: "cat"}}, r"`id2label` is \{1\.5: 'cat'\}; it must be a dict of indices"),
+        ({"source_resolution": -1}, "`source_resolution` is -1; it must be an integer of at least 1"),
     ],
 )
 def test_parts_that_contradict_each_other(cascade, arguments, message):
@@ -750,12 +860,22 @@ BAD_CALLS = [
     ({"class_labels": 0, "guidance_scale": 2.0}, "`guidance_scale` of stage `base` is 2.0, but .* label dropout"),
     ({"class_labels": 0, "guidance_scale": "2"}, "`guidance_scale` of stage `base` is '2'; it must be a finite"),
     ({"class_labels": 0, "guidance_scale": float("nan")}, "`guidance_scale` of stage `base` is nan"),
+    (
+        {"class_labels": 0, "guidance_scale": 1e300},
+        r"stage `base` is 1e\+300; .* in -1e\+06\.\.1e\+06",
+    ),
+    ({"class_labels": 0, "guidance_scale": 10**400}, "`guidance_scale` of stage `base` is 1000"),
     ({"class_labels": 0, "guidance_scale": {"super_res_9": 1.0}}, "`guidance_scale` names the stages"),
     ({"class_labels": 0, "generator": [seeded(), seeded()]}, "`generator` is a list of 2 for 1 images"),
     ({"class_labels": [0, 1], "generator": [seeded()]}, "`generator` is a list of 1 for 2 images"),
     ({"class_labels": 0, "generator": 42}, "`generator` holds a int; it must be a torch.Generator"),
     ({"class_labels": 0, "output_type": "latent"}, "`output_type` is 'latent'; it must be 'pil', 'np' or 'pt'"),
     ({"class_labels": 0, "callback_on_step_end_tensor_inputs": ["latents"]}, r"is \['latents'\]; there is only"),
+    ({"class_labels": 0, "callback_on_step_end_tensor_inputs": 5}, "tensor_inputs` is 5; there is only"),
+    ({"class_labels": 0, "callback_on_step_end": "x"}, "`callback_on_step_end` is 'x'; it must be a function of"),
+    ({"class_labels": 0, "image": torch.rand(0, 1, 4, 4)}, "`image` holds no image; it must hold at least one"),
+    ({"class_labels": 0, "image": torch.rand(1, 1, 4, 4, device="meta")}, "`image` is on the meta device"),
+    ({"class_labels": torch.zeros(1, dtype=torch.int64, device="meta")}, "`class_labels` is on the meta device"),
     (
         {"class_labels": 0, "image": torch.rand(1, 16, 16)},
         "`image` is 16 x 16 with 1 channels; .* 4 x 4 or 8 x 8 with 1",
@@ -1013,14 +1133,59 @@ def test_damaged_checkpoints(folder, tmp_path, kind, message):
         CascadedDiffusionPipeline.from_pretrained(copy)
 
 
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        ([], "is of type list; it must be an object"),
+        (None, "is of type NoneType; it must be an object"),
+        ({"_class_name": None}, "has the `_class_name` None; it must be the name of a class"),
+        ({"_class_name": 3}, "has the `_class_name` 3"),
+        ({"base_unet": 5}, r"has 5 as `base_unet`; it must be \[library, class\], or \[null, null\] for none"),
+        ({"base_unet": []}, r"has \[\] as `base_unet`"),
+        ({"super_res_1_unet": "diffusers"}, "has 'diffusers' as `super_res_1_unet`"),
+        ({"super_res_1_noising_scheduler": ["diffusers", None]}, r"has \['diffusers', None\] as `super_res_1_noising"),
+        ({"super_res_3_unet": {}}, "has {} as `super_res_3_unet`"),
+    ],
+)
+def test_a_malformed_index(folder, tmp_path, change, problem):
+    shutil.copytree(folder, tmp_path / "copy")
+    file = tmp_path / "copy" / "model_index.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | change if isinstance(change, dict) else change))
+    for load in (CascadedDiffusionPipeline.from_pretrained, load_without_weights):
+        with pytest.raises(ValueError, match=f"The model_index.json of '{tmp_path}/copy' {problem}.*: take a whole"):
+            load(str(tmp_path / "copy"))
+
+
+def test_an_index_that_names_no_class(folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "copy")
+    file = tmp_path / "copy" / "model_index.json"
+    index = json.loads(file.read_text())
+    for entry, problem in (
+        (["diffusers", "NoSuchThing"], "names diffusers.NoSuchThing, which is not a scheduler of diffusers"),
+        (
+            ["diffusers", "StableDiffusionMixin"],
+            "names diffusers.StableDiffusionMixin, which is not a sched",
+        ),
+        ([None, None], r"a CascadedDiffusionPipeline without \['base_scheduler'\]"),
+    ):
+        file.write_text(json.dumps(index | {"base_scheduler": entry}))
+        with pytest.raises(ValueError, match=problem):
+            load_without_weights(str(tmp_path / "copy"))
+    file.write_text("[" * 100_000)
+    with pytest.raises(ValueError, match="must be an object"):
+        load_without_weights(str(tmp_path / "copy"))
+
+
 def test_pickled_weights_are_not_loaded_unasked(folder, tmp_path):
     copy = tmp_path / "copy"
     shutil.copytree(folder, copy)
     for weights in copy.glob("*/diffusion_pytorch_model.safetensors"):
         torch.save(load_file(weights), weights.with_suffix(".bin"))
         weights.unlink()
-    with pytest.raises(OSError, match=r"no file named diffusion_pytorch_model\.safetensors"):
+    message = r"holds the weights of `base_unet` as a pickle, .*\.bin; pickles are not read, .* `use_safetensors=F"
+    with pytest.raises(ValueError, match=message) as error:
         CascadedDiffusionPipeline.from_pretrained(copy)
+    assert "damaged" not in str(error.value)
     CascadedDiffusionPipeline.from_pretrained(copy, use_safetensors=False)
 
 

@@ -1,9 +1,14 @@
 """Sets of samples: what the pipeline draws, whatever the batches, processes and interruptions; and bad input."""
 
+import dataclasses
+import errno
 import json
 import os
 import random
+import re
+import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -12,15 +17,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from accelerate import PartialState
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, UniPCMultistepScheduler
 from forkserver import FORKSERVER
+from PIL import Image, ImageOps
 from small_cascade import small_cascade
 
-from cdm_diffusers import CascadedDDPMScheduler, CascadedDiffusionPipeline, ContinuousDDPMScheduler
+from cdm_diffusers import CascadedDDPMScheduler, CascadedDiffusionPipeline, ContinuousDDPMScheduler, files
 from cdm_diffusers.data.image_sets import load_image_set
+from cdm_diffusers.evaluation import sample_store
 from cdm_diffusers.evaluation.records import fingerprint
 from cdm_diffusers.evaluation.sample import SampleConfig, SamplingJob, sample
+from cdm_diffusers.evaluation.sample_store import SampleStore
 from cdm_diffusers.evaluation.seeded_sampling import counted_evaluations, image_generator
+from cdm_diffusers.files import temporary_name
 from cdm_diffusers.pipelines.solvers import solver_name
 
 
@@ -45,7 +55,7 @@ def pixels(folder, stage=None):
 def content(folder):
     """All files below a folder and their bytes, but not what says when and how they were made."""
     files = sorted(file for file in folder.rglob("*") if file.is_file())
-    records = ("settings.json", "results.json")
+    records = ("settings.json", "results.json", "hashes.json")
     return {str(file.relative_to(folder)): file.read_bytes() for file in files if file.name not in records}
 
 
@@ -186,6 +196,58 @@ def test_killed_while_it_is_put_together(tmp_path, uninterrupted, pipeline):
     assert content(tmp_path / "set") == content(uninterrupted / "set")
 
 
+def sample_as(rank, port, config, errors, fails):
+    """One of two processes, as torchrun starts them; that fails, or not."""
+    variables = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "MASTER_ADDR": "localhost", "MASTER_PORT": port}
+    os.environ.update({name: str(value) for name, value in variables.items()}, ACCELERATE_USE_CPU="true")
+    os.dup2(os.open(errors, os.O_WRONLY | os.O_CREAT), 2)
+    if fails:
+        SamplingJob.make = failing
+    sample(config)
+
+
+def failing(job, indices, num_processes):
+    raise OSError(errno.EDQUOT, "Disk quota exceeded")
+
+
+@pytest.mark.parametrize(
+    ("victim", "pattern", "message"),
+    [
+        (1, "shards/[0-9]*", "Process 1 of 2 was killed, or has crashed"),
+        (0, "shards/[0-9]*", "Process 0 of 2 was killed, or has crashed"),
+        (0, ".tmp-*-samples.npz", "Process 0 of 2 was killed, or has crashed"),
+        (1, None, r"Process 1 of 2 has failed \(OSError: \[Errno 122\] Disk quota exceeded\)"),
+    ],
+)
+def test_one_of_two_processes_is_lost(tmp_path, uninterrupted, victim, pattern, message):
+    """The other ends at once, whether it samples or waits, and says why."""
+    config = long_config(tmp_path / "set", uninterrupted / "cascade")
+    config = dataclasses.replace(config, image_format="npz", keep_stages=False)
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    processes = []
+    for rank in range(2):
+        fails = pattern is None and rank == victim
+        arguments = (rank, port, config, str(tmp_path / f"errors-{rank}"), fails)
+        processes.append(FORKSERVER.Process(target=sample_as, args=arguments))
+        processes[-1].start()
+    if pattern is None:
+        processes[victim].join()
+    else:
+        while all(process.is_alive() for process in processes) and not list((tmp_path / "set").glob(pattern)):
+            time.sleep(0.001)
+        os.kill(processes[victim].pid, signal.SIGKILL)
+    processes[1 - victim].join(10)
+    assert processes[1 - victim].exitcode == 1
+    for process in processes:
+        process.join()
+    advice = f"process {1 - victim} ends as well. What is finished is kept in '{tmp_path / 'set'}': start the command"
+    assert re.search(f"{message}: {re.escape(advice)}", (tmp_path / f"errors-{1 - victim}").read_text())
+    sample(config)
+    assert torch.equal(pixels(tmp_path / "set"), pixels(uninterrupted / "set"))
+
+
 def test_other_settings_are_refused(tmp_path, uninterrupted, pipeline):
     folder, cascade = uninterrupted / "set", uninterrupted / "cascade"
     config = long_config(folder, cascade)
@@ -227,17 +289,215 @@ def test_samples_of_an_earlier_noise_rule(tmp_path, uninterrupted):
             job.store.check()
 
 
-def test_a_damaged_shard(tmp_path, uninterrupted, pipeline):
+# Damage
+
+
+def calls_of(monkeypatch):
+    """The micro-batches that are sampled from now on."""
+    made, make = [], SamplingJob.make
+
+    def counted(job, indices, num_processes):
+        made.append(indices.tolist())
+        make(job, indices, num_processes)
+
+    monkeypatch.setattr(SamplingJob, "make", counted)
+    return made
+
+
+def flip(file, place=0.5):
+    damaged = bytearray(file.read_bytes())
+    damaged[int(place * len(damaged))] ^= 4
+    file.write_bytes(damaged)
+
+
+def cut(file, place=0.9):
+    file.write_bytes(file.read_bytes()[: int(place * file.stat().st_size)])
+
+
+def invert(file):
+    ImageOps.invert(Image.open(file)).save(file)
+
+
+def resize(file):
+    Image.open(file).resize((8, 8)).save(file)
+
+
+PNG = "images/1/000007.png"  # of the micro-batch [6, 7]
+PNG_DAMAGE = {
+    "deleted": (lambda set_: (set_ / PNG).unlink(), "lacks 1 images, '1/000007.png' for one", [[6, 7]]),
+    "cut": (lambda set_: cut(set_ / PNG), "000007.png' is not what was written", [[6, 7]]),
+    "empty": (lambda set_: (set_ / PNG).write_bytes(b""), "000007.png' is not what was written", [[6, 7]]),
+    "inverted": (lambda set_: invert(set_ / PNG), "000007.png' is not what was written", [[6, 7]]),
+    "resized": (lambda set_: resize(set_ / PNG), "000007.png' is not what was written", [[6, 7]]),
+    "colour": (lambda set_: Image.open(set_ / PNG).convert("RGB").save(set_ / PNG), "not what was written", [[6, 7]]),
+    "moved": (lambda set_: (set_ / PNG).rename(set_ / "images/2/000007.png"), "lacks 1 images", [[6, 7]]),
+    "doubled": (lambda set_: shutil.copy(set_ / PNG, set_ / "images/2/000010.png"), "were not sampled, '2/0000", []),
+    "all": (
+        lambda set_: shutil.rmtree(set_ / "images"),
+        "half-written: 0 of 24",
+        [[i, i + 1] for i in range(0, 24, 2)],
+    ),
+    "no labels": (lambda set_: (set_ / "labels.npy").unlink(), "labels.npy' is missing", []),
+    "labels": (lambda set_: flip(set_ / "labels.npy", 0.9), "labels.npy' is not what was written", []),
+    "results": (lambda set_: (set_ / "results.json").write_text("{}"), None, []),
+    "settings": (lambda set_: flip_command(set_ / "settings.json"), "settings.json' is not what was written", []),
+}
+
+
+def flip_command(file):
+    file.write_text(file.read_text().replace('"command": "', '"command": "x'))
+
+
+def copy_of(folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "set")
+    return tmp_path / "set"
+
+
+@pytest.mark.parametrize("kind", PNG_DAMAGE)
+def test_damage_is_found_and_mended(tmp_path, uninterrupted, pipeline, monkeypatch, kind):
+    """Where the set is read, and where it is sampled again: then only what is missing, to the last bit."""
+    folder = copy_of(uninterrupted / "set", tmp_path)
+    damage, message, again = PNG_DAMAGE[kind]
+    damage(folder)
+    if message is not None:
+        with pytest.raises(ValueError, match=message):
+            pixels(folder)
+    made = calls_of(monkeypatch)
+    sample(long_config(folder, uninterrupted / "cascade"), pipeline)
+    assert made == again
+    assert_same(folder, uninterrupted / "set", results=not again)
+    sample(long_config(folder, uninterrupted / "cascade"), pipeline)
+    assert made == again
+
+
+def assert_same(folder, expected, results=True):
+    assert content(folder) == content(expected)
+    for name in ("results.json", "hashes.json") if results else ():  # with the seconds that it took
+        assert (folder / name).read_bytes() == (expected / name).read_bytes()
+    pixels(folder)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message", "again"),
+    [
+        (lambda npz: npz.unlink(), "half-written", 12),
+        (lambda npz: cut(npz, 0.3), "samples.npz' is not what was written", None),
+        (lambda npz: flip(npz, 0.3), "samples.npz' is not what was written", 1),
+        (lambda npz: flip(npz, 0.99), "samples.npz' is not what was written", 0),
+        (lambda npz: flip(npz, 0), "samples.npz' is not what was written", 0),
+        (lambda npz: npz.write_bytes(b"PK"), "samples.npz' is not what was written", 12),
+    ],
+)
+def test_a_damaged_npz(tmp_path, uninterrupted, pipeline, monkeypatch, damage, message, again):
+    config = config_for(tmp_path / "a", num_images=24, batch_size=2, last_stage="base", image_format="npz")
+    sample(config, pipeline)
+    folder = copy_of(tmp_path / "a", tmp_path)
+    damage(folder / "samples.npz")
+    with pytest.raises(ValueError, match=message):
+        load_image_set(folder)
+    made = calls_of(monkeypatch)
+    sample(dataclasses.replace(config, output_dir=str(folder)), pipeline)
+    assert len(made) == again if again is not None else 0 < len(made) < 12
+    assert_same(folder, tmp_path / "a", results=not made)
+
+
+@pytest.mark.parametrize("damage", [cut, flip, Path.unlink])
+def test_a_damaged_stage(tmp_path, uninterrupted, pipeline, monkeypatch, damage):
+    folder = copy_of(uninterrupted / "set", tmp_path)
+    damage(folder / "low_res" / "base.npy")
+    with pytest.raises(ValueError, match=r"low_res/base.npy' is (not what was written|missing)"):
+        load_image_set(folder, "base")
+    with pytest.raises(ValueError, match=r"low_res/base.npy' is (not what was written|missing)"):
+        sample(config_for(tmp_path / "x", low_res_dir=str(folder), low_res_stage="base"), pipeline)
+    pixels(folder)  # not damaged
+    made = calls_of(monkeypatch)
+    sample(long_config(folder, uninterrupted / "cascade"), pipeline)
+    assert len(made) == (12 if damage == Path.unlink else 1) or (damage == cut and 1 < len(made) < 4)
+    assert_same(folder, uninterrupted / "set", results=False)
+
+
+@pytest.mark.parametrize("damage", [cut, flip, Path.unlink, lambda shard: shard.write_bytes(b"half")])
+def test_a_damaged_shard(tmp_path, uninterrupted, pipeline, monkeypatch, damage):
     config = long_config(tmp_path / "set", uninterrupted / "cascade")
     job = SamplingJob(config, pipeline)
     job.store.prepare(job.labels)
-    file = job.store.shard(job.store.micro_batches()[3])
-    file.write_bytes(b"half")
-    with pytest.raises(ValueError, match=rf"{file.name}' is damaged .* remove it"):
-        sample(config, pipeline)
-    file.unlink()
+    job.run(job.store.pending(), PartialState())
+    assemble, made = SampleStore.assemble, calls_of(monkeypatch)
+
+    def damaged_before(store, make):
+        damage(store.shard(torch.tensor([6, 7])))
+        assemble(store, make)
+
+    monkeypatch.setattr(SampleStore, "assemble", damaged_before)
     sample(config, pipeline)
-    assert content(tmp_path / "set") == content(uninterrupted / "set")
+    assert made == [[6, 7]]
+    assert_same(tmp_path / "set", uninterrupted / "set", results=False)
+
+
+@pytest.mark.parametrize(
+    ("options", "full"),
+    [
+        ({}, "00000004-2.safetensors"),
+        ({}, "base.npy"),
+        ({}, "hashes.json"),
+        ({"image_format": "npz"}, "samples.npz"),
+    ],
+)
+def test_a_full_disk(tmp_path, uninterrupted, pipeline, monkeypatch, options, full):
+    """Nothing half-written stays, and the message says what to do; then it goes on."""
+    config = dataclasses.replace(long_config(tmp_path / "set", uninterrupted / "cascade"), **options)
+
+    def on_full_disk(final):
+        temporary = temporary_name(final)
+        if final.name == full and not temporary.exists():
+            temporary.symlink_to("/dev/full")
+        return temporary
+
+    for module in (files, sample_store):
+        monkeypatch.setattr(module, "temporary_name", on_full_disk)
+    with pytest.raises(OSError, match=f"`output_dir` '{tmp_path / 'set'}' is on a disk that is full: free") as error:
+        sample(config, pipeline)
+    assert error.value.errno == errno.ENOSPC
+    assert not [path for path in tmp_path.rglob("*") if path.name.startswith(".")]
+    monkeypatch.undo()
+    sample(config, pipeline)
+    assert torch.equal(pixels(tmp_path / "set"), pixels(uninterrupted / "set"))
+
+
+def test_folders_without_hashes(tmp_path, uninterrupted, pipeline, monkeypatch):
+    """Of earlier versions: read as they are, but names, labels and formats must be right."""
+    folder, made = copy_of(uninterrupted / "set", tmp_path), calls_of(monkeypatch)
+    (folder / "hashes.json").unlink()
+    assert torch.equal(pixels(folder), pixels(uninterrupted / "set"))
+    sample(long_config(folder, uninterrupted / "cascade"), pipeline)
+    assert made == [] and not (folder / "hashes.json").exists()
+    for kind, message in (
+        ("cut", "000007.png' is not a valid PNG"),
+        ("empty", "000007.png' is not a valid PNG"),
+        ("resized", r"000007.png' has .* = \(1, 8, 8\), among images of \(1, 16, 16\)"),
+        ("colour", r"000007.png' has .* = \(3, 16, 16\)"),
+        ("moved", "lacks 1 images, '1/000007.png' for one"),
+        ("doubled", "that were not sampled, '2/000010.png'"),
+        ("no labels", "labels.npy' is missing"),
+    ):
+        damaged = tmp_path / kind
+        shutil.copytree(folder, damaged)
+        PNG_DAMAGE[kind][0](damaged)
+        with pytest.raises(ValueError, match=message):
+            pixels(damaged)
+    sample(long_config(damaged, uninterrupted / "cascade"), pipeline)
+    assert_same(damaged, uninterrupted / "set", results=False)
+
+
+def test_damaged_hashes(tmp_path, uninterrupted, pipeline):
+    """Then nothing is known to be whole, and all of it is made again."""
+    folder = copy_of(uninterrupted / "set", tmp_path)
+    for text in ("", "[]", "{", '{"files": 3}', '{"files": {}}', '{"files": {}, "micro_batches": []}'):
+        (folder / "hashes.json").write_text(text)
+        with pytest.raises(ValueError, match=r"hashes.json' was not written by .*, or is damaged"):
+            load_image_set(folder)
+    sample(long_config(folder, uninterrupted / "cascade"), pipeline)
+    assert_same(folder, uninterrupted / "set", results=False)
 
 
 # Schedulers

@@ -14,16 +14,20 @@ from diffusers import (
     DDIMScheduler,
     DDPMScheduler,
     DPMSolverMultistepScheduler,
+    EDMEulerScheduler,
     EulerDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
     UniPCMultistepScheduler,
 )
 from diffusers.training_utils import compute_snr
 
 from cdm_diffusers import CascadedDDPMScheduler, ContinuousDDPMScheduler
+from cdm_diffusers.pipelines.solvers import SOLVER_CLASSES
 
 
 SOLVERS = [DDIMScheduler, DPMSolverMultistepScheduler, UniPCMultistepScheduler, EulerDiscreteScheduler]
 SCHEDULERS = [CascadedDDPMScheduler, ContinuousDDPMScheduler]
+COSINE = "squaredcos_cap_v2"
 
 
 def seeded(seed=0):
@@ -421,10 +425,51 @@ def test_continuous_restart_and_truncation_cut_the_levels():
 
 
 @pytest.mark.parametrize("scheduler_class", SCHEDULERS)
-@pytest.mark.parametrize("num_steps", [0, -3, 2.0, 2.5, "2", None, True, 101])
+@pytest.mark.parametrize("num_steps", [0, -3, 2.0, 2.5, "2", None, True, 101, 10**12])
 def test_wrong_numbers_of_steps_are_refused(scheduler_class, num_steps):
     with pytest.raises(ValueError, match="`num_inference_steps` is"):
         scheduler_class(100).set_timesteps(num_steps)
+    if num_steps != 101:
+        with pytest.raises(ValueError, match=r"`num_train_timesteps` is .*; it must be an integer in 1\.\.1000000"):
+            scheduler_class(num_steps)
+
+
+@pytest.mark.parametrize("timesteps", [[999, 750, 321, 320, 0], [640, 80, 7], [5]])
+def test_custom_timesteps_are_those_of_ddpm_scheduler(timesteps):
+    """The same trajectory as Diffusers' own, which takes the step before to be the next of the list, too."""
+    ours, theirs = CascadedDDPMScheduler(1000, "linear", 1e-4, 0.02, "fixed_small"), DDPMScheduler()
+    ours.set_timesteps(timesteps=timesteps)
+    theirs.set_timesteps(timesteps=timesteps)
+    assert ours.timesteps.tolist() == theirs.timesteps.tolist() == timesteps
+    assert ours.num_inference_steps == len(timesteps)
+    x = y = torch.randn(2, 3, 4, 4, generator=seeded())
+    one, other = seeded(1), seeded(1)
+    for timestep in ours.timesteps:
+        output = wavy_output(x, int(timestep), 3)
+        x = ours.step(output, timestep, x, one).prev_sample
+        y = theirs.step(output, timestep, y, other).prev_sample
+        if timestep > 0:
+            torch.testing.assert_close(x, y, rtol=0, atol=1e-4)
+    ours.set_timesteps(timesteps=torch.tensor([30, 20, 10]), stop_at=15)
+    assert ours.timesteps.tolist() == [30, 20]
+
+
+@pytest.mark.parametrize(
+    "timesteps", [[], [5, 5], [3, 4], [100, 3], [3, -1], [2.5, 1], ["3"], 7, "73", [[3, 2]], [True], torch.zeros(1)]
+)
+def test_wrong_custom_timesteps_are_refused(timesteps):
+    with pytest.raises(ValueError, match=r"`timesteps` is .*; it must be a list of indices in 0\.\.99, from high"):
+        CascadedDDPMScheduler(100).set_timesteps(timesteps=timesteps)
+
+
+def test_custom_timesteps_replace_their_number():
+    with pytest.raises(ValueError, match="`num_inference_steps` and `timesteps` were both given"):
+        CascadedDDPMScheduler(100).set_timesteps(2, timesteps=[3, 2])
+
+
+@pytest.mark.parametrize("scheduler_class", SCHEDULERS)
+def test_compatibles_are_the_supported_schedulers(scheduler_class):
+    assert set(scheduler_class(10).compatibles) == {scheduler_class, *SOLVER_CLASSES}
 
 
 @pytest.mark.parametrize("scheduler_class", SCHEDULERS)
@@ -483,6 +528,35 @@ def test_step_without_noise_levels_of_the_grid_is_refused():
     for timestep in (50, -1, 100, torch.tensor([99, 98, 0])):
         with pytest.raises(ValueError, match=r"`timestep` is .*; it must be one of `timesteps`, \[99, 88, 77"):
             scheduler.step(output, timestep, x_t)
+
+
+@pytest.mark.parametrize("scheduler_class", SCHEDULERS)
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"timestep": None}, "`timestep` is None; it must be an integer or an int64 tensor"),
+        ({"timestep": 2.5}, r"`timestep` is 2\.5; it must be an integer"),
+        ({"timestep": "3"}, "`timestep` is '3'; it must be an integer"),
+        ({"timestep": True}, "`timestep` is True; it must be an integer"),
+        ({"timestep": torch.tensor(2.5)}, r"`timestep` is a torch\.float32 tensor; it must be an integer"),
+        (
+            {"timestep": torch.tensor([3, 3])},
+            r"`timestep` is of shape \(2,\); it must be a single one, or one for each",
+        ),
+        ({"timestep": torch.tensor([[3]])}, r"`timestep` is of shape \(1, 1\); it must be a single one"),
+        ({"sample": None}, r"`sample` is None; it must be floats of shape \(B, C, H, W\)"),
+        ({"sample": torch.tensor(1.0)}, r"`sample` is torch\.float32 of shape \(\); it must be floats of shape"),
+        ({"model_output": None}, "`model_output` is None; it must be floats"),
+        ({"model_output": torch.zeros(2, 1, 4, 4)}, r"`model_output` is of shape \(2, 1, 4, 4\); .* as `sample`"),
+        ({"model_output": torch.zeros(3, 1, 8, 8)}, r"`model_output` is of shape \(3, 1, 8, 8\); .* as `sample`"),
+    ],
+)
+def test_wrong_arguments_of_a_step_are_named(scheduler_class, changes, message):
+    scheduler = scheduler_class(10, variance_type="fixed_small")
+    arguments = {"model_output": torch.zeros(3, 1, 4, 4), "timestep": 3, "sample": torch.zeros(3, 1, 4, 4)}
+    scheduler.step(**arguments)
+    with pytest.raises(ValueError, match=message):
+        scheduler.step(**arguments | changes)
 
 
 @pytest.mark.parametrize("variance_type, channels", [("learned_range", 2), ("learned_range", 3), ("fixed_small", 3)])
@@ -715,6 +789,65 @@ def test_solvers_of_diffusers_take_the_config(solver, is_loaded, scheduler_class
     back = scheduler_class.from_config(converted.config)
     assert torch.equal(back.table.alphas_cumprod, scheduler.table.alphas_cumprod)
     assert back.config.variance_type == scheduler.config.variance_type
+
+
+@pytest.mark.parametrize("is_loaded", [False, True])
+@pytest.mark.parametrize(
+    "arguments", [{}, {"beta_start": 0.001, "beta_end": 0.03}, {"num_train_timesteps": 300}, {"beta_schedule": COSINE}]
+)
+@pytest.mark.parametrize("foreign_class", SOLVER_CLASSES)
+@pytest.mark.parametrize("scheduler_class", SCHEDULERS)
+def test_a_config_of_diffusers_names_the_same_process(scheduler_class, foreign_class, arguments, is_loaded, tmp_path):
+    """Given or left at the other class's defaults, fresh or loaded from a folder that it was saved to."""
+    foreign = foreign_class(prediction_type="v_prediction", **arguments)
+    foreign.save_pretrained(tmp_path)
+    own = scheduler_class.from_pretrained(tmp_path) if is_loaded else scheduler_class.from_config(foreign.config)
+    expected = foreign.alphas_cumprod.double()
+    if arguments.get("beta_schedule") == COSINE:
+        expected = expected[:-1]  # Euler raises the last
+    torch.testing.assert_close(own.alphas_cumprod[: len(expected)], expected, rtol=1e-4, atol=0)
+    assert len(own.alphas_cumprod) == foreign.config.num_train_timesteps
+    assert own.config.variance_type == "fixed_small"
+    kept = ("prediction_type", "clip_sample", "clip_sample_range", "thresholding", "sample_max_value")
+    for name in ("num_train_timesteps", "beta_schedule", *(name for name in kept if name in foreign.config)):
+        assert own.config[name] == foreign.config[name], name
+    own.set_timesteps(50)
+    assert own.timesteps[0] == own.config.num_train_timesteps - 1 or scheduler_class is ContinuousDDPMScheduler
+    assert torch.equal(scheduler_class.from_config(own.config).alphas_cumprod, own.alphas_cumprod)
+
+
+@pytest.mark.parametrize("arguments", [{"variance_type": "fixed_large"}, {"clip_sample": False}])
+@pytest.mark.parametrize("scheduler_class", SCHEDULERS)
+def test_what_diffusers_ddpm_samples_with_is_taken_over(scheduler_class, arguments):
+    own = scheduler_class.from_config(DDPMScheduler(**arguments).config)
+    assert {name: own.config[name] for name in arguments} == arguments
+    given = scheduler_class.from_config(DDPMScheduler(**arguments).config, variance_type="fixed_small", beta_end=0.01)
+    assert given.config.variance_type == "fixed_small" and given.betas[-1].item() == pytest.approx(0.01)
+
+
+@pytest.mark.parametrize(
+    "foreign, message",
+    [
+        (DDPMScheduler(trained_betas=[0.1] * 1000), "`trained_betas` is a list of 1000; it must be None"),
+        (DDIMScheduler(rescale_betas_zero_snr=True), "`rescale_betas_zero_snr` is True; it must be False"),
+        (DDIMScheduler(beta_schedule="scaled_linear"), "`beta_schedule` is 'scaled_linear'; it must be"),
+        (DDPMScheduler(beta_schedule="sigmoid"), "`beta_schedule` is 'sigmoid'; it must be"),
+        (DDPMScheduler(variance_type="fixed_small_log"), "`variance_type` is 'fixed_small_log'; it must be one of"),
+        (DPMSolverMultistepScheduler(prediction_type="flow_prediction"), "`prediction_type` is 'flow_prediction'"),
+        (
+            FlowMatchEulerDiscreteScheduler(),
+            "has no `beta_schedule`; it must be that of a scheduler",
+        ),
+        (EDMEulerScheduler(), "has no `beta_schedule`; it must be that of a scheduler"),
+    ],
+)
+@pytest.mark.parametrize("scheduler_class", SCHEDULERS)
+def test_processes_of_diffusers_that_cannot_be_kept_are_refused(scheduler_class, foreign, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        scheduler_class.from_config(foreign.config)
+    foreign.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=message):
+        scheduler_class.from_pretrained(tmp_path)
 
 
 @pytest.mark.parametrize("scheduler_class", SCHEDULERS)

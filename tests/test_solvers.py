@@ -29,6 +29,7 @@ def test_every_solver_replaces_every_other(before, name):
             assert type(solver) is (ContinuousDDPMScheduler if is_continuous else CascadedDDPMScheduler)
         else:
             assert type(solver).__name__ == SOLVERS[name][0]
+            assert solver.config.get("use_karras_sigmas", False) == (name == "heun")
 
 
 @pytest.mark.parametrize("name", SOLVERS)

@@ -39,7 +39,7 @@ from cdm_diffusers.options import parse
 from cdm_diffusers.pipelines import CascadedDiffusionPipeline, SuperResolutionPipeline
 from cdm_diffusers.presets import BlurAugmentationPreset, get_preset
 from cdm_diffusers.training import cpu
-from cdm_diffusers.training.checkpoints import checkpoints_in, rotate, step_of
+from cdm_diffusers.training.checkpoints import checkpoints_in, read_checkpoint, rotate, step_of
 from cdm_diffusers.training.config import TrainingConfig
 from cdm_diffusers.training.ema import LerpEMAModel
 from cdm_diffusers.training.loop import Trainer, train
@@ -137,7 +137,8 @@ def trainer_of(options):
     preset = resolve_preset(config, super_resolution=True)
     preset = dataclasses.replace(preset, unet=dataclasses.replace(preset.unet, num_classes=len(CLASSES)))
     data = open_images(data_config(config, preset))
-    return Trainer(config, preset, data, Accelerator(), {})
+    resolved = describe(config, preset, data.id2label, len(data.dataset), 1)
+    return Trainer(config, preset, data, Accelerator(), resolved)
 
 
 def gradients(options):
@@ -147,7 +148,7 @@ def gradients(options):
     for parameter in trainer.stage.unet.parameters():
         if not parameter.any():
             torch.nn.init.normal_(parameter, std=0.1)
-    trainer.seed_noise(0)
+    trainer.noise.start(trainer.step, 0)
     trainer.batch_loss(next(trainer.batches())).backward()
     return {name: parameter.grad for name, parameter in trainer.stage.unet.named_parameters()}
 
@@ -427,7 +428,7 @@ def test_crops_then_whole_images_and_exact_resume(images, tmp_path):
     run(options | {"output_dir": str(tmp_path / "unbroken")}, super_resolution=True)
     broken = options | {"output_dir": str(tmp_path / "broken")}
     with pytest.raises(BrokenProcessPool):
-        run(broken, AtDiskCalls(KillAt(40)), super_resolution=True)
+        run(broken, AtDiskCalls(KillAt(32)), super_resolution=True)
     assert [step_of(checkpoint) for checkpoint in checkpoints_in(tmp_path / "broken")] == [2]
     run(broken | {"resume_from_checkpoint": "latest"}, super_resolution=True)
     assert_same_run(tmp_path / "broken", tmp_path / "unbroken")
@@ -485,22 +486,33 @@ def test_images_held_in_memory_train_to_the_same_weights(images, unbroken, tmp_p
 
 
 class InProcessGroup:
-    """The environment that torchrun gives one of two processes."""
+    """The environment that torchrun gives one of `size` processes; `before` prepares a fault of that one."""
 
-    def __init__(self, rank, port):
-        self.rank, self.port = rank, port
+    def __init__(self, rank, port, size, before=None):
+        self.rank, self.port, self.size, self.before = rank, port, size, before
 
     def __call__(self):
-        os.environ |= {"RANK": str(self.rank), "LOCAL_RANK": str(self.rank), "WORLD_SIZE": "2"}
+        os.environ |= {"RANK": str(self.rank), "LOCAL_RANK": str(self.rank), "WORLD_SIZE": str(self.size)}
         os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(self.port)}
+        if self.before is not None:
+            self.before()
 
 
-def run_in_two_processes(options):
+def in_process_groups(size, before=None):
+    """One for each of `size` processes of one run, all with the fault `before`, or each with its own."""
+    faults = before if isinstance(before, tuple) else (before,) * size
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    with ProcessPoolExecutor(2, mp_context=FORKSERVER) as pool:
-        futures = [pool.submit(train_here, options, False, InProcessGroup(rank, port)) for rank in (0, 1)]
+    return [InProcessGroup(rank, port, size, fault) for rank, fault in enumerate(faults)]
+
+
+def run_in_processes(size, options, before=None, super_resolution=False):
+    """A run in `size` processes, with the faults of [`in_process_groups`]; raises the first exception."""
+    with ProcessPoolExecutor(size, mp_context=FORKSERVER) as pool:
+        futures = [
+            pool.submit(train_here, options, super_resolution, group) for group in in_process_groups(size, before)
+        ]
         return [future.result() for future in futures]
 
 
@@ -508,7 +520,7 @@ def test_two_processes(images, tmp_path):
     options = BASE | EXACT | {"train_data_dir": str(images), "train_batch_size": 3, "checkpointing_steps": 3}
     options |= {"lr_scheduler": "linear", "learning_rate": 1e-3}
     whole, halved = (options | {"output_dir": str(tmp_path / name)} for name in ("whole", "halved"))
-    assert run_in_two_processes(whole) == [2, 2]
+    assert run_in_processes(2, whole) == [2, 2]
     training = json.loads((tmp_path / "whole" / "training_config.json").read_text())["training"]
     assert training["num_processes"] == 2
     assert training["train_batch_size"] == 2 * 2 * 3
@@ -517,10 +529,8 @@ def test_two_processes(images, tmp_path):
     assert optimizer["param_groups"][0]["lr"] == pytest.approx(1e-3 * 3 / 4)
 
     shutil.copytree(tmp_path / "whole" / "checkpoint-3", tmp_path / "halved" / "checkpoint-3")
-    run_in_two_processes(halved | {"resume_from_checkpoint": "latest"})
+    run_in_processes(2, halved | {"resume_from_checkpoint": "latest"})
     assert_same_run(tmp_path / "halved", tmp_path / "whole")
-    with pytest.raises(ValueError, match=r"training.num_processes \(2 in the checkpoint, 1 now\)"):
-        run(whole | {"resume_from_checkpoint": "latest", "train_batch_size": 6})
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -551,6 +561,29 @@ def test_resuming_a_damaged_checkpoint(name, images, unbroken, tmp_path):
     options = BASE | EXACT | {"train_data_dir": str(images), "output_dir": str(tmp_path)}
     with pytest.raises(ValueError, match=r"checkpoint-4', which is incomplete or damaged"):
         run(options | {"resume_from_checkpoint": "latest"})
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        ({"step": "4"}, "`step`: Input should be a valid integer"),
+        ({"step": -1}, "`step`: Input should be greater than or equal to 0"),
+        ({"epoch": None}, "`epoch`: Input should be a valid integer"),
+        ({"loss": "low"}, "`loss`: Input should be a valid number"),
+        ([], "Input should be an object"),
+        ({}, "`epoch_batches`: Field required"),
+    ],
+)
+def test_a_malformed_progress_file(change, problem, unbroken, tmp_path):
+    shutil.copytree(unbroken / "checkpoint-4", tmp_path / "checkpoint-4")
+    file = tmp_path / "checkpoint-4" / "progress.json"
+    progress = json.loads(file.read_text())
+    assert read_checkpoint(tmp_path / "checkpoint-4")[1] == progress
+    if not change:
+        del progress["epoch_batches"]
+    file.write_text(json.dumps(progress | change if isinstance(change, dict) else change))
+    with pytest.raises(ValueError, match=rf"progress.json' was not written by training, or is damaged \({problem}"):
+        read_checkpoint(tmp_path / "checkpoint-4")
 
 
 def test_resuming_other_data_is_refused(images, unbroken, tmp_path):
@@ -609,8 +642,9 @@ class FailAfterStart:
 @pytest.mark.parametrize("fault", [limit_file_size, fill_disk])
 def test_full_disk_keeps_the_last_checkpoint(fault, images, tmp_path):
     options = BASE | {"train_data_dir": str(images), "output_dir": str(tmp_path), "train_batch_size": 4}
-    with pytest.raises(OSError, match=r"step 2 could not be saved .* There is no checkpoint yet"):
+    with pytest.raises(OSError, match=r"step 2 could not be saved .* There is no checkpoint yet") as refusal:
         run(options | {"max_train_steps": 2}, FailAfterStart(fault))
+    assert refusal.value.errno in (errno.ENOSPC, errno.EFBIG) and str(tmp_path) in str(refusal.value)
     run(options | {"max_train_steps": 2})
     before = {
         path: path.read_bytes()
@@ -702,7 +736,7 @@ def prepared_batch(options, step=0):
 
     trainer.stage.loss = loss
     batch, trainer.step = next(trainer.batches()), step
-    trainer.seed_noise(0)
+    trainer.noise.start(trainer.step, 0)
     trainer.batch_loss(batch)
     return {"image": batch["image"], "label": batch["label"], **seen}
 

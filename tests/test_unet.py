@@ -1,7 +1,10 @@
 """CascadedUNet2DModel against Diffusers' UNet2DModel wherever that can express it, and its own promises."""
 
+import inspect
 import itertools
+import json
 import math
+import time
 
 import numpy as np
 import pytest
@@ -12,8 +15,10 @@ from diffusers import UNet2DModel
 from diffusers.models.attention_processor import Attention, AttnProcessor, AttnProcessor2_0
 from diffusers.models.resnet import ResnetBlock2D
 from peft import LoraConfig
+from torch._dynamo.testing import CompileCounter
 
 from cdm_diffusers import CascadedUNet2DModel
+from cdm_diffusers.models.arguments import ARGUMENTS
 
 
 BASE = {
@@ -211,7 +216,7 @@ def test_residual_blocks_of_each_level():
     uniform = build(block_out_channels=(8, 8, 16), layers_per_block=(2, 2, 2))
     assert torch.equal(output_of(uniform), output_of(build(block_out_channels=(8, 8, 16), layers_per_block=2)))
     for layers in ((1, 2), (1, 0, 2), 0):
-        with pytest.raises(ValueError, match=r"`layers_per_block` is .* one for each of the 3 levels"):
+        with pytest.raises(ValueError, match=r"`layers_per_block` is .* one for each (level|of the 3 levels)"):
             CascadedUNet2DModel(**BASE | {"block_out_channels": (8, 8, 16), "layers_per_block": layers})
 
 
@@ -426,6 +431,18 @@ def test_one_time_for_the_whole_batch(name):
         assert torch.equal(scalar, output_of(model, **{name: torch.tensor([123, 123])}))
 
 
+def test_times_as_unet_2d_model_takes_them():
+    """A number, or one time in a list, for the whole batch."""
+    for changes, values in (({}, [7, torch.tensor([7])]), ({"time_conditioning": "noise_level"}, [1, torch.ones(1)])):
+        model = build(**changes)
+        expected = output_of(model, timestep=values[1].repeat(2))
+        for value in values:
+            assert torch.equal(output_of(model, timestep=value), expected)
+            if not changes:
+                torch.testing.assert_close(diffusers_twin(model)(inputs_of(model)["sample"], value).sample, expected)
+    assert torch.equal(output_of(model, timestep=0.25), output_of(model, timestep=torch.tensor(0.25)))
+
+
 def sinusoids_by_hand(values, dim):
     """cos and sin of the value times 10000^(-i/half), in float64."""
     angles = np.asarray(values, np.float64)[:, None] * 10000.0 ** (-np.arange(dim // 2) / (dim // 2))
@@ -512,6 +529,24 @@ def test_compiles_without_a_graph_break(config):
     torch.testing.assert_close(output_of(compiled), output_of(model))
 
 
+@pytest.mark.parametrize("changes", [{}, {"downsample_type": "resnet", "upsample_type": "resnet"}])
+def test_repeated_blocks_are_compiled_level_by_level(changes):
+    """Fifteen residual blocks of different channels, beyond Dynamo's limit of 8 graphs for one forward."""
+    model = build(block_out_channels=(8, 16, 24), layers_per_block=2, attention_resolutions=(8,), **changes)
+    expected, counter = output_of(model), CompileCounter()
+    model.compile_repeated_blocks(fullgraph=True, backend=counter)
+    torch.testing.assert_close(output_of(model), expected)
+    assert counter.frame_count == 3 + 1 + 3
+
+
+def test_attention_backends_that_would_change_nothing_are_refused():
+    model = build()
+    model.set_attention_backend("native")
+    for backend in ("flash", "xformers", "_native_math", 5):
+        with pytest.raises(ValueError, match=r"`backend` is .*; it must be 'native', since AttnProcessor2_0 calls"):
+            model.set_attention_backend(backend)
+
+
 def test_attention_processors_can_be_set():
     model = build(attention_resolutions=(16, 8))
     assert len(model.attn_processors) == 2 * 3 + 1
@@ -594,6 +629,44 @@ def test_checkpoints_that_lack_weights_are_refused(tmp_path):
         CascadedUNet2DModel.from_pretrained(tmp_path)
 
 
+@pytest.mark.parametrize(
+    "changes, error, message",
+    [
+        ({"in_channels": 10**6}, OSError, r"of another architecture than its config.* conv_in\.weight expected shape"),
+        ({"layers_per_block": 2}, OSError, r"config: .* expected shape torch\.Size.*, but got torch\.Size\(.*\)\.$"),
+        ({"attention_resolutions": [16, 8]}, OSError, r"lacks 30 of the network's weights, 'down_blocks\.0\.att"),
+        ({"mid_block_attention": False}, OSError, r"has 10 weights besides the network's weights, 'mid_block\.att"),
+        ({"in_channels": 10**9}, ValueError, "`in_channels` is 1000000000; it must be an integer in"),
+        ({"layers_per_block": 10**6}, ValueError, "`layers_per_block` is 1000000; it must be an integer in"),
+        ({"norm_eps": float("nan")}, ValueError, "`norm_eps` is nan; it must be a number above 0"),
+        ({"block_out_channels": [2**19, 2**20]}, ValueError, r"would have .* weights or more; .* at most 1e\+10"),
+    ],
+)
+def test_configs_of_other_networks_are_refused_at_once(changes, error, message, tmp_path):
+    """Nothing is allocated for a network that the weights do not fit, or that is out of all proportion."""
+    build().save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | changes))
+    start = time.process_time()
+    with pytest.raises(error, match=message):
+        CascadedUNet2DModel.from_pretrained(tmp_path)
+    assert time.process_time() - start < 2
+
+
+def test_loading_allocates_no_weights_before_it_reads_them(tmp_path, monkeypatch):
+    build().save_pretrained(tmp_path)
+    build_layers, devices = CascadedUNet2DModel._build_layers, set()
+
+    def recording(self):
+        build_layers(self)
+        devices.add(torch.nn.Conv2d(1, 1, 1).weight.device.type)
+        devices.add(torch.empty(1).device.type)
+
+    monkeypatch.setattr(CascadedUNet2DModel, "_build_layers", recording)
+    loaded = CascadedUNet2DModel.from_pretrained(tmp_path)
+    assert devices == {"meta"} and {parameter.device.type for parameter in loaded.parameters()} == {"cpu"}
+
+
 def test_builds_and_runs_on_the_meta_device():
     """No value is read back on the way, so that nothing waits for a GPU."""
     with torch.device("meta"):
@@ -615,10 +688,16 @@ def test_output_as_a_tuple():
 
 images = torch.zeros
 wrong_inputs = [
+    ("sample", None, "is None; it must be a tensor of shape (B, 3, H, W)"),
+    ("sample", torch.tensor(1.0), "is of shape (); it must be a tensor of shape (B, 3, H, W)"),
+    ("sample", [1.0], "is [1.0]; it must be a tensor"),
+    ("low_res", [1.0], "is [1.0]; expected floats of shape (2, 3, 8, 8)"),
     ("sample", images(2, 3, 8, 8), "shape (2, 3, 8, 8); expected floats of shape (2, 3, 16, 16)"),
     ("sample", images(2, 1, 16, 16), "expected floats of shape (2, 3, 16, 16)"),
     ("sample", images(2, 3, 16, 16, dtype=torch.uint8), "torch.uint8"),
-    ("timestep", 5, "type int; expected a torch.int64 tensor"),
+    ("timestep", 5.0, "type float; expected a torch.int64 tensor"),
+    ("timestep", True, "type bool; expected a torch.int64 tensor"),
+    ("timestep", None, "type NoneType; expected a torch.int64 tensor"),
     ("timestep", torch.tensor([0.5, 0.5]), "type torch.float32; expected a torch.int64 tensor"),
     ("timestep", torch.tensor([True, False]), "type torch.bool"),
     ("timestep", torch.tensor([1, 2, 3]), "shape (3,); expected (2,) or ()"),
@@ -654,7 +733,7 @@ def test_surplus_conditions_are_named(name):
         output_of(build(), **{name: surplus})
 
 
-@pytest.mark.parametrize("level", [torch.tensor([3, 4]), torch.tensor([0.5, 0.5]).half(), torch.tensor([0.5]), 0.5])
+@pytest.mark.parametrize("level", [torch.tensor([3, 4]), torch.tensor([0.5, 0.5]).half(), torch.zeros(3), "0.5"])
 def test_wrong_noise_levels_are_named(level):
     with pytest.raises(ValueError, match=r"`timestep` .*expected (a torch\.float32 tensor|\(2,\) or \(\))"):
         output_of(build(time_conditioning="noise_level"), timestep=level)
@@ -684,6 +763,45 @@ def test_wrong_noise_levels_are_named(level):
     ],
 )
 def test_wrong_configs_are_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        CascadedUNet2DModel(**(BASE | changes))
+
+
+def test_every_argument_is_checked():
+    assert list(ARGUMENTS) == list(inspect.signature(CascadedUNet2DModel).parameters)
+
+
+@pytest.mark.parametrize("name", ARGUMENTS)
+def test_arguments_of_no_sense_are_refused(name):
+    for value in (float("nan"), float("inf"), -1, 1e9, 10**9, "x", {}, b"", [-1], [1.5], ["8"], [1] * 17, object()):
+        start = time.process_time()
+        with pytest.raises(ValueError, match=f"^`{name}` is .*; it must be "):
+            CascadedUNet2DModel(**SUPER_RES | {name: value})
+        assert time.process_time() - start < 1
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"norm_eps": 0.0}, "`norm_eps` is 0.0; it must be a number above 0 and at most 1"),
+        ({"attention_head_dim": 0}, "`attention_head_dim` is 0"),
+        ({"attention_head_dim": -4}, "`attention_head_dim` is -4"),
+        ({"norm_num_groups": -4}, "`norm_num_groups` is -4"),
+        ({"block_out_channels": ()}, r"`block_out_channels` is \(\); it must be a list of 1 to 16 values"),
+        ({"sample_size": True}, "`sample_size` is True"),
+        ({"learned_variance": 1}, "`learned_variance` is 1; it must be True or False"),
+        ({"dropout": 1.0}, r"`dropout` is 1.0; it must be a number in \[0, 1\)"),
+        ({"freq_shift": 4}, "`freq_shift` is 4; it must be below half of the 8 sinusoidal features"),
+        ({"in_channels": 2**20, "block_out_channels": (2**11, 2**11)}, r"1e\+10: .*`in_channels` is 1048576"),
+        ({"block_out_channels": (4000, 4000), "conv_in_channels": 2**20, "time_proj_dim": 32}, r"at most 1e\+10"),
+        (
+            {"sample_size": 2**20, "patch_size": 2**20, "in_channels": 2**10, "block_out_channels": (2**20,)}
+            | {"attention_resolutions": ()},
+            r"at most 1e\+10",
+        ),
+    ],
+)
+def test_wrong_numbers_are_refused(changes, message):
     with pytest.raises(ValueError, match=message):
         CascadedUNet2DModel(**(BASE | changes))
 

@@ -3,11 +3,12 @@
 import importlib
 
 import torch
-from diffusers import DiffusionPipeline
+from diffusers import DiffusionPipeline, SchedulerMixin
 
 from ..evaluation.sample import DTYPES
 from ..models import CascadedUNet2DModel
 from ..pipelines import CascadedDiffusionPipeline, SuperResolutionPipeline
+from ..pipelines.pipeline_base import load_index
 from ..publishing import hub_errors
 
 
@@ -24,7 +25,7 @@ def kind_of(name: str) -> type[Pipeline]:
         OSError: there is none.
     """
     with hub_errors(name):
-        found = DiffusionPipeline.load_config(name)["_class_name"]
+        found = load_index(DiffusionPipeline, name)["_class_name"]
     if isinstance(found, list):
         raise ValueError(f"`pipeline` is {name!r}, which carries its own code; give the folder it was exported from.")
     if found not in KINDS:
@@ -46,18 +47,21 @@ def load_pipeline(name: str, dtype: str = "float32", device: str | None = None) 
 def load_without_weights(name: str) -> Pipeline:
     """The pipeline with networks on the meta device: all of its configuration, and nothing to compute with."""
     kind = kind_of(name)
-    index = kind.load_config(name)
+    index = load_index(kind, name)
+    components, arguments = kind._get_signature_keys(kind)
     parts = {}
-    for part, value in index.items():
-        if not isinstance(value, list) or value[0] is None:
+    for part in components:
+        value = index.get(part) or [None, None]
+        if value[0] is None:
             continue
         if value[1] == CascadedUNet2DModel.__name__:
             with torch.device("meta"):
                 parts[part] = CascadedUNet2DModel.from_config(CascadedUNet2DModel.load_config(name, subfolder=part))
         else:
             parts[part] = scheduler_class(value).from_pretrained(name, subfolder=part)
-    settings = {key: value for key, value in index.items() if not key.startswith("_") and not isinstance(value, list)}
-    return kind(**parts, **settings)
+    if absent := [part for part in components if part not in (*parts, *kind._optional_components)]:
+        raise ValueError(f"`pipeline` is {name!r}, a {kind.__name__} without {absent}: take a whole copy of it.")
+    return kind(**parts, **{key: index[key] for key in arguments if key in index})
 
 
 def scheduler_class(entry: list[str]) -> type:
@@ -65,4 +69,7 @@ def scheduler_class(entry: list[str]) -> type:
     library, name = entry
     if library not in ("diffusers", "cdm_diffusers"):
         raise ValueError(f"`model_index.json` names {library}.{name}; schedulers are Diffusers' or this package's.")
-    return getattr(importlib.import_module(library), name)
+    found = getattr(importlib.import_module(library), name, None)
+    if not (isinstance(found, type) and issubclass(found, SchedulerMixin)):
+        raise ValueError(f"`model_index.json` names {library}.{name}, which is not a scheduler of {library}.")
+    return found

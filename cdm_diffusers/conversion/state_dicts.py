@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 
 
 SHARD_NAME = re.compile(r"-\d+-of-\d+\.|\.index\.json$")
+READABLE_METHODS = {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}  # of compression, in torch's archives
 UNFINISHED_SUFFIXES = (".part", ".partial", ".crdownload", ".download", ".incomplete", ".tmp", ".aria2")
 
 
@@ -19,8 +20,8 @@ def read_state_dict(path: str | Path) -> dict[str, torch.Tensor]:
     r"""
     The tensors of a checkpoint file: a plain PyTorch state dict (`.pt`, `.pth`, `.bin`) or safetensors.
 
-    PyTorch files are opened with `weights_only=True`, and mapped rather than read where their format allows it, so
-    that tensors take memory only as they are used.
+    PyTorch files are opened with `weights_only=True`, and mapped rather than read where their format allows it (an
+    archive that was not compressed later), so that tensors take memory only as they are used.
 
     Args:
         path (`str` or `Path`): the file.
@@ -70,11 +71,9 @@ def _read_safetensors(path: Path) -> dict[str, torch.Tensor]:
 
 
 def _read_torch(path: Path, start: bytes) -> dict[str, torch.Tensor]:
-    is_zip = start.startswith(b"PK")
-    if is_zip:
-        _check_zip(path)
+    is_mapped = start.startswith(b"PK") and _check_zip(path) == {zipfile.ZIP_STORED}
     try:
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=is_mapped)
     except UnpicklingError as error:
         # the name of what the pickle wanted to call stands in torch's message
         wanted = re.search(r"GLOBAL ([\w.]+)", str(error))
@@ -94,12 +93,17 @@ def _read_torch(path: Path, start: bytes) -> dict[str, torch.Tensor]:
         ) from error
 
 
-def _check_zip(path: Path):
-    """A file that is cut off has lost its directory, one with holes in it fails the checksums."""
+def _check_zip(path: Path) -> set[int]:
+    """
+    The methods by which entries are compressed. A file that is cut off has lost its directory, one with holes in it
+    fails the checksums.
+    """
     try:
         with zipfile.ZipFile(path) as archive:
             encrypted = any(entry.flag_bits & 1 for entry in archive.infolist())
-            damaged = None if encrypted else archive.testzip()
+            methods = {entry.compress_type for entry in archive.infolist()}
+            is_readable = not encrypted and methods <= READABLE_METHODS
+            damaged = archive.testzip() if is_readable else None
     except (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError) as error:
         raise ValueError(
             f"{path.name} is cut off (a download that did not finish, or one part of a split file): its "
@@ -109,6 +113,12 @@ def _check_zip(path: Path):
         raise ValueError(f"{path.name} is an encrypted archive: unpack it with its password and give what is inside.")
     if damaged is not None:
         raise ValueError(f"{path.name} is damaged: the checksum of its {damaged!r} is wrong. Download it again.")
+    if not methods <= READABLE_METHODS:
+        raise ValueError(
+            f"{path.name} is an archive that was compressed by a method that torch does not read: unpack it, and give "
+            "what is inside, or pack that again without compression (`zip -0`)."
+        )
+    return methods
 
 
 def _check_state_dict(path: Path, state_dict) -> dict[str, torch.Tensor]:

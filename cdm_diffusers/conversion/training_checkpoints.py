@@ -1,12 +1,12 @@
 """Checkpoints of this package's own training as stages."""
 
-import json
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from safetensors.torch import load_file
 
-from ..training.checkpoints import loading
+from ..files import read_json
+from ..training.checkpoints import Result, loading
 from ..training.export import save_pipeline, stage_pipeline
 from ..training.resolve import preset_of
 from ..training.stage import build_stage
@@ -36,8 +36,8 @@ def convert_training_checkpoint(
             f"`checkpoint` is {str(checkpoint)!r}, which is not a checkpoint folder of the training scripts."
         )
     with loading(checkpoint):
-        resolved = json.loads((checkpoint / "training_config.json").read_text())
-        progress = json.loads((checkpoint / "progress.json").read_text())
+        resolved = read_json(checkpoint / "training_config.json", dict[str, Any], "training")
+        progress = read_json(checkpoint / "progress.json", Result, "training")
         preset = preset_of(resolved)
         stage = build_stage(preset)
         file = checkpoint / ("ema.safetensors" if weights == "ema" else "model.safetensors")

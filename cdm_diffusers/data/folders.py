@@ -24,14 +24,14 @@ class ImageFolderContents:
         root: the folder whose sub-folders are the classes.
         images: their paths, from `root`.
         patterns: glob patterns of all files; links to folders, which globbing does not follow, have their own.
-        described: whether metadata files say which images there are, and what they show.
+        metadata: paths of files that say which images there are, and what they show.
         left_out: paths from `root` of what is not read, by reason.
     """
 
     root: Path
     images: list[Path] = field(default_factory=list)
     patterns: dict[str, None] = field(default_factory=dict)
-    described: bool = False
+    metadata: list[Path] = field(default_factory=list)
     left_out: dict[str, list[str]] = field(default_factory=dict)
 
     def leave_out(self, path: Path, reason: str) -> None:
@@ -55,7 +55,7 @@ def read_image_folder(folder: Path, config: DataConfig) -> ImageFolderContents:
             f"{str(root)!r} holds no images, parquet files or IDX files{_but(contents)}: give --train_data_dir a "
             "folder with one sub-folder of images per class."
         )
-    if config.class_conditional and not contents.described:
+    if config.class_conditional and not contents.metadata:
         _check_classes(contents)
     return contents
 
@@ -64,7 +64,7 @@ def imagefolder_options(contents: ImageFolderContents, config: DataConfig) -> di
     """What `load_dataset("imagefolder", ...)` is told, so that it takes these images and their classes."""
     options = {"data_files": {config.dataset_split: list(contents.patterns)}}
     classes = {path.parent.name for path in contents.images}
-    if config.class_conditional and not contents.described and len(classes) == 1:
+    if config.class_conditional and not contents.metadata and len(classes) == 1:
         options["drop_labels"] = False  # left to itself, `datasets` sees no classes where there is one
     return options
 
@@ -116,7 +116,7 @@ def _read(contents: ImageFolderContents, place: Path, globbed: Path, above: list
             contents.images.append(path)
             contents.patterns[f"{glob.escape(str(globbed))}/**"] = None
         elif entry.name in ImageFolder.METADATA_FILENAMES:
-            contents.described = True
+            contents.metadata.append(path)
         else:
             contents.leave_out(path, NOT_IMAGES)
 

@@ -21,13 +21,15 @@ def open_idx(folder: Path, config: DataConfig) -> ImageData:
     if config.streaming:
         raise ValueError(f"the IDX files in {str(folder)!r} are held in memory, not streamed: leave out --streaming.")
     file = _find_idx(folder, "images-idx3-ubyte", config)
+    files = [file.relative_to(folder)]
     with naming(f"every image of {file}"):
         images = grey_images_to_tensor(
             _read_idx(file, 3), config.source_resolution, config.num_channels, config.padding
         )
     if not config.class_conditional:
-        return ImageData(InMemoryImages(images, None), None)
+        return ImageData(InMemoryImages(images, None), None, root=folder, files=files)
     file = _find_idx(folder, "labels-idx1-ubyte", config)
+    files.append(file.relative_to(folder))
     values = _read_idx(file, 1)
     if len(values) != len(images):
         raise ValueError(f"{file} has {len(values)} labels for {len(images)} images: fetch the pair again.")
@@ -35,7 +37,8 @@ def open_idx(folder: Path, config: DataConfig) -> ImageData:
     for row in np.unique(values, return_index=True)[1]:
         with naming(f"row {row} of {file}"):
             labels.encode(values[row])
-    return ImageData(InMemoryImages(images, torch.from_numpy(values.astype(np.int64))), labels.id2label)
+    dataset = InMemoryImages(images, torch.from_numpy(values.astype(np.int64)))
+    return ImageData(dataset, labels.id2label, root=folder, files=files)
 
 
 def _idx_names(folder: Path, labels: np.ndarray, config: DataConfig) -> list[str]:

@@ -3,7 +3,8 @@
 import hashlib
 import json
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 from tqdm.auto import tqdm
@@ -23,11 +24,17 @@ class ImageData:
             of the images and of how they are prepared; or a `datasets.IterableDataset` (call `set_epoch` on it).
         id2label: name of every class id, None for unconditional training.
         left_out: paths of files in the folder that are not read, by reason.
+        root: the folder of local files.
+        files: which of them the images come from, from `root`.
+        identity: what tells these images from others; see `fingerprints.py`.
     """
 
     dataset: "torch.utils.data.Dataset | datasets.IterableDataset"
     id2label: dict[int, str] | None
     left_out: dict[str, list[str]] = field(default_factory=dict)
+    root: Path | None = None
+    files: list[Path] = field(default_factory=list)
+    identity: dict[str, Any] | None = None
 
 
 class InMemoryImages(torch.utils.data.Dataset):

@@ -56,12 +56,15 @@ def open_images(config: DataConfig) -> ImageData:
     folder = Path(config.train_data_dir)
     if any(folder.glob("*images-idx3-ubyte*")):
         return open_idx(folder, config)
-    if any(folder.rglob("*.parquet")):
-        return _from_rows(load_dataset(str(folder), **load_options), config)
+    tables = [path.relative_to(folder) for path in folder.rglob("*.parquet")]
+    if tables:
+        data = _from_rows(load_dataset(str(folder), **load_options), config)
+        return replace(data, root=folder, files=tables)
     contents = read_image_folder(folder, config)
     # Explicit files: left to itself, `datasets` takes a class named test_tube for the test split.
     data = _from_rows(load_dataset("imagefolder", **imagefolder_options(contents, config), **load_options), config)
-    return replace(data, left_out=contents.left_out)
+    files = contents.images + contents.metadata
+    return replace(data, left_out=contents.left_out, root=contents.root, files=files)
 
 
 # ------------------------------------------------------------------------------------------------------------------

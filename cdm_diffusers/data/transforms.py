@@ -1,12 +1,14 @@
 """Image operations of training: a decoded picture to a uint8 tensor, and what is done to batches on their device."""
 
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image, ImageOps
 
+from ..draws import draw
 from .config import parse_color
 
 
@@ -182,8 +184,8 @@ def area_resize(images: torch.Tensor, size: int) -> torch.Tensor:
 
 def random_flip(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     """Mirror each image (B, C, H, W) left to right with probability 1/2, drawn from `generator` (on its device)."""
-    flip = torch.rand(len(images), generator=generator, device=generator.device) < 0.5  # (B,)
-    return torch.where(flip.to(images.device)[:, None, None, None], images.flip(-1), images)
+    flip = draw(torch.rand, (len(images),), generator, images.device) < 0.5  # (B,)
+    return torch.where(flip[:, None, None, None], images.flip(-1), images)
 
 
 def random_crop(
@@ -198,9 +200,8 @@ def random_crop(
         generator: decides the offsets, on its own device.
     """
     size = round(share * low_res.shape[-1])
-    offsets = torch.randint(
-        low_res.shape[-1] - size + 1, (2, len(low_res)), generator=generator, device=generator.device
-    ).to(images.device)  # (2, B)
+    offset = partial(torch.randint, low_res.shape[-1] - size + 1)
+    offsets = draw(offset, (2, len(low_res)), generator, images.device, batch_dim=1)
     ratio = images.shape[-1] // low_res.shape[-1]
     return _crop(images, offsets * ratio, size * ratio), _crop(low_res, offsets, size)
 

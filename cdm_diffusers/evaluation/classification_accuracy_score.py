@@ -9,6 +9,7 @@ from typing import Any
 
 import matplotlib.figure
 import torch
+from accelerate import PartialState
 from PIL import Image
 from torch.utils.data import Dataset
 
@@ -19,11 +20,12 @@ from ..data.pictures import grid_of
 from ..data.splits import open_splits
 from ..data.transforms import to_float, to_unit
 from ..files import write_json
+from ..processes import ending_together
 from .classifier import fit_classifier
 from .config import ClassificationAccuracyConfig, ClassifierConfig
 from .intervals import mean_and_error
 from .records import digest, open_report
-from .sample import open_state
+from .sample import how_to_go_on, open_state
 from .tables import classification_accuracy_table
 
 
@@ -54,7 +56,13 @@ def classification_accuracy_score(config: ClassificationAccuracyConfig) -> dict[
     Raises:
         ValueError: samples and data do not fit each other, or `output_dir` holds the report of other settings.
     """
-    state = open_state()
+    state, output_dir = open_state(), Path(config.output_dir)
+    with ending_together(state, lambda: how_to_go_on(output_dir)):
+        return score_together(config, output_dir, state)
+
+
+def score_together(config: ClassificationAccuracyConfig, output_dir: Path, state: PartialState) -> dict[str, Any]:
+    """[`classification_accuracy_score`] by processes of which none goes on alone."""
     samples = load_image_set(config.samples, config.stage)
     resolution = config.source_resolution or samples.source_resolution or samples.size
     data_config = config.data_config(resolution, samples.channels, config.padding)
@@ -63,7 +71,6 @@ def classification_accuracy_score(config: ClassificationAccuracyConfig) -> dict[
     if samples.id2label is not None:
         check_same_classes(f"`samples` ({samples.source})", samples.id2label, real.id2label)
     check_labels(samples, real.id2label)
-    output_dir = Path(config.output_dir)
     settings = training_settings(config, samples, real.dataset, test.dataset)
     report = open_report(output_dir / REPORT_NAME, settings, {"runs": {}}, "output_dir", MAY_CHANGE)
     sources = training_sets(config.real, samples, real)

@@ -72,7 +72,7 @@ def measure_recognition(config: RecognitionConfig) -> dict[str, Any]:
         device=config.device,
     )
     sampled = {"pipeline": settings.get("about", {}).get("pipeline"), "num_images": len(samples)}
-    sampled |= {"sampling_seed": settings["seed"], **settings["options"]}
+    sampled |= {"sampling_seed": settings.get("seed"), **settings.get("options", {})}
     report = {
         **figures,
         "settings": {**dataclasses.asdict(config), **sampled},
@@ -100,7 +100,7 @@ def load_stages(folder: str, settings: dict[str, Any]) -> dict[str, ImageSet]:
     names = list(settings["stages"])
     if settings.get("id2label") is None:
         raise ValueError(f"`samples` {folder!r} have no classes (`id2label`): there are no labels to recognise.")
-    if missing := [name for name in names[:-1] if name not in settings["kept_stages"]]:
+    if missing := [name for name in names[:-1] if name not in settings.get("kept_stages", [])]:
         raise ValueError(
             f"`samples` {folder!r} has not kept the stages {missing}, and all are measured: sample with --keep_stages."
         )

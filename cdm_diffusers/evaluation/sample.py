@@ -8,21 +8,22 @@ when, changes no bit of it (given the same kind of device and number of threads)
 import hashlib
 import json
 import os
-import shutil
 import time
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import PartialState
-from accelerate.utils import parse_flag_from_env
+from accelerate.utils import broadcast_object_list, parse_flag_from_env
 from tqdm.auto import tqdm
 
 from ..data.transforms import to_uint8
 from ..pipelines import CascadedDiffusionPipeline
 from ..pipelines.inputs import resolve_class_labels
 from ..pipelines.pipeline_base import noise_rule, num_classes_of
+from ..processes import ending_together, held_by_main
 from .config import SampleConfig
 from .records import fingerprint, provenance
 from .sample_store import LowResImages, SampleStore
@@ -30,7 +31,7 @@ from .seeded_sampling import check_call, counted_evaluations, draw
 
 
 DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-LONGEST_WAIT = timedelta(days=7)  # of one process for another
+LONGEST_WAIT = timedelta(days=7)  # of one process for another; see `ending_together` for those that are gone
 
 
 def sample(config: SampleConfig, pipeline: CascadedDiffusionPipeline | None = None) -> None:
@@ -41,27 +42,30 @@ def sample(config: SampleConfig, pipeline: CascadedDiffusionPipeline | None = No
         pipeline: what `config.pipeline` names, where it is loaded already.
 
     Raises:
-        ValueError: settings that the cascade does not take, or other ones than those of the samples already there.
+        ValueError: settings that the cascade does not take, other ones than those of the samples already there, or
+            another run in the same folder.
     """
     state = open_state()
-    if pipeline is None:
-        pipeline = CascadedDiffusionPipeline.from_pretrained(config.pipeline, dtype=DTYPES[config.dtype])
-    job = SamplingJob(config, pipeline.to(state.device))
-    job.store.check()
-    is_finished, pending = job.store.is_finished, job.store.pending()
-    state.wait_for_everyone()  # all have looked before one writes
-    if not is_finished:
-        if state.is_main_process:
-            job.store.prepare(job.labels)
+    output_dir = Path(config.output_dir)
+    with ending_together(state, lambda: how_to_go_on(output_dir)), held_by_main(state, output_dir, "sampling"):
+        if pipeline is None:
+            pipeline = CascadedDiffusionPipeline.from_pretrained(config.pipeline, dtype=DTYPES[config.dtype])
+        job = SamplingJob(config, pipeline.to(state.device))
+        job.store.check()
+        state.wait_for_everyone()  # all have looked before one writes
+        pending = job.prepare(state)
+        if pending is not None:
+            job.run(pending, state)
+            state.wait_for_everyone()
+            if state.is_main_process:
+                job.store.assemble(partial(job.make, num_processes=state.num_processes))
         state.wait_for_everyone()
-        job.run(pending, state)
-        state.wait_for_everyone()
-        if state.is_main_process:
-            job.store.assemble()
-    if state.is_main_process:
-        shutil.rmtree(job.store.shards, ignore_errors=True)
-    state.wait_for_everyone()
     state.print(f"{config.num_images:,} images are in {job.store.final}")
+
+
+def how_to_go_on(output_dir: Path) -> str:
+    """What to do when some processes of a command that goes on by itself have ended."""
+    return f"What is finished is kept in {str(output_dir)!r}: start the command again, and it goes on from there."
 
 
 def open_state() -> PartialState:
@@ -164,28 +168,48 @@ class SamplingJob:
         }
         return json.loads(json.dumps(settings))
 
+    def prepare(self, state: PartialState) -> list[torch.Tensor] | None:
+        """
+        Makes the folder ready. What the main process finds there holds for all, since the caches of a network's file
+        system may differ.
+
+        Returns:
+            `list[torch.Tensor]`: the indices of each micro-batch that is to be made; None if the set is finished.
+        """
+        pending = [None]
+        if state.is_main_process:
+            self.store.prepare(self.labels)
+            if not self.store.is_finished:
+                pending = [[indices.tolist() for indices in self.store.pending()]]
+        broadcast_object_list(pending)
+        return None if pending[0] is None else [torch.tensor(indices) for indices in pending[0]]
+
     def run(self, pending: list[torch.Tensor], state: PartialState) -> None:
         """This process's share of the micro-batches that are `pending` for all."""
-        config, last = self.config, self.stages[-1].name
         self.pipeline.set_progress_bar_config(disable=not state.is_main_process, leave=False, position=1)
         total = sum(map(len, pending))
-        at_start = config.num_images - total
+        at_start = self.config.num_images - total
         with tqdm(total=total, desc="sampling", unit="image", disable=not state.is_main_process) as bar:
             for indices in pending[state.process_index :: state.num_processes]:
-                began = time.perf_counter()
-                low_res = None if self.low_res is None else self.low_res[indices]
-                with counted_evaluations(self.pipeline) as counts:
-                    stages = draw(
-                        self.pipeline, indices, self.labels, config.seed, low_res, self.first_stage, **self.options
-                    )
-                images = {name: stages[name] for name in self.kept} | {"images": to_uint8(2 * stages[last] - 1)}
-                record = {
-                    "evaluations": {stage.name: counts[stage.name] / len(indices) for stage in self.stages},
-                    "seconds": time.perf_counter() - began,
-                    "num_processes": state.num_processes,
-                }
-                self.store.save_shard(indices, images, record)
+                self.make(indices, state.num_processes)
                 bar.update(self.store.num_finished() - at_start - bar.n)
+
+    def make(self, indices: torch.Tensor, num_processes: int) -> None:
+        """The shard of one micro-batch."""
+        began = time.perf_counter()
+        low_res = None if self.low_res is None else self.low_res[indices]
+        with counted_evaluations(self.pipeline) as counts:
+            stages = draw(
+                self.pipeline, indices, self.labels, self.config.seed, low_res, self.first_stage, **self.options
+            )
+        images = {name: stages[name] for name in self.kept}
+        images["images"] = to_uint8(2 * stages[self.stages[-1].name] - 1)
+        record = {
+            "evaluations": {stage.name: counts[stage.name] / len(indices) for stage in self.stages},
+            "seconds": time.perf_counter() - began,
+            "num_processes": num_processes,
+        }
+        self.store.save_shard(indices, {name: tensor.cpu().numpy() for name, tensor in images.items()}, record)
 
 
 def call_options(pipeline: CascadedDiffusionPipeline, config: SampleConfig, first_stage: int = 0) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """The network of every stage."""
 
+import contextlib
 import math
 import os
 from typing import Any
@@ -24,6 +25,8 @@ from diffusers.models.unets.unet_2d_blocks import (
     UpBlock2D,
 )
 
+from .arguments import MOST_WEIGHTS, check_arguments
+
 
 # What indices and noise levels may be: a noise level in half precision has lost its digits already.
 _INDEX_DTYPES = (torch.int64, torch.int32)
@@ -37,6 +40,8 @@ class CascadedUNet2DModel(ModelMixin, AttentionMixin, PeftAdapterMixin, ConfigMi
 
     A network without any attention also takes images of other sizes, as long as image and low-resolution image keep
     the ratio of `sample_size` to `low_res_size`: it can be trained on crops and used on whole images.
+
+    `compile_repeated_blocks` compiles a graph for each level; `compile` makes one of the whole network.
 
     Args:
         sample_size (`int`): Height and width of the images.
@@ -84,7 +89,16 @@ class CascadedUNet2DModel(ModelMixin, AttentionMixin, PeftAdapterMixin, ConfigMi
 
     _supports_gradient_checkpointing = True
     _no_split_modules = ["ResnetBlock2D", "Attention"]
-    _repeated_blocks = ["ResnetBlock2D", "Attention"]
+    # whole levels: residual blocks differ in channels, and Dynamo limits the number of graphs of one forward
+    _repeated_blocks = [
+        "AttnDownBlock2D",
+        "AttnUpBlock2D",
+        "DownBlock2D",
+        "ResnetDownsampleBlock2D",
+        "ResnetUpsampleBlock2D",
+        "UNetMidBlock2D",
+        "UpBlock2D",
+    ]
     _skip_layerwise_casting_patterns = ["norm", "time_embedding", "class_embedding", "augmentation_embedding"]
 
     @register_to_config
@@ -133,55 +147,76 @@ class CascadedUNet2DModel(ModelMixin, AttentionMixin, PeftAdapterMixin, ConfigMi
         patch_size: int = 1,
     ):
         super().__init__()
-        self._check_config()
-        self._build_embeddings()
-        self._build_layers()
-        self._initialize()
+        check_arguments(self.config)
+        self._check_fit()
+        self._check_number_of_weights()
+        # loading builds without weights, as `with torch.device("meta")` does, but only after allocating each of them
+        is_empty = torch.nn.LayerNorm(1).weight.is_meta
+        with torch.device("meta") if is_empty else contextlib.nullcontext():
+            self._build()
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs) -> "CascadedUNet2DModel":
         """
-        [`ModelMixin.from_pretrained`], except that a checkpoint in which weights are missing is an OSError: Diffusers
-        only warns of them and leaves them random.
+        [`ModelMixin.from_pretrained`], except that weights must be exactly the network's: Diffusers only warns of
+        those that are missing, and leaves them random, and of those that are left over.
+
+        Raises:
+            `OSError`: there is no such file or folder, or its weights do not match its config.
+            `ValueError`: an argument, or an entry of the config, is out of range.
         """
         wants_info = kwargs.pop("output_loading_info", False)
-        model, info = super().from_pretrained(pretrained_model_name_or_path, output_loading_info=True, **kwargs)
-        if info["missing_keys"]:
+        name = pretrained_model_name_or_path
+        try:
+            model, info = super().from_pretrained(name, output_loading_info=True, **kwargs)
+        except (ValueError, RuntimeError) as error:
+            if "expected shape" in str(error) or "size mismatch" in str(error):
+                what, _, _ = str(error).partition(". If you want")
+                raise OSError(f"The weights of {name} are of another architecture than its config: {what}.") from error
+            raise
+        missing, surplus = info["missing_keys"], info["unexpected_keys"]
+        if missing or (surplus and getattr(model, "hf_quantizer", None) is None):  # which may add entries of its own
+            what = f"lacks {len(missing)} of" if missing else f"has {len(surplus)} weights besides"
             raise OSError(
-                f"The checkpoint {pretrained_model_name_or_path} lacks {len(info['missing_keys'])} of the network's "
-                f"weights, {info['missing_keys'][0]!r} among them: it is incomplete, or of another architecture."
+                f"The checkpoint {name} {what} the network's weights, {min(missing or surplus)!r} among them: it is "
+                "incomplete, or of another architecture than its config."
             )
         return (model, info) if wants_info else model
+
+    def set_attention_backend(self, backend: str) -> None:
+        """
+        [`ModelMixin.set_attention_backend`], which changes nothing for the processors of this network: they call
+        torch's scaled dot product attention, which is "native" and chooses its kernel itself.
+
+        Raises:
+            `ValueError`: `backend` is another, and the network has processors that take none.
+        """
+        deaf = {type(p).__name__ for p in self.attn_processors.values() if not hasattr(p, "_attention_backend")}
+        if deaf and backend != "native":
+            raise ValueError(
+                f"`backend` is {backend!r}; it must be 'native', since {', '.join(sorted(deaf))} calls torch's scaled "
+                "dot product attention: choose its kernel by `torch.nn.attention.sdpa_kernel`, or set processors that "
+                "take one by `set_attn_processor`."
+            )
+        super().set_attention_backend(backend)
 
     # -----------------------------------------------------------------------------------------------------------------
     # Construction
 
-    def _check_config(self):
+    def _check_fit(self):
+        """Whether arguments that are right each for itself fit together."""
         config = self.config
-        choices = {
-            "resnet_time_scale_shift": ("scale_shift", "default"),
-            "downsample_type": ("conv", "resnet", "conv_end_padding"),
-            "upsample_type": ("conv", "resnet"),
-            "time_conditioning": ("timestep", "noise_level"),
-            "low_res_interpolation": ("bilinear", "bicubic", "pillow_bicubic"),
-        }
-        for name, allowed in choices.items():
-            if config[name] not in allowed:
-                raise ValueError(f"`{name}` is {config[name]!r}; it must be one of {allowed}.")
         levels = len(config.block_out_channels)
-        if config.patch_size < 1:
-            raise ValueError(f"`patch_size` is {config.patch_size}; it must be at least 1.")
         factor = _patch_factor(config)
         if config.sample_size % factor:
             raise ValueError(
                 f"`sample_size` is {config.sample_size}; with `patch_size` {config.patch_size} and {levels} levels, "
                 f"which halve it {levels - 1} times, it must be a multiple of {factor}."
             )
-        layers = self._layers_per_block()
-        if len(layers) != levels or min(layers) < 1:
+        if len(self._layers_per_block()) != levels:
             raise ValueError(
-                f"`layers_per_block` is {config.layers_per_block}; it must be a positive number, or one for each of "
-                f"the {levels} levels."
+                f"`layers_per_block` is {config.layers_per_block}; it must be one number, or one for each of the "
+                f"{levels} levels."
             )
         widths = (self._channels_before(0), *config.block_out_channels)
         if any(channels % config.norm_num_groups for channels in widths):
@@ -197,7 +232,7 @@ class CascadedUNet2DModel(ModelMixin, AttentionMixin, PeftAdapterMixin, ConfigMi
             raise ValueError("`null_class` needs `num_classes`: without classes there is none to leave out.")
         if config.augmentation_level_embedding and config.low_res_size is None:
             raise ValueError("`augmentation_level_embedding` needs `low_res_size`: s is the low-resolution image's.")
-        if config.low_res_size is not None and not 0 < config.low_res_size <= config.sample_size:
+        if config.low_res_size is not None and config.low_res_size > config.sample_size:
             raise ValueError(
                 f"`low_res_size` is {config.low_res_size}; it must lie in 1..`sample_size`, {config.sample_size}."
             )
@@ -208,10 +243,40 @@ class CascadedUNet2DModel(ModelMixin, AttentionMixin, PeftAdapterMixin, ConfigMi
                 f"{config.patch_size} leaves; it must be a multiple of that."
             )
 
+        if config.freq_shift > 0 and config.freq_shift >= self._time_proj_dim() // 2:
+            raise ValueError(
+                f"`freq_shift` is {config.freq_shift}; it must be below half of the {self._time_proj_dim()} "
+                "sinusoidal features (`time_proj_dim`)."
+            )
+
+    def _check_number_of_weights(self):
+        """Counts them on the meta device, which allocates none, unless it is plain that they are few."""
+        config = self.config
+        into, out_of, first = self._input_channels(), self._output_channels(), self._channels_before(0)
+        widths = (into, out_of, first, *config.block_out_channels, self._embedding_dim())
+        widest = max(*widths, config.time_embedding_hidden_dim or 1, config.num_classes or 1)
+        if 300 * sum(self._layers_per_block()) * widest**2 < MOST_WEIGHTS:
+            return
+        number = 9 * max(into * first, out_of * config.block_out_channels[0])  # the convolutions at both ends
+        if number <= MOST_WEIGHTS:
+            with torch.device("meta"):
+                self._build()
+            number = self.num_parameters()
+        if number > MOST_WEIGHTS:
+            raise ValueError(
+                f"The network would have {number:.1e} weights or more; it must have at most {MOST_WEIGHTS:.0e}: "
+                f"`block_out_channels` is {config.block_out_channels}, `in_channels` is {config.in_channels}."
+            )
+
+    def _build(self):
+        self._build_embeddings()
+        self._build_layers()
+        self._initialize()
+
     def _build_embeddings(self):
         """Embeddings of the time, of s and of the class."""
         config = self.config
-        time_proj_dim = config.time_proj_dim or config.block_out_channels[0]
+        time_proj_dim = self._time_proj_dim()
         hidden_dim = config.time_embedding_hidden_dim or self._embedding_dim()
         self.time_proj = Timesteps(time_proj_dim, config.flip_sin_to_cos, config.freq_shift)
         self.time_embedding = TimestepEmbedding(time_proj_dim, hidden_dim, out_dim=self._embedding_dim())
@@ -225,10 +290,7 @@ class CascadedUNet2DModel(ModelMixin, AttentionMixin, PeftAdapterMixin, ConfigMi
     def _build_layers(self):
         """Input, down, middle, up, output."""
         config = self.config
-        input_channels = config.in_channels * config.patch_size**2
-        if config.low_res_size is not None:
-            input_channels += (config.low_res_channels or config.in_channels) * self._low_res_patch_size() ** 2
-        self.conv_in = torch.nn.Conv2d(input_channels, self._channels_before(0), kernel_size=3, padding=1)
+        self.conv_in = torch.nn.Conv2d(self._input_channels(), self._channels_before(0), kernel_size=3, padding=1)
 
         levels, head_dims = range(len(config.block_out_channels)), self._head_dims()
         common = {
@@ -255,12 +317,26 @@ class CascadedUNet2DModel(ModelMixin, AttentionMixin, PeftAdapterMixin, ConfigMi
             config.norm_num_groups, config.block_out_channels[0], eps=config.norm_eps
         )
         self.conv_act = torch.nn.SiLU()
-        output_channels = config.out_channels * (2 if config.learned_variance else 1) * config.patch_size**2
-        self.conv_out = torch.nn.Conv2d(config.block_out_channels[0], output_channels, kernel_size=3, padding=1)
+        self.conv_out = torch.nn.Conv2d(
+            config.block_out_channels[0], self._output_channels(), kernel_size=3, padding=1
+        )
+
+    def _input_channels(self) -> int:
+        config = self.config
+        channels = config.in_channels * config.patch_size**2
+        if config.low_res_size is not None:
+            channels += (config.low_res_channels or config.in_channels) * self._low_res_patch_size() ** 2
+        return channels
+
+    def _output_channels(self) -> int:
+        config = self.config
+        return config.out_channels * (2 if config.learned_variance else 1) * config.patch_size**2
+
+    def _time_proj_dim(self) -> int:
+        return self.config.time_proj_dim or self.config.block_out_channels[0]
 
     def _embedding_dim(self) -> int:
-        config = self.config
-        return config.time_embedding_dim or 4 * (config.time_proj_dim or config.block_out_channels[0])
+        return self.config.time_embedding_dim or 4 * self._time_proj_dim()
 
     def _head_dims(self) -> list[int]:
         """Width of the attention heads at each level."""
@@ -354,7 +430,7 @@ class CascadedUNet2DModel(ModelMixin, AttentionMixin, PeftAdapterMixin, ConfigMi
     def forward(
         self,
         sample: torch.Tensor,
-        timestep: torch.Tensor,
+        timestep: torch.Tensor | float | int,
         class_labels: torch.Tensor | None = None,
         low_res: torch.Tensor | None = None,
         augmentation_level: torch.Tensor | None = None,
@@ -364,7 +440,7 @@ class CascadedUNet2DModel(ModelMixin, AttentionMixin, PeftAdapterMixin, ConfigMi
         Args:
             sample (`torch.Tensor` of shape `(B, in_channels, sample_size, sample_size)`):
                 x_t; of another height and width for networks without attention, with `low_res` in the same ratio.
-            timestep (`torch.Tensor` of shape `()` or `(B,)`):
+            timestep (`torch.Tensor` of shape `()`, `(1,)` or `(B,)`, or a number):
                 The int64 index t - 1, or the float32 noise level sqrt(alpha_bar_t), as `time_conditioning` says.
             class_labels (`torch.Tensor` of shape `(B,)`, *optional*): int64 class indices.
             low_res (`torch.Tensor` of shape `(B, low_res_channels, low_res_size, low_res_size)`, *optional*):
@@ -379,6 +455,7 @@ class CascadedUNet2DModel(ModelMixin, AttentionMixin, PeftAdapterMixin, ConfigMi
         Raises:
             `ValueError`: a condition is missing, surplus, or of the wrong shape or dtype.
         """
+        timestep = self._time(timestep)
         self._check_inputs(sample, timestep, class_labels, low_res, augmentation_level)
 
         # 1. embeddings: float32 until after the sinusoids, since bf16 cannot tell 4000 times apart
@@ -411,6 +488,15 @@ class CascadedUNet2DModel(ModelMixin, AttentionMixin, PeftAdapterMixin, ConfigMi
         prediction = F.pixel_shuffle(prediction, self.config.patch_size)
         return UNet2DOutput(sample=prediction) if return_dict else (prediction,)
 
+    def _time(self, timestep: torch.Tensor | float | int) -> torch.Tensor:
+        """Numbers as tensors, as UNet2DModel takes them: indices are ints, noise levels may be either."""
+        takes_level = self.config.time_conditioning == "noise_level"
+        if type(timestep) is int or (takes_level and type(timestep) is float):
+            if takes_level and not 0 <= timestep <= 1:
+                raise ValueError(f"`timestep` is {timestep}; it must be a noise level, sqrt(alpha_bar), in 0..1.")
+            return torch.tensor(timestep, dtype=torch.float32 if takes_level else torch.int64)
+        return timestep[0] if torch.is_tensor(timestep) and timestep.shape == (1,) else timestep
+
     def _sinusoids(self, values: torch.Tensor, sample: torch.Tensor, scale: float | None = None) -> torch.Tensor:
         scale = self.config.time_scale if scale is None else scale
         values = values.to(device=sample.device, dtype=torch.float32).expand(sample.shape[0])
@@ -430,6 +516,9 @@ class CascadedUNet2DModel(ModelMixin, AttentionMixin, PeftAdapterMixin, ConfigMi
     def _check_inputs(self, sample, timestep, class_labels, low_res, augmentation_level):
         """Presence, shapes and dtypes only: pipelines and loaders check values, outside the compiled graph."""
         config = self.config
+        if not torch.is_tensor(sample) or sample.ndim != 4:
+            came = f"of shape {tuple(sample.shape)}" if torch.is_tensor(sample) else repr(sample)
+            raise ValueError(f"`sample` is {came}; it must be a tensor of shape (B, {config.in_channels}, H, W).")
         batch_size = sample.shape[0]
         height, width = self._check_size(sample)
         _check_shape("sample", sample, (batch_size, config.in_channels, height, width))
@@ -456,7 +545,7 @@ class CascadedUNet2DModel(ModelMixin, AttentionMixin, PeftAdapterMixin, ConfigMi
         """Height and width that `sample` may have: its own for networks without attention, else `sample_size`."""
         config = self.config
         has_attention = config.mid_block_attention or len(config.attention_resolutions) > 0
-        if has_attention or sample.ndim != 4:
+        if has_attention:
             return config.sample_size, config.sample_size
         height, width = sample.shape[-2:]
         factor = side_factor(config)
@@ -479,10 +568,9 @@ def _patch_factor(config: Any) -> int:
 
 
 def _check_shape(name: str, tensor: torch.Tensor, shape: tuple[int, ...]):
-    if tuple(tensor.shape) != shape or not tensor.is_floating_point():
-        raise ValueError(
-            f"`{name}` is {tensor.dtype} of shape {tuple(tensor.shape)}; expected floats of shape {shape}."
-        )
+    if not torch.is_tensor(tensor) or tuple(tensor.shape) != shape or not tensor.is_floating_point():
+        came = f"{tensor.dtype} of shape {tuple(tensor.shape)}" if torch.is_tensor(tensor) else repr(tensor)
+        raise ValueError(f"`{name}` is {came}; expected floats of shape {shape}.")
 
 
 def _check_presence(name: str, values: torch.Tensor | None, expected: bool):

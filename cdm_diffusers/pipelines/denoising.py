@@ -9,18 +9,14 @@ the loop starts.
 """
 
 import copy
+import functools
 import inspect
 
 import torch
-from diffusers import SchedulerMixin
 
 from ..diffusion import epsilon_from_x_0, limit_x_0, prediction_for
 from ..schedulers import ContinuousDDPMScheduler
-from .solvers import OWN_SCHEDULERS, SOLVER_CLASSES
-
-
-# lambda = log(alpha / sigma) at which Diffusers' solvers start
-LOWEST_LOG_SNR = -5.1
+from .solvers import OWN_SCHEDULERS, SOLVER_CLASSES, solver_on_grid
 
 
 class Denoiser:
@@ -35,16 +31,13 @@ class Denoiser:
         class_labels (`torch.Tensor` of shape `(B,)`, *optional*): int64 labels.
         low_res (`torch.Tensor` of shape `(B, C, h, w)`, *optional*): the conditioning image, noise included.
         augmentation_level (`int`, *optional*): s, for a network that is told it.
-        guidance_scale (`float`, defaults to 1.0): w; 1 is no guidance.
+        guidance_scale (`float`, defaults to 1.0): w, which may be set between steps; 1 is no guidance.
     """
 
     def __init__(self, unet, class_labels=None, low_res=None, augmentation_level=None, guidance_scale=1.0):
         self.unet = unet
         self.guidance_scale = guidance_scale
-        self.is_guided = guidance_scale != 1
-        if self.is_guided:
-            class_labels = torch.cat([class_labels, torch.full_like(class_labels, unet.config.num_classes)])
-            low_res = None if low_res is None else torch.cat([low_res, low_res])
+        self.is_finite = True  # on the device from the first call on: whether all outputs of the network are
         self.conditions = {}
         if class_labels is not None:
             self.conditions["class_labels"] = class_labels
@@ -53,14 +46,24 @@ class Denoiser:
         if augmentation_level is not None:
             self.conditions["augmentation_level"] = torch.tensor(augmentation_level, device=low_res.device)
 
+    @functools.cached_property
+    def doubled_conditions(self) -> dict[str, torch.Tensor]:
+        """The conditions of the batch with its labels, then with the null class."""
+        labels = self.conditions["class_labels"]
+        doubled = {"class_labels": torch.cat([labels, torch.full_like(labels, self.unet.config.num_classes)])}
+        if "low_res" in self.conditions:
+            doubled["low_res"] = torch.cat([self.conditions["low_res"]] * 2)
+        return self.conditions | doubled
+
     def __call__(self, x_t: torch.Tensor, time: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """The prediction `(B, C, H, W)` at x_t and the raw variance, which has no channels where it is not learned."""
-        channels = x_t.shape[1]
-        if self.is_guided:
-            x_t = torch.cat([x_t, x_t])
-        output = self.unet(x_t.to(self.unet.dtype), time, **self.conditions, return_dict=False)[0].float()
+        channels, is_guided = x_t.shape[1], self.guidance_scale != 1
+        x_t = torch.cat([x_t, x_t]) if is_guided else x_t
+        conditions = self.doubled_conditions if is_guided else self.conditions
+        output = self.unet(x_t.to(self.unet.dtype), time, **conditions, return_dict=False)[0].float()
+        self.is_finite = output.isfinite().all() & self.is_finite
         prediction, raw_variance = output[:, :channels], output[:, channels:]
-        if self.is_guided:
+        if is_guided:
             of_class, of_null = prediction.chunk(2)
             prediction = of_null + self.guidance_scale * (of_class - of_null)
             raw_variance = raw_variance.chunk(2)[0]
@@ -132,26 +135,7 @@ class SolverSampler:
             "dynamic_thresholding_ratio": config.get("dynamic_thresholding_ratio", 0.995),
             "sample_max_value": config.get("sample_max_value", 1.0),
         }
-        self.scheduler = _epsilon_solver(scheduler)
-        num_levels = self.scheduler.config.num_train_timesteps
-        if num_inference_steps > num_levels:
-            raise ValueError(
-                f"`num_inference_steps` is {num_inference_steps}; {type(scheduler).__name__} takes {num_levels} at "
-                "most, the training steps with signal left."
-            )
-        self.scheduler.set_timesteps(num_inference_steps, device="cpu")
-        indices = self.scheduler.timesteps.round().long()
-        if hasattr(self.scheduler, "sigmas"):
-            sigmas = self.scheduler.sigmas.double()
-            if len(sigmas[:-1].unique()) < num_inference_steps:
-                raise ValueError(
-                    f"{type(scheduler).__name__} cannot make {num_inference_steps} different noise levels out of "
-                    f"{num_levels} timesteps: use fewer `num_inference_steps`."
-                )
-            alphas_cumprod = 1 / (1 + sigmas[: len(indices)] ** 2)
-        else:
-            alphas_cumprod = self.scheduler.alphas_cumprod[indices].double()
-            _respace(self.scheduler, indices)
+        self.scheduler, indices, alphas_cumprod = solver_on_grid(scheduler, num_inference_steps)
         self.timesteps = self.scheduler.timesteps
         self.alpha = alphas_cumprod.sqrt().to(device, torch.float32)
         self.sigma = (1 - alphas_cumprod).sqrt().to(device, torch.float32)
@@ -168,41 +152,6 @@ class SolverSampler:
         epsilon = epsilon_from_x_0(x_0, x_t, alpha, sigma)
         extra = dict.fromkeys(self.extra_step_arguments, generator)
         return self.scheduler.step(epsilon, timestep, sample, **extra, return_dict=False)[0]
-
-
-def _epsilon_solver(scheduler: SchedulerMixin) -> SchedulerMixin:
-    r"""
-    A fresh scheduler like `scheduler` that takes epsilon as it is (no limits of x_0, no learned variance) and starts
-    where there is signal left: log(sqrt(alpha_bar) / sqrt(1 - alpha_bar)) >= -5.1.
-
-    That is what DPM-Solver's authors recommend for cosine schedules (Diffusers' `lambda_min_clipped`), and about
-    where the usual linear schedules end. A cosine schedule of 4000 steps goes on to -11.3 in its last 16 steps, where
-    solvers of an ODE keep whatever x_0 they are told first, and Heun's rule does not converge.
-    """
-    parameters = inspect.signature(type(scheduler).__init__).parameters
-    arguments = {name: scheduler.config[name] for name in parameters if name in scheduler.config}
-    overrides = {"prediction_type": "epsilon", "thresholding": False, "clip_sample": False}
-    arguments |= {name: value for name, value in overrides.items() if name in parameters}
-    if arguments.get("variance_type") in ("learned", "learned_range"):
-        arguments["variance_type"] = parameters["variance_type"].default
-    solver = type(scheduler)(**arguments)
-    num_levels = int((torch.logit(solver.alphas_cumprod.double()) / 2 >= LOWEST_LOG_SNR).sum())
-    if num_levels == len(solver.betas):
-        return solver
-    arguments |= {"num_train_timesteps": num_levels, "trained_betas": solver.betas[:num_levels].tolist()}
-    return type(scheduler)(**arguments)
-
-
-def _respace(scheduler: SchedulerMixin, indices: torch.Tensor):
-    r"""
-    Reduces a scheduler that looks alpha_bar up by timestep to the timesteps it visits, n-1..0.
-
-    DDIMScheduler takes the previous timestep to be t - T // n, which is not the next one it visits unless the spacing
-    happens to be T // n; on n timesteps it is.
-    """
-    scheduler.alphas_cumprod = scheduler.alphas_cumprod[indices.flip(0)]
-    scheduler.register_to_config(num_train_timesteps=len(indices))
-    scheduler.timesteps = torch.arange(len(indices)).flip(0)
 
 
 def make_sampler(

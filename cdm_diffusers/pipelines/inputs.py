@@ -1,6 +1,5 @@
 """What users hand to the pipelines, checked once and turned into tensors; and images turned into what users get."""
 
-import math
 from collections.abc import Mapping
 
 import numpy as np
@@ -10,6 +9,7 @@ from diffusers.image_processor import VaeImageProcessor
 
 
 PIL_MODES = {1: "L", 3: "RGB"}
+MOST_GUIDANCE = 1e6  # products with it stay finite in float32
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -26,9 +26,13 @@ def check_count(what: str, value, lowest: int = 1, highest: int | None = None) -
 
 
 def check_guidance_scale(name: str, value, unet) -> float:
-    """`value` if it is a finite number that the network can be guided with."""
-    if isinstance(value, bool) or not isinstance(value, (int, float, np.number)) or not math.isfinite(value):
-        raise ValueError(f"`guidance_scale` of stage `{name}` is {value!r}; it must be a finite number.")
+    """`value` if it is a number that the network can be guided with."""
+    is_number = isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
+    if not is_number or not abs(value) <= MOST_GUIDANCE:
+        raise ValueError(
+            f"`guidance_scale` of stage `{name}` is {value!r}; it must be a finite number in "
+            f"-{MOST_GUIDANCE:.0e}..{MOST_GUIDANCE:.0e}."
+        )
     if value != 1 and not unet.config.null_class:
         raise ValueError(
             f"`guidance_scale` of stage `{name}` is {value}, but its network was trained without label dropout "
@@ -59,10 +63,17 @@ def per_stage(argument: str, value, names: list[str]) -> dict:
 
 
 def check_stage_names(argument: str, value: Mapping, names: list[str]):
-    """Refuses an argument whose keys are not all among `names`, those of the stages."""
+    """Refuses an argument that is no dict, or whose keys are not all among `names`, those of the stages."""
+    if not isinstance(value, Mapping):
+        raise ValueError(f"`{argument}` is {value!r}; it must be a dict with a value for each stage, {names}.")
     unknown = [name for name in value if name not in names]
     if unknown:
         raise ValueError(f"`{argument}` names the stages {unknown}; there are {names}.")
+
+
+def check_source_resolution(value) -> int | None:
+    """`value` if it is a positive int or None."""
+    return None if value is None else check_count("`source_resolution`", value)
 
 
 def check_generator(generator, batch_size: int):
@@ -103,6 +114,7 @@ def resolve_class_labels(class_labels, num_classes: int | None, id2label: dict[i
             )
         return None
     if torch.is_tensor(class_labels):
+        check_holds_values("class_labels", class_labels)
         if class_labels.dtype != torch.int64 or class_labels.ndim > 1:
             raise ValueError(
                 f"`class_labels` is a {class_labels.dtype} tensor of shape {tuple(class_labels.shape)}; it must be "
@@ -200,10 +212,19 @@ def image_to_tensor(image, channels: int, sizes: list[int]) -> torch.Tensor:
         )
     if not tensor.is_floating_point():
         raise ValueError(f"`image` is of dtype {tensor.dtype}; it must be floats in [0, 1], or PIL images.")
+    if len(tensor) == 0:
+        raise ValueError("`image` holds no image; it must hold at least one.")
+    check_holds_values("image", tensor)
     low, high = tensor.min().item(), tensor.max().item()
     if not (low >= 0 and high <= 1):
         raise ValueError(f"`image` has values from {low:g} to {high:g}; they must lie in [0, 1].")
     return VaeImageProcessor.normalize(tensor.float())
+
+
+def check_holds_values(name: str, tensor: torch.Tensor):
+    """Refuses a tensor on the meta device."""
+    if tensor.is_meta:
+        raise ValueError(f"`{name}` is on the meta device, which holds no values; it must be on another.")
 
 
 def _stack(images: list, stack, concatenate):

@@ -1,8 +1,9 @@
 """What both pipelines share: stages, and the loop that samples one of them."""
 
 import os
+import re
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,12 +11,14 @@ from typing import Any, NamedTuple
 import torch
 from diffusers import DiffusionPipeline, SchedulerMixin
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
+from diffusers.utils.hub_utils import _add_variant
 from diffusers.utils.torch_utils import randn_tensor
 from typing_extensions import Self
 
 from ..models import CascadedUNet2DModel
 from ..publishing import hub_errors, keep_documents, upload
 from ..schedulers import CascadedDDPMScheduler, ContinuousDDPMScheduler
+from ..schedulers.ancestral import MOST_STEPS
 from .denoising import AncestralSampler, Denoiser, SolverSampler
 from .inputs import check_augmentation_level, check_count, check_guidance_scale
 from .solvers import OWN_SCHEDULERS
@@ -79,6 +82,12 @@ class CascadeStage:
             return recommended or min(100, num_train_timesteps)
         return min(recommended or 100, 100, max(1, num_train_timesteps // 2))
 
+    def _check_default(self, default: StageOptions):
+        for option, lowest in (("num_inference_steps", 1), ("augmentation_level", 0)):
+            value = getattr(default, option)
+            if value is not None:
+                check_count(f"The default `{option}` of stage `{self.name}`", value, lowest, MOST_STEPS)
+
     def options(self, given: StageOptions, default: StageOptions) -> StageOptions:
         """
         What was given, else the default, else [`default_num_inference_steps`], s = 0 and no guidance.
@@ -86,6 +95,7 @@ class CascadeStage:
         Raises:
             ValueError: a number is out of range, or the stage takes no s or no guidance.
         """
+        self._check_default(default)
         steps, level, scale = given
         if steps is None:
             steps = self.default_num_inference_steps(default.num_inference_steps)
@@ -94,7 +104,7 @@ class CascadeStage:
         if scale is None:
             scale = 1.0 if default.guidance_scale is None else default.guidance_scale
         return StageOptions(
-            check_count(f"`num_inference_steps` of stage `{self.name}`", steps),
+            check_count(f"`num_inference_steps` of stage `{self.name}`", steps, highest=MOST_STEPS),
             check_augmentation_level(self.name, level, self.noising_scheduler),
             check_guidance_scale(self.name, scale, self.unet),
         )
@@ -118,24 +128,74 @@ def num_classes_of(stages: list[CascadeStage]) -> int | None:
     return next((stage.unet.config.num_classes for stage in stages if stage.unet.config.num_classes is not None), None)
 
 
+def load_index(kind: type[DiffusionPipeline], name: str | os.PathLike) -> dict[str, Any]:
+    """
+    `model_index.json` of a folder or of a Hub id.
+
+    Raises:
+        OSError: there is none, or it is no JSON.
+        ValueError: it is not that of a pipeline, or of a component it says something else than library and class.
+    """
+    try:
+        index = kind.load_config(name)
+    except RecursionError:
+        index = []
+    components, _ = kind._get_signature_keys(kind)
+    if not isinstance(index, dict):
+        problem = f"is of type {type(index).__name__}; it must be an object"
+    elif not isinstance(index.get("_class_name"), str | list):
+        problem = f"has the `_class_name` {index.get('_class_name')!r}; it must be the name of a class"
+    elif wrong := [part for part in components if part in index and not _is_library_and_class(index[part])]:
+        problem = f"has {index[wrong[0]]!r} as `{wrong[0]}`; it must be [library, class], or [null, null] for none"
+    else:
+        return index
+    raise ValueError(f"The model_index.json of {os.fspath(name)!r} {problem}: take a whole copy of the pipeline.")
+
+
+def _is_library_and_class(entry: Any) -> bool:
+    is_pair = isinstance(entry, list) and len(entry) == 2
+    return is_pair and (entry == [None, None] or all(isinstance(part, str) for part in entry))
+
+
 class StepEnd:
     """`callback_on_step_end` with the tensors it asked for."""
 
-    def __init__(self, callback: Callable | None, tensor_inputs: list[str], known: list[str]):
+    def __init__(self, callback: Callable | None, tensor_inputs: list[str] | None, known: list[str]):
+        if callback is not None and not callable(callback):
+            raise ValueError(
+                f"`callback_on_step_end` is {callback!r}; it must be a function of (pipe, step, timestep, tensors)."
+            )
         if isinstance(callback, (PipelineCallback, MultiPipelineCallbacks)):
             tensor_inputs = callback.tensor_inputs
-        if any(name not in known for name in tensor_inputs):
-            raise ValueError(f"`callback_on_step_end_tensor_inputs` is {tensor_inputs}; there is only {known}.")
+        tensor_inputs = known if tensor_inputs is None else tensor_inputs
+        if not isinstance(tensor_inputs, (list, tuple)) or any(name not in known for name in tensor_inputs):
+            raise ValueError(f"`callback_on_step_end_tensor_inputs` is {tensor_inputs!r}; there is only {known}.")
         self.callback = callback
         self.tensor_inputs = tensor_inputs
 
     def __call__(self, pipe: DiffusionPipeline, step: int, timestep: torch.Tensor, sample: torch.Tensor):
-        """The sample to go on with."""
+        """
+        The sample to go on with.
+
+        Raises:
+            ValueError: the callback returned no dict, or something else than such a sample in it.
+        """
         if self.callback is None:
             return sample
         tensors = {"sample": sample}
         outputs = self.callback(pipe, step, timestep, {name: tensors[name] for name in self.tensor_inputs})
-        return outputs.get("sample", sample)
+        if not isinstance(outputs, Mapping):
+            raise ValueError(
+                f"`callback_on_step_end` returned {outputs!r}; it must return a dict: the one it was given, or {{}}."
+            )
+        changed = outputs.get("sample", sample)
+        if not torch.is_tensor(changed) or changed.shape != sample.shape:
+            came = tuple(changed.shape) if torch.is_tensor(changed) else repr(changed)
+            raise ValueError(
+                f'`callback_on_step_end` returned the "sample" {came}; it must be a tensor of shape '
+                f"{tuple(sample.shape)}."
+            )
+        return changed
 
 
 class PixelDiffusionPipeline(DiffusionPipeline):
@@ -144,6 +204,8 @@ class PixelDiffusionPipeline(DiffusionPipeline):
     _callback_tensor_inputs = ["sample"]
     _interrupt = False
     _current_stage = None
+    _guidance_scale: float | None = None
+    _num_timesteps = 0
     _hub_options: dict[str, Any] = {}  # how the Hub was asked for this pipeline
 
     @property
@@ -156,6 +218,20 @@ class PixelDiffusionPipeline(DiffusionPipeline):
         """The name of the stage that is sampled at the moment."""
         return self._current_stage
 
+    @property
+    def guidance_scale(self) -> float | None:
+        """
+        The weight w of the stage that is sampled at the moment, or was last. A callback that sets
+        `pipe._guidance_scale` changes it from the next step of the stage on. Unlike in Diffusers' pipelines, 1 is no
+        guidance, and 0 the null class alone. It is a finite number in -1e6..1e6.
+        """
+        return self._guidance_scale
+
+    @property
+    def num_timesteps(self) -> int:
+        """Steps of the stage that is sampled at the moment, or was last."""
+        return self._num_timesteps
+
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs) -> Self:
         r"""
@@ -165,7 +241,7 @@ class PixelDiffusionPipeline(DiffusionPipeline):
 
         Raises:
             `OSError`: the folder is incomplete or damaged; the message says where.
-            `ValueError`: the folder holds another kind of pipeline.
+            `ValueError`: the folder holds another kind of pipeline, or pickled weights.
         """
         kwargs = {"use_safetensors": True, **kwargs}
         if not os.path.isdir(pretrained_model_name_or_path):
@@ -183,7 +259,7 @@ class PixelDiffusionPipeline(DiffusionPipeline):
     def _from_hub(cls, name: str, kwargs: dict[str, Any]) -> Self:
         try:
             return super().from_pretrained(name, **kwargs)
-        except OSError:
+        except (OSError, TypeError, LookupError, AttributeError, RecursionError):
             try:
                 folder = cls.download(name, **{**kwargs, "local_files_only": True})
             except (OSError, ValueError):  # it never came
@@ -194,15 +270,23 @@ class PixelDiffusionPipeline(DiffusionPipeline):
 
     @classmethod
     def _check_complete(cls, name: str | os.PathLike, folder: str | os.PathLike, kwargs: dict[str, Any]) -> None:
-        index = cls.load_config(folder)
+        index = load_index(cls, folder)
         components, _ = cls._get_signature_keys(cls)
         absent = [part for part in components if part not in (*index, *kwargs, *cls._optional_components)]
         if absent:
             raise ValueError(f"{name} holds a {index['_class_name']} without {absent}, which is not a {cls.__name__}.")
         for part in components:
-            is_saved = part in index and index[part][0] is not None and part not in kwargs
-            if is_saved and not os.path.isdir(os.path.join(folder, part)):
+            if part not in index or index[part][0] is None or part in kwargs:
+                continue
+            if not os.path.isdir(os.path.join(folder, part)):
                 raise OSError(f"the folder of component `{part}` is missing.")
+            pickle, safetensors = (_weights_file(Path(folder, part), kind, kwargs) for kind in ("bin", "safetensors"))
+            if kwargs["use_safetensors"] and pickle is not None and safetensors is None:
+                raise ValueError(
+                    f"{name} holds the weights of `{part}` as a pickle, {pickle.name}; pickles are not read, "
+                    "since they can run code: where you trust it, load it once with `use_safetensors=False`, and save "
+                    "the pipeline by `save_pretrained`."
+                )
 
     def save_pretrained(
         self,
@@ -270,6 +354,8 @@ class PixelDiffusionPipeline(DiffusionPipeline):
         """`id2label` with the int keys that JSON has made strings."""
         if id2label is None:
             return None
+        if not isinstance(id2label, Mapping) or not all(re.fullmatch(r"-?\d+", str(index)) for index in id2label):
+            raise ValueError(f"`id2label` is {id2label!r}; it must be a dict of indices of classes to their names.")
         id2label = {int(index): str(name) for index, name in id2label.items()}
         if num_classes is None or not all(0 <= index < num_classes for index in id2label):
             raise ValueError(f"`id2label` has the keys {list(id2label)}; the networks have {num_classes} classes.")
@@ -291,15 +377,37 @@ class PixelDiffusionPipeline(DiffusionPipeline):
         generator: torch.Generator | list[torch.Generator] | None,
         on_step_end: StepEnd,
     ) -> torch.Tensor:
-        """Takes `sample` down the grid of `sampler`: the reverse process of one stage (Algorithm 2)."""
-        self._current_stage = name
-        with self.progress_bar(total=len(sampler.timesteps)) as progress_bar:
-            progress_bar.set_description(name)
-            for index, timestep in enumerate(sampler.timesteps):
-                if self.interrupt:
-                    break
-                sample = sampler.step(index, denoiser, sample, generator)
-                sample = on_step_end(self, index, timestep, sample)
-                progress_bar.update()
-        self._current_stage = None
+        """
+        Takes `sample` down the grid of `sampler`: the reverse process of one stage (Algorithm 2).
+
+        Raises:
+            ValueError: the result is not finite, or an output of the network was not, which limits of x_0 hide. It is
+                read once, at the end, so that no step waits for the device.
+        """
+        self._current_stage, self._num_timesteps = name, len(sampler.timesteps)
+        self._guidance_scale = denoiser.guidance_scale
+        try:
+            with self.progress_bar(total=len(sampler.timesteps)) as progress_bar:
+                progress_bar.set_description(name)
+                for index, timestep in enumerate(sampler.timesteps):
+                    if self.interrupt:
+                        break
+                    denoiser.guidance_scale = check_guidance_scale(name, self.guidance_scale, denoiser.unet)
+                    sample = sampler.step(index, denoiser, sample, generator)
+                    sample = on_step_end(self, index, timestep, sample)
+                    progress_bar.update()
+        finally:
+            self._current_stage = None
+        if not sample.isfinite().all() & denoiser.is_finite:
+            raise ValueError(
+                f"Stage `{name}` made NaN or infinite values: check its weights, its dtype (float16 overflows where "
+                "bfloat16 and float32 do not) and `guidance_scale`."
+            )
         return sample
+
+
+def _weights_file(folder: Path, kind: str, kwargs: dict[str, Any]) -> Path | None:
+    """The file of weights, or the index of its shards, that loading with `kwargs` looks for."""
+    names = (f"diffusion_pytorch_model.{kind}", f"diffusion_pytorch_model.{kind}.index.json")
+    files = (folder / _add_variant(name, kwargs.get("variant")) for name in names)
+    return next(filter(Path.is_file, files), None)

@@ -20,6 +20,7 @@ from .inputs import (
     check_count,
     check_generator,
     check_output_type,
+    check_source_resolution,
     check_stage_names,
     image_to_tensor,
     per_stage,
@@ -130,16 +131,16 @@ class CascadedDiffusionPipeline(PixelDiffusionPipeline):
         )
         self.register_to_config(
             id2label=self._checked_id2label(id2label, num_classes_of(self.stages)),
-            source_resolution=source_resolution,
+            source_resolution=check_source_resolution(source_resolution),
             default_num_inference_steps=default_num_inference_steps,
             default_augmentation_levels=default_augmentation_levels,
             default_guidance_scales=default_guidance_scales,
         )
         check_fit(self.stages)
         names = [stage.name for stage in self.stages]
-        check_stage_names("default_num_inference_steps", default_num_inference_steps or {}, names)
-        check_stage_names("default_augmentation_levels", default_augmentation_levels or {}, names)
-        check_stage_names("default_guidance_scales", default_guidance_scales or {}, names)
+        for default in DEFAULTS:
+            if self.config[default] is not None:
+                check_stage_names(default, self.config[default], names)
         self.stage_options()
 
     def __setattr__(self, name: str, value):
@@ -382,8 +383,9 @@ class CascadedDiffusionPipeline(PixelDiffusionPipeline):
             output_stages (`bool`, defaults to `False`): whether to return every stage's images as well.
             callback_on_step_end (`Callable`, *optional*):
                 Called as `callback(pipe, step, timestep, {"sample": x})` after each step of each stage
-                (`pipe.current_stage`); a "sample" in the dict it returns replaces x. Setting `pipe._interrupt = True`
-                ends sampling there, and the images are those of the stage that was interrupted.
+                (`pipe.current_stage`); a "sample" in the dict it returns replaces x. Setting `pipe._guidance_scale`
+                changes w for the steps of the stage that follow. Setting `pipe._interrupt = True` ends sampling there,
+                and the images are those of the stage that was interrupted.
             callback_on_step_end_tensor_inputs (`list[str]`, defaults to `["sample"]`): tensors for the callback.
             return_dict (`bool`, defaults to `True`):
                 Whether to return a [`CascadedDiffusionPipelineOutput`] or a tuple (images, and stages if asked for).
@@ -474,11 +476,9 @@ class CascadedDiffusionPipeline(PixelDiffusionPipeline):
         self, stages: list[CascadeStage], num_inference_steps, augmentation_levels, guidance_scale
     ) -> dict[str, StageOptions]:
         """The options of those `stages` that run, resolved and checked; see [`stage_options`]."""
-        if augmentation_levels is not None and not isinstance(augmentation_levels, Mapping):
-            raise ValueError(
-                f"`augmentation_levels` is {augmentation_levels!r}; it must be a dict such as {{'super_res_1': 100}}."
-            )
         names = [stage.name for stage in self.stages]
+        if augmentation_levels is not None:
+            check_stage_names("augmentation_levels", augmentation_levels, names)
         given = [
             per_stage("num_inference_steps", num_inference_steps, names),
             per_stage("augmentation_levels", augmentation_levels, names),

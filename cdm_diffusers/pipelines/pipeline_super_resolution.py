@@ -17,6 +17,7 @@ from .inputs import (
     check_count,
     check_generator,
     check_output_type,
+    check_source_resolution,
     image_to_tensor,
     resolve_class_labels,
     tensor_to_images,
@@ -73,7 +74,7 @@ class SuperResolutionPipeline(PixelDiffusionPipeline):
         self.register_modules(unet=unet, scheduler=scheduler, noising_scheduler=noising_scheduler)
         self.register_to_config(
             id2label=self._checked_id2label(id2label, unet.config.num_classes),
-            source_resolution=source_resolution,
+            source_resolution=check_source_resolution(source_resolution),
             default_num_inference_steps=default_num_inference_steps,
             default_augmentation_level=default_augmentation_level,
             default_guidance_scale=default_guidance_scale,
@@ -156,7 +157,7 @@ class SuperResolutionPipeline(PixelDiffusionPipeline):
             output_type (`"pil"`, `"np"` or `"pt"`, defaults to `"pil"`): PIL images, or float32 in [0, 1].
             callback_on_step_end (`Callable`, *optional*):
                 Called as `callback(pipe, step, timestep, {"sample": x})` after each step; a "sample" in the dict it
-                returns replaces x.
+                returns replaces x. Setting `pipe._guidance_scale` changes w for the steps that follow.
             callback_on_step_end_tensor_inputs (`list[str]`, defaults to `["sample"]`): tensors for the callback.
             return_dict (`bool`, defaults to `True`): whether to return an `ImagePipelineOutput` or a tuple.
 

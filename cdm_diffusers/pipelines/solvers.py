@@ -1,8 +1,11 @@
 """The samplers by name: this package's ancestral sampling, and those of Diffusers' schedulers that work here."""
 
+import inspect
 from typing import TYPE_CHECKING
 
 import diffusers
+import numpy as np
+import torch
 from diffusers import SchedulerMixin
 
 from ..schedulers import CascadedDDPMScheduler, ContinuousDDPMScheduler
@@ -17,6 +20,13 @@ OWN_SCHEDULERS = (CascadedDDPMScheduler, ContinuousDDPMScheduler)
 
 SOLVER_CLASSES = tuple(dict.fromkeys(getattr(diffusers, name) for name, _ in SOLVERS.values()))
 
+# lambda = log(alpha / sigma) at which Diffusers' solvers start
+LOWEST_LOG_SNR = -5.1
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Names
+
 
 def scheduler_of(stage: "CascadeStage", name: str | None) -> SchedulerMixin:
     """
@@ -29,13 +39,17 @@ def scheduler_of(stage: "CascadeStage", name: str | None) -> SchedulerMixin:
         return stage.scheduler
     if name not in SOLVER_NAMES:
         raise ValueError(f"`scheduler` of stage `{stage.name}` is {name!r}; it must be one of {SOLVER_NAMES}.")
+    if name == ANCESTRAL and isinstance(stage.scheduler, OWN_SCHEDULERS):
+        return stage.scheduler
+    _, options_before = SOLVERS.get(solver_name(stage.scheduler), (None, {}))
+    config = {entry: value for entry, value in stage.scheduler.config.items() if entry not in options_before}
     if name != ANCESTRAL:
         kind, options = SOLVERS[name]
-        return getattr(diffusers, kind).from_config(stage.scheduler.config, **options)
-    if isinstance(stage.scheduler, OWN_SCHEDULERS):
-        return stage.scheduler
-    is_continuous = stage.unet.config.time_conditioning == "noise_level"
-    return (ContinuousDDPMScheduler if is_continuous else CascadedDDPMScheduler).from_config(stage.scheduler.config)
+        return getattr(diffusers, kind).from_config(config, **options)
+    if stage.unet.config.time_conditioning == "noise_level":
+        return ContinuousDDPMScheduler.from_config(config)
+    is_learned = stage.unet.config.learned_variance and not config.get("variance_type")
+    return CascadedDDPMScheduler.from_config(config, **({"variance_type": "learned_range"} if is_learned else {}))
 
 
 def solver_name(scheduler: SchedulerMixin) -> str | None:
@@ -72,3 +86,96 @@ def with_inference_schedule(
         )
     ends = {"inference_beta_start": schedule[0], "inference_beta_end": schedule[1]}
     return type(scheduler).from_config(scheduler.config, inference_beta_schedule="linear", **ends)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Grids of Diffusers' solvers
+
+
+def solver_on_grid(
+    scheduler: SchedulerMixin, num_inference_steps: int
+) -> tuple[SchedulerMixin, torch.Tensor, torch.Tensor]:
+    r"""
+    A fresh solver like `scheduler` that takes nothing but epsilon, with its grid laid out on the CPU.
+
+    Returns:
+        `tuple`: the solver; and for each of its `timesteps` the training time i = t - 1 that the network is told,
+        int64, and alpha_bar, float64.
+
+    Raises:
+        `ValueError`: it cannot run so many steps, or its noise levels are not those of a diffusion process.
+    """
+    kind = type(scheduler).__name__
+    solver = _epsilon_solver(scheduler)
+    num_levels = solver.config.num_train_timesteps
+    if num_inference_steps > num_levels:
+        raise ValueError(
+            f"`num_inference_steps` is {num_inference_steps}; {kind} takes {num_levels} at most, the training steps "
+            "with signal left."
+        )
+    solver.set_timesteps(num_inference_steps, device="cpu")
+    if not hasattr(solver, "sigmas"):
+        indices = solver.timesteps.round().long()
+        alphas_cumprod = solver.alphas_cumprod[indices].double()
+        _respace(solver, indices)
+        return solver, indices, alphas_cumprod
+    sigmas = solver.sigmas.double()
+    if len(sigmas[:-1].unique()) < num_inference_steps:
+        raise ValueError(
+            f"{kind} cannot make {num_inference_steps} different noise levels out of {num_levels} timesteps: use "
+            "fewer `num_inference_steps`."
+        )
+    solver.set_begin_index(0)  # not looked up by the first timestep, which several levels may share
+    sigmas = sigmas[: len(solver.timesteps)]
+    return solver, _training_times(solver, sigmas), 1 / (1 + sigmas**2)
+
+
+def _epsilon_solver(scheduler: SchedulerMixin) -> SchedulerMixin:
+    r"""
+    A fresh scheduler like `scheduler` that takes epsilon as it is (no limits of x_0, no learned variance) and starts
+    where there is signal left: log(sqrt(alpha_bar) / sqrt(1 - alpha_bar)) >= -5.1.
+
+    That is what DPM-Solver's authors recommend for cosine schedules (Diffusers' `lambda_min_clipped`), and about
+    where the usual linear schedules end. A cosine schedule of 4000 steps goes on to -11.3 in its last 16 steps, where
+    solvers of an ODE keep whatever x_0 they are told first, and Heun's rule does not converge. Of a process that is
+    rescaled to end without any signal (`rescale_betas_zero_snr`), likewise all but the last few times are left.
+    """
+    parameters = inspect.signature(type(scheduler).__init__).parameters
+    arguments = {name: scheduler.config[name] for name in parameters if name in scheduler.config}
+    if arguments.get("use_flow_sigmas"):
+        raise ValueError(
+            "`use_flow_sigmas` is True; it must be False: the network was trained on a diffusion process, whose noise "
+            "levels are others than those of flow matching."
+        )
+    overrides = {"prediction_type": "epsilon", "thresholding": False, "clip_sample": False}
+    arguments |= {name: value for name, value in overrides.items() if name in parameters}
+    if arguments.get("variance_type") in ("learned", "learned_range"):
+        arguments["variance_type"] = parameters["variance_type"].default
+    num_levels = int((torch.logit(scheduler.alphas_cumprod.double()) / 2 >= LOWEST_LOG_SNR).sum())
+    if num_levels < len(scheduler.betas):
+        arguments |= {"num_train_timesteps": num_levels, "trained_betas": scheduler.betas[:num_levels].tolist()}
+        arguments.pop("rescale_betas_zero_snr", None)  # these betas are rescaled already
+    return type(scheduler)(**arguments)
+
+
+def _respace(scheduler: SchedulerMixin, indices: torch.Tensor):
+    r"""
+    Reduces a scheduler that looks alpha_bar up by timestep to the timesteps it visits, n-1..0.
+
+    DDIMScheduler takes the previous timestep to be t - T // n, which is not the next one it visits unless the spacing
+    happens to be T // n; on n timesteps it is.
+    """
+    scheduler.alphas_cumprod = scheduler.alphas_cumprod[indices.flip(0)]
+    scheduler.register_to_config(num_train_timesteps=len(indices))
+    scheduler.timesteps = torch.arange(len(indices)).flip(0)
+
+
+def _training_times(solver: SchedulerMixin, sigmas: torch.Tensor) -> torch.Tensor:
+    """
+    The solver's own times, rounded, unless they are more than one away from the nearest in noise: Diffusers leaves
+    them evenly spread where levels are interpolated otherwise (`interpolation_type="log_linear"`).
+    """
+    log_sigmas = -torch.logit(solver.alphas_cumprod.double()) / 2
+    nearest = np.interp(sigmas.log().numpy(), log_sigmas.numpy(), np.arange(len(log_sigmas))).round()
+    own, nearest = solver.timesteps.round().long(), torch.from_numpy(nearest).long()
+    return torch.where((own - nearest).abs() > 1, nearest, own)

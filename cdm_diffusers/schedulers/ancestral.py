@@ -1,6 +1,8 @@
 """What both schedulers share: the forward process, and ancestral sampling along any grid of its noise levels."""
 
-from typing import NamedTuple
+from collections.abc import Mapping
+from functools import partial
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -9,6 +11,10 @@ from diffusers.schedulers.scheduling_ddpm import DDPMSchedulerOutput
 from diffusers.utils.torch_utils import randn_tensor
 
 from ..diffusion import DiffusionTable, betas_for, diffuse, limit_x_0, look_up, prediction_for
+from ..draws import draw
+
+
+MOST_STEPS = 10**6
 
 
 class TrainingTimes(NamedTuple):
@@ -27,14 +33,30 @@ class AncestralScheduler(SchedulerMixin, ConfigMixin):
     order = 1
     init_noise_sigma = 1.0
     variance_types = ("fixed_small", "fixed_large")
+    # those of `SOLVERS` of the pipelines, as a test checks
+    _compatibles = [
+        "DDIMScheduler",
+        "DDPMScheduler",
+        "DEISMultistepScheduler",
+        "DPMSolverMultistepScheduler",
+        "DPMSolverSinglestepScheduler",
+        "EulerAncestralDiscreteScheduler",
+        "EulerDiscreteScheduler",
+        "HeunDiscreteScheduler",
+        "LMSDiscreteScheduler",
+        "UniPCMultistepScheduler",
+    ]
+
+    @classmethod
+    def _get_compatibles(cls) -> list[type[SchedulerMixin]]:
+        return [cls, *super()._get_compatibles()]
 
     def _set_up(self):
         """Checks the config and builds the training table and the full-length grid; ends a subclass's `__init__`."""
         config = self.config
         if config.variance_type not in self.variance_types:
             raise ValueError(f"`variance_type` is {config.variance_type!r}; it must be one of {self.variance_types}.")
-        if config.num_train_timesteps < 1:
-            raise ValueError(f"`num_train_timesteps` is {config.num_train_timesteps}; it must be at least 1.")
+        _check_steps("num_train_timesteps", config.num_train_timesteps)
         if config.timestep_spacing != "linspace":
             raise ValueError(f"`timestep_spacing` is {config.timestep_spacing!r}; only 'linspace' is supported.")
         self.prediction = prediction_for(config.prediction_type)
@@ -46,6 +68,50 @@ class AncestralScheduler(SchedulerMixin, ConfigMixin):
             self.register_to_config(beta_start=float(betas[0]), beta_end=float(betas[-1]))
         # `from_config` of another class drops what this class left at its defaults; other classes' defaults differ.
         self.register_to_config(_use_default_values=[])
+
+    @classmethod
+    def extract_init_dict(
+        cls, config_dict: Mapping[str, Any], **kwargs
+    ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+        """
+        What `from_config` makes of a config. One of Diffusers' schedulers gives the same forward process, or an error.
+
+        Its entries that were left at their defaults are taken too, since these classes have other defaults, and
+        without a `variance_type` the variance is beta~, as in Diffusers. How it spreads its steps is not taken: here
+        that is always "linspace".
+
+        Raises:
+            ValueError: the process or the variance is none that this class has.
+        """
+        own, defaulted = cls._get_init_keys(cls), config_dict.get("_use_default_values", ())
+        config = {name: value for name, value in config_dict.items() if name in own or name not in defaulted}
+        config.pop("_use_default_values", None)
+        is_own = config.get("_class_name", cls.__name__) in ("CascadedDDPMScheduler", "ContinuousDDPMScheduler")
+        if "beta_schedule" not in config and (defaulted or not is_own):
+            raise ValueError(
+                f"The config of {config.get('_class_name', 'another class')} has no `beta_schedule`; it must be that "
+                f"of a scheduler with betas, which {cls.__name__} can replace."
+            )
+        if "trained_betas" in config_dict:  # as in all schedulers of Diffusers that have betas
+            cls._check_betas({**config, **kwargs})
+            config.pop("timestep_spacing", None)
+            if config.get("variance_type") is None:
+                config["variance_type"] = "fixed_small"
+        return super().extract_init_dict(config, **kwargs)
+
+    @classmethod
+    def _check_betas(cls, config: Mapping[str, Any]):
+        """Refuses betas that have no name among those of `betas_for`."""
+        if config.get("trained_betas") is not None:
+            raise ValueError(
+                f"`trained_betas` is a list of {len(config['trained_betas'])}; it must be None: {cls.__name__} has "
+                "only schedules with a name (`beta_schedule`)."
+            )
+        if config.get("rescale_betas_zero_snr"):
+            raise ValueError(
+                f"`rescale_betas_zero_snr` is True; it must be False: {cls.__name__} has only processes that end with "
+                "some signal."
+            )
 
     def _linspace(self, num_inference_steps: int) -> torch.Tensor:
         """`num_inference_steps` indices spread evenly over 0..T-1, ascending; a single one is the last."""
@@ -70,8 +136,7 @@ class AncestralScheduler(SchedulerMixin, ConfigMixin):
 
     def _check_set_timesteps(self, num_inference_steps: int, stop_at: int, start_at: int | None):
         num_train_timesteps = self.config.num_train_timesteps
-        if type(num_inference_steps) is not int or num_inference_steps < 1:
-            raise ValueError(f"`num_inference_steps` is {num_inference_steps!r}; it must be a positive integer.")
+        _check_steps("num_inference_steps", num_inference_steps)
         for name, time in (("stop_at", stop_at), ("start_at", start_at)):
             if time is not None and (type(time) is not int or not 0 <= time <= num_train_timesteps):
                 raise ValueError(
@@ -124,11 +189,18 @@ class AncestralScheduler(SchedulerMixin, ConfigMixin):
             [`~schedulers.scheduling_ddpm.DDPMSchedulerOutput`]: `prev_sample` and the limited `pred_original_sample`,
             float32 or wider whatever came in.
         """
-        position = self._position(timestep).to(sample.device)
+        _check_images("sample", sample)
+        _check_images("model_output", model_output)
+        position = self._position(timestep, len(sample)).to(sample.device)
         dtype = torch.promote_types(sample.dtype, torch.float32)
         sample, model_output = sample.to(dtype), model_output.to(dtype)
         channels = sample.shape[1]
         learns_variance = self.config.variance_type == "learned_range"
+        if len(model_output) != len(sample) or model_output.shape[2:] != sample.shape[2:]:
+            raise ValueError(
+                f"`model_output` is of shape {tuple(model_output.shape)}; it must have as many images as `sample`, of "
+                f"shape {tuple(sample.shape)}, and of the same size."
+            )
         if model_output.shape[1] not in ((2 * channels,) if learns_variance else (channels, 2 * channels)):
             raise ValueError(
                 f"`model_output` has {model_output.shape[1]} channels for a sample of {channels}; "
@@ -175,8 +247,17 @@ class AncestralScheduler(SchedulerMixin, ConfigMixin):
             log_variance = table.posterior_log_variance(position)
         return x_0, table.posterior_mean(x_0, x_t, position), log_variance
 
-    def _position(self, timestep: int | torch.Tensor) -> torch.Tensor:
-        timestep = torch.as_tensor(timestep, device=self._positions.device)
+    def _position(self, timestep: int | torch.Tensor, batch_size: int) -> torch.Tensor:
+        is_index = type(timestep) is int or isinstance(timestep, np.integer)
+        if not is_index and not (torch.is_tensor(timestep) and timestep.dtype in (torch.int64, torch.int32)):
+            came = f"a {timestep.dtype} tensor" if torch.is_tensor(timestep) else repr(timestep)
+            raise ValueError(f"`timestep` is {came}; it must be an integer or an int64 tensor, from `timesteps`.")
+        timestep = torch.as_tensor(timestep, device=self._positions.device).long()
+        if timestep.shape not in ((), (1,), (batch_size,)):
+            raise ValueError(
+                f"`timestep` is of shape {tuple(timestep.shape)}; it must be a single one, or one for each of "
+                f"{batch_size} images."
+            )
         if timestep.device.type != "cpu":
             return look_up(self._positions, timestep)
         outside = (timestep < 0) | (timestep >= len(self._positions))
@@ -206,7 +287,7 @@ class AncestralScheduler(SchedulerMixin, ConfigMixin):
         Returns:
             `torch.Tensor`: float32 or wider.
         """
-        noise = randn_tensor(x_0.shape, generator=generator, device=x_0.device, dtype=torch.float32)
+        noise = draw(partial(randn_tensor, dtype=torch.float32), x_0.shape, generator, x_0.device)
         return diffuse(x_0, noise, *self.table.signal_and_noise(s, x_0.device))
 
     def add_noise(self, original_samples: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
@@ -217,3 +298,14 @@ class AncestralScheduler(SchedulerMixin, ConfigMixin):
         """The v target at indices `timesteps`, with Diffusers' signature."""
         alpha, sigma = self.table.signal_and_noise(timesteps + 1, sample.device)
         return prediction_for("v_prediction").target(sample, noise, alpha, sigma)
+
+
+def _check_steps(name: str, value: int):
+    if type(value) is not int or not 1 <= value <= MOST_STEPS:
+        raise ValueError(f"`{name}` is {value!r}; it must be an integer in 1..{MOST_STEPS}.")
+
+
+def _check_images(name: str, images: torch.Tensor):
+    if not torch.is_tensor(images) or images.ndim != 4 or not images.is_floating_point():
+        came = f"{images.dtype} of shape {tuple(images.shape)}" if torch.is_tensor(images) else repr(images)
+        raise ValueError(f"`{name}` is {came}; it must be floats of shape (B, C, H, W).")

@@ -1,8 +1,14 @@
 """The scheduler of stages that are told a discrete time."""
 
+from collections.abc import Sequence
+from functools import partial
+from itertools import pairwise
+
+import numpy as np
 import torch
 from diffusers.configuration_utils import register_to_config
 
+from ..draws import draw
 from .ancestral import AncestralScheduler, TrainingTimes
 
 
@@ -11,7 +17,9 @@ class CascadedDDPMScheduler(AncestralScheduler):
     Ancestral sampling at discrete times, with learned or fixed variances (Section 2.1), which can stop at any s > 0
     (truncated conditioning augmentation, Section 3.2).
 
-    Its config keys are Diffusers' own: `DPMSolverMultistepScheduler.from_config(scheduler.config)` and the like work.
+    Its config keys are Diffusers' own: `DPMSolverMultistepScheduler.from_config(scheduler.config)` and the like work,
+    and `CascadedDDPMScheduler.from_config` makes a scheduler of the same forward process of a config of Diffusers', or
+    raises a ValueError where that has none of these schedules.
 
     Args:
         num_train_timesteps (`int`, defaults to 4000): T.
@@ -71,16 +79,18 @@ class CascadedDDPMScheduler(AncestralScheduler):
 
     def set_timesteps(
         self,
-        num_inference_steps: int,
+        num_inference_steps: int | None = None,
         device: torch.device | str | None = None,
         stop_at: int = 0,
         start_at: int | None = None,
+        timesteps: Sequence[int] | None = None,
     ):
         r"""
-        Spreads `num_inference_steps` evenly from t = 1 to T and keeps those between `stop_at` and `start_at`.
+        Spreads `num_inference_steps` evenly from t = 1 to T, or takes `timesteps`, and keeps those between `stop_at`
+        and `start_at`.
 
         Args:
-            num_inference_steps (`int`): steps of the whole grid, 1..T.
+            num_inference_steps (`int`, *optional*): steps of the whole grid, 1..T; not with `timesteps`.
             device (`torch.device` or `str`, *optional*): where `timesteps` and the step's tables go.
             stop_at (`int`, defaults to 0):
                 The paper's s in 0..T. Grid times above s are kept, and the last step, a noisy one, lands exactly on
@@ -88,14 +98,31 @@ class CascadedDDPMScheduler(AncestralScheduler):
             start_at (`int`, *optional*):
                 The paper's t in 1..T. Grid times below t are kept, and the first step starts exactly at x_t: for a
                 restart (Section 4.2). T by default.
+            timesteps (`list[int]`, *optional*): indices t - 1 in 0..T-1, from high to low.
         """
+        if timesteps is not None:
+            if num_inference_steps is not None:
+                raise ValueError("`num_inference_steps` and `timesteps` were both given; it must be one of them.")
+            timesteps = self._checked_timesteps(timesteps)
+            num_inference_steps = len(timesteps)
         self._check_set_timesteps(num_inference_steps, stop_at, start_at)
         self.num_inference_steps = num_inference_steps
-        grid = self._linspace(num_inference_steps)
+        grid = self._linspace(num_inference_steps) if timesteps is None else torch.tensor(timesteps[::-1])
         if start_at is not None:
             grid = torch.cat([grid[grid + 1 < start_at], torch.tensor([start_at - 1])])
         grid = grid[grid + 1 > stop_at]
         self._set_grid(grid, self.table.respace(grid, start=float(self.table.alpha_bar(stop_at))), device)
+
+    def _checked_timesteps(self, timesteps: Sequence[int]) -> list[int]:
+        values = timesteps.tolist() if isinstance(timesteps, (torch.Tensor, np.ndarray)) else timesteps
+        are_indices = isinstance(values, (list, tuple, range)) and all(type(value) is int for value in values)
+        falls = are_indices and len(values) > 0 and all(one > next_one for one, next_one in pairwise(values))
+        if not falls or values[0] >= len(self.table) or values[-1] < 0:
+            raise ValueError(
+                f"`timesteps` is {timesteps!r}; it must be a list of indices in 0..{len(self.table) - 1}, from high "
+                "to low."
+            )
+        return list(values)
 
     def draw_training_times(
         self,
@@ -104,7 +131,6 @@ class CascadedDDPMScheduler(AncestralScheduler):
         device: torch.device | str = "cpu",
     ) -> TrainingTimes:
         """t ~ U{1..T} for each image (Algorithm 1, line 3)."""
-        source = device if generator is None else generator.device
-        index = torch.randint(len(self.table), (batch_size,), generator=generator, device=source).to(device)
+        index = draw(partial(torch.randint, len(self.table)), (batch_size,), generator, device)
         alpha, sigma = self.table.signal_and_noise(index + 1, device)
         return TrainingTimes(index, alpha, sigma, index)

@@ -1,9 +1,12 @@
 """The scheduler of stages that are told a noise level."""
 
+from functools import partial
+
 import torch
 from diffusers.configuration_utils import register_to_config
 
 from ..diffusion import DiffusionTable, betas_for
+from ..draws import draw
 from .ancestral import AncestralScheduler, TrainingTimes
 
 
@@ -120,9 +123,8 @@ class ContinuousDDPMScheduler(AncestralScheduler):
         device: torch.device | str = "cpu",
     ) -> TrainingTimes:
         """sqrt(alpha_bar) ~ U(sqrt(alpha_bar_t), sqrt(alpha_bar_{t-1})), t ~ U{1..T}, for each image."""
-        source = device if generator is None else generator.device
-        t = torch.randint(1, len(self.table) + 1, (batch_size,), generator=generator, device=source).to(device)
-        share = torch.rand((batch_size,), generator=generator, device=source).to(device)
+        t = draw(partial(torch.randint, 1, len(self.table) + 1), (batch_size,), generator, device)
+        share = draw(torch.rand, (batch_size,), generator, device)
         # 1 - sqrt(alpha_bar) is interpolated, since near clean images float32 has no digits left for sqrt(alpha_bar).
         distance = self._distance_to_clean = self._distance_to_clean.to(device)
         distance = torch.lerp(distance[t - 1], distance[t], share)

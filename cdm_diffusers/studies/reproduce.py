@@ -26,12 +26,13 @@ from ..evaluation.config import ClassificationAccuracyConfig, EvaluateConfig, Sa
 from ..evaluation.evaluate import evaluate
 from ..evaluation.features import load_extractor
 from ..evaluation.records import digest, fingerprint, provenance
-from ..evaluation.sample import DTYPES, open_state, sample
+from ..evaluation.sample import DTYPES, how_to_go_on, open_state, sample
 from ..evaluation.sample_store import LowResImages, SampleStore, store_real_images
 from ..files import write_json
 from ..pipelines import CascadedDiffusionPipeline, SuperResolutionPipeline
 from ..pipelines.pipeline_base import noise_rule
 from ..presets import GaussianAugmentationPreset, StagePreset, content, get_preset
+from ..processes import ending_together
 from ..training.config import TrainingConfig
 from ..training.loop import train
 from ..training.resolve import resolve_preset
@@ -54,18 +55,19 @@ def reproduce(config: ReproduceConfig) -> dict[str, Any]:
     settings, output_dir = read_settings(config), Path(config.output_dir)
     experiment = settings.experiment(config.name)
     study = Study(settings, output_dir)
-    study.check(experiment)
-    report = {
-        "name": config.name,
-        "title": experiment.title,
-        "settings": settings.given,
-        **provenance("torch", "diffusers", "numpy"),
-        "rows": [study.measure(row, experiment) for row in experiment.rows],
-    }
-    if study.state.is_main_process:
-        write_json(output_dir / f"{config.name}.json", report)
-        print(write_table(report, experiment, output_dir))
-        write_figure(report, experiment, output_dir)
+    with ending_together(study.state, lambda: how_to_go_on(output_dir)):
+        study.check(experiment)
+        report = {
+            "name": config.name,
+            "title": experiment.title,
+            "settings": settings.given,
+            **provenance("torch", "diffusers", "numpy"),
+            "rows": [study.measure(row, experiment) for row in experiment.rows],
+        }
+        if study.state.is_main_process:
+            write_json(output_dir / f"{config.name}.json", report)
+            print(write_table(report, experiment, output_dir))
+            write_figure(report, experiment, output_dir)
     return report
 
 
@@ -302,13 +304,12 @@ class Samples:
         own = {"stages": {stage: low_res.images.shape[-1]}, "kept_stages": [stage], "blur_sigma": sigma}
         store = SampleStore(folder, {**low_res.settings, **own})
         store.check()
-        if self.state.is_main_process and not store.is_finished:
+        if self.state.is_main_process and store.damage() is not None:
             batches = []
             for indices in store.micro_batches():
                 images = gaussian_blur(low_res[indices], torch.full((len(indices),), sigma))
                 batches.append({stage: images.numpy(), "images": to_uint8(2 * images - 1).numpy()})
-            store.prepare(low_res.labels)
-            store.write(batches, {"evaluations": {}, "seconds": 0.0, "num_images": len(low_res)})
+            store.fill(batches, low_res.labels, "storing blurred images")
         self.state.wait_for_everyone()
         return folder
 

@@ -30,13 +30,14 @@ from ..evaluation.features import ClassifierExtractor, extract, load_extractor
 from ..evaluation.metrics import FeatureStatistics, frechet_distance
 from ..evaluation.records import check_same_settings, digest, fingerprint, provenance, weights_fingerprint
 from ..evaluation.references import real_distance, reference_statistics
-from ..evaluation.sample import DTYPES, all_labels, call_options, open_state, sample
+from ..evaluation.sample import DTYPES, all_labels, call_options, how_to_go_on, open_state, sample
 from ..evaluation.sample_store import RESULTS_NAME, store_real_images
 from ..evaluation.seeded_sampling import check_call
 from ..files import reveal, temporary_name, write_json
 from ..pipelines import CascadedDiffusionPipeline
 from ..pipelines.pipeline_base import NOISE_RULE, num_classes_of
 from ..pipelines.solvers import solver_name
+from ..processes import ending_together, held_by_main
 from .config import SearchConfig, Setting
 from .search_report import summarise, write_best, write_report
 
@@ -54,9 +55,16 @@ def search(config: SearchConfig) -> list[dict[str, Any]]:
 
     Raises:
         ValueError: a setting that the cascade does not take (before any sampling), data, extractor or classifier that
-            do not fit, or results of another search in the folder.
+            do not fit, results of another search in the folder, or a search that is at work there.
     """
     state = open_state()
+    output_dir = Path(config.output_dir)
+    with ending_together(state, lambda: how_to_go_on(output_dir)), held_by_main(state, output_dir, "a search"):
+        return search_alone(config, state)
+
+
+def search_alone(config: SearchConfig, state: PartialState) -> list[dict[str, Any]]:
+    """[`search`] in a folder that no other one has."""
     run = Search(config, state)
     todo = [(seed, setting) for seed in config.seeds for setting in run.settings]
     todo = [(seed, setting) for seed, setting in todo if run.find(seed, setting) is None]

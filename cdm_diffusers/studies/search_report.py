@@ -4,8 +4,10 @@ import json
 from pathlib import Path
 from typing import Any
 
+from diffusers import SchedulerMixin
+
 from ..evaluation.intervals import mean_and_error
-from ..files import TEMPORARY_PREFIX, replace_folder, write_json
+from ..files import held, replace_folder, temporary_name, write_json, writing
 from ..pipelines import CascadedDiffusionPipeline
 from ..tables import markdown_table, plus_minus
 
@@ -273,10 +275,20 @@ def write_best(
     schedules = {stage: setting["inference_schedule"]} if "inference_schedule" in setting else None
     changed = pipeline.with_schedulers({stage: setting.get("scheduler")}, schedules)
     scheduler = getattr(changed, f"{stage}_scheduler")
-    temporary = folder / f"{TEMPORARY_PREFIX}{stage}_scheduler"
-    scheduler.save_pretrained(temporary)
-    replace_folder(temporary, folder / f"{stage}_scheduler")
-    index = json.loads((folder / "model_index.json").read_text())
+    final = folder / f"{stage}_scheduler"
+    temporary = temporary_name(final)
+    with held(folder, "storing the best setting"):
+        with writing("The scheduler", temporary):
+            scheduler.save_pretrained(temporary)
+            replace_folder(temporary, final)
+        index = json.loads((folder / "model_index.json").read_text())
+        store_setting(index, setting, stage, scheduler)
+        write_json(folder / "model_index.json", index)
+        write_json(folder / f"search-{stage}.json", {**best, **about, "num_settings": len(rows)})
+
+
+def store_setting(index: dict[str, Any], setting: dict[str, Any], stage: str, scheduler: SchedulerMixin) -> None:
+    """Puts the setting of a stage, and the class of its scheduler, into the content of a `model_index.json`."""
     library = type(scheduler).__module__.split(".")[0]
     index[f"{stage}_scheduler"] = [library, type(scheduler).__name__]
     for name, axis in (
@@ -288,5 +300,3 @@ def write_best(
             index[name] = {**(index.get(name) or {}), stage: setting[axis]}
         elif axis == "guidance_scale" and index.get(name):
             index[name].pop(stage, None)
-    write_json(folder / "model_index.json", index)
-    write_json(folder / f"search-{stage}.json", {**best, **about, "num_settings": len(rows)})

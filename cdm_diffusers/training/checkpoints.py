@@ -4,20 +4,50 @@ import errno
 import json
 import os
 import re
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
 
+import torch
+from diffusers.utils import logging
+from pydantic import ConfigDict
 from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from typing_extensions import TypedDict
 
-from ..files import TEMPORARY_PREFIX
+from ..data.fingerprints import differences
+from ..files import errno_of, read_json, remove_folder
+from ..options import NonNegativeInt
 
 
-EMA_NAME = "ema.safetensors"
+logger = logging.get_logger(__name__)
+
+WEIGHTS_NAME, EMA_NAME = "model.safetensors", "ema.safetensors"
+OPTIMIZER_NAME, SCALER_NAME = "optimizer.bin", "scaler.pt"
+DATA_NAME = "data.json"
 CHECKPOINT_NAME = re.compile(r"checkpoint-(\d+)")
+MISSING = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENODEV)  # the last is safetensors' for a folder
+DAMAGE = re.compile("PytorchStreamReader|corrupt|unexpected EOF|loading state_dict")  # PyTorch has no class for it
+
+
+class Result(TypedDict):
+    """What is told of a checkpoint by its `progress.json`."""
+
+    __pydantic_config__ = ConfigDict(extra="allow")
+
+    step: NonNegativeInt
+    loss: float | None
+
+
+class Progress(Result):
+    """What a run goes on from."""
+
+    epoch: NonNegativeInt
+    epoch_batches: NonNegativeInt
+    ema_steps: NonNegativeInt
 
 
 def checkpoints_in(output_dir: Path) -> list[Path]:
@@ -65,20 +95,28 @@ def last_good(output_dir: Path) -> str:
     return f"The last good checkpoint is {existing[-1]}." if existing else "There is no checkpoint yet."
 
 
+def how_to_go_on(output_dir: Path) -> str:
+    """What to do when some processes of a run have ended."""
+    return f"{last_good(output_dir)} Start all processes again, with `--resume_from_checkpoint latest`."
+
+
 @contextmanager
-def saving(what: str, temporary: Path) -> Iterator[None]:
+def naming_last_good(output_dir: Path) -> Iterator[None]:
     """
-    Around everything that writes into `temporary`: a failure (a full disk, say) removes it and says what is left.
+    Around what a run does once it has started.
 
     Raises:
-        OSError: naming the last good checkpoint, from the error of whichever library was writing.
+        OSError: the disk's, with a sentence about the last good checkpoint.
     """
     try:
         yield
-    except (OSError, RuntimeError, SafetensorError) as error:
-        shutil.rmtree(temporary, ignore_errors=True)
-        number = getattr(error, "errno", None) or errno.EIO
-        raise OSError(number, f"{what} could not be saved ({error}). {last_good(temporary.parent)}") from error
+    except OSError as error:
+        if error.errno is None:  # not a disk's
+            raise
+        said = error.strerror
+        if said == os.strerror(error.errno):
+            said = f"{error.filename or str(output_dir)!r}: {said}."
+        raise OSError(error.errno, f"{said} {last_good(output_dir)}") from error
 
 
 @contextmanager
@@ -88,15 +126,39 @@ def loading(checkpoint: Path) -> Iterator[None]:
 
     Raises:
         ValueError: if a file is missing or damaged; lists the other checkpoints.
+        OSError: if the machine stands in the way: its memory, its disk, its limits or its permissions.
     """
     try:
         yield
-    except (OSError, EOFError, KeyError, ValueError, RuntimeError, UnpicklingError, SafetensorError) as error:
+    except (OSError, EOFError, KeyError, ValueError, RuntimeError, MemoryError, UnpicklingError, SafetensorError) as e:
+        number = obstacle(e, checkpoint)
+        if number is not None:
+            raise OSError(
+                number,
+                f"`resume_from_checkpoint` is {str(checkpoint)!r}, which could not be read here: "
+                f"{os.strerror(number)}. Nothing is known to be wrong with it: keep it, and resume once that is "
+                "mended.",
+            ) from e
+        if isinstance(e, RuntimeError) and not DAMAGE.search(str(e)):
+            raise
         others = [str(path) for path in checkpoints_in(checkpoint.parent) if path != checkpoint]
         raise ValueError(
-            f"`resume_from_checkpoint` is {str(checkpoint)!r}, which is incomplete or damaged ({error}): remove it. "
+            f"`resume_from_checkpoint` is {str(checkpoint)!r}, which is incomplete or damaged ({e}): remove it. "
             f"The other checkpoints beside it are {others}."
-        ) from error
+        ) from e
+
+
+def obstacle(error: Exception, checkpoint: Path) -> int | None:
+    """The errno of what kept `checkpoint` from being read, None where that was the checkpoint itself."""
+    number = errno_of(error)
+    if number is None or number in MISSING:
+        try:  # safetensors calls everything missing that it cannot open
+            for path in checkpoint.rglob("*"):
+                if path.is_file():
+                    path.open("rb").close()
+        except OSError as refusal:
+            number = refusal.errno
+    return None if number in MISSING else number
 
 
 def read_checkpoint(checkpoint: Path) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -107,8 +169,67 @@ def read_checkpoint(checkpoint: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         ValueError: as [`loading`].
     """
     with loading(checkpoint):
-        saved = json.loads((checkpoint / "training_config.json").read_text())
-        return saved, json.loads((checkpoint / "progress.json").read_text())
+        saved = read_json(checkpoint / "training_config.json", dict[str, Any], "training")
+        return saved, read_json(checkpoint / "progress.json", Progress, "training")
+
+
+@dataclass
+class TrainingState:
+    """
+    All tensors of a run, whole, whatever the number of processes.
+
+    Args:
+        weights, averages: of the network, by the names of its parameters.
+        optimizer: its `state_dict`.
+        scaler: that of the gradient scaler, None without one.
+    """
+
+    weights: dict[str, torch.Tensor]
+    averages: dict[str, torch.Tensor]
+    optimizer: dict[str, Any]
+    scaler: dict[str, Any] | None
+
+
+def write_state(folder: Path, state: TrainingState) -> None:
+    """Writes a new folder with the files of `state`."""
+    folder.mkdir(parents=True)
+    for name, tensors in ((WEIGHTS_NAME, state.weights), (EMA_NAME, state.averages)):
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / name)
+    torch.save(state.optimizer, folder / OPTIMIZER_NAME)
+    if state.scaler is not None:
+        torch.save(state.scaler, folder / SCALER_NAME)
+
+
+def read_state(folder: Path, has_scaler: bool) -> TrainingState:
+    """What [`write_state`] wrote, and what accelerate wrote in earlier versions."""
+    return TrainingState(
+        weights=load_file(folder / WEIGHTS_NAME),
+        averages=load_file(folder / EMA_NAME),
+        optimizer=torch.load(folder / OPTIMIZER_NAME, map_location="cpu", weights_only=True),
+        scaler=torch.load(folder / SCALER_NAME, weights_only=True) if has_scaler else None,
+    )
+
+
+def check_same_data(checkpoint: Path, identity: dict[str, Any]) -> None:
+    """
+    Args:
+        identity: of the images to go on with; see `data/fingerprints.py`. Earlier versions did not save it.
+
+    Raises:
+        ValueError: if `checkpoint` was trained on others; says what differs. Or as [`loading`].
+    """
+    file = checkpoint / DATA_NAME
+    if not file.exists():
+        logger.warning(f"{checkpoint} does not say what it was trained on: see to it that this is the same data.")
+        return
+    with loading(checkpoint):
+        found = differences(read_json(file, dict[str, Any], "training"), json.loads(json.dumps(identity)))
+    if found:
+        raise ValueError(
+            f"`resume_from_checkpoint` is {str(checkpoint)!r}, but this is other data than it was trained on: "
+            f"{'; '.join(found)}. Give the data of the first run, or another `output_dir` and no "
+            "`resume_from_checkpoint`."
+        )
 
 
 def rotate(output_dir: Path, limit: int | None, newest: Path) -> None:
@@ -116,7 +237,4 @@ def rotate(output_dir: Path, limit: int | None, newest: Path) -> None:
     if limit is not None:
         older = [path for path in checkpoints_in(output_dir) if step_of(path) <= step_of(newest)]
         for path in older[:-limit]:
-            # Renamed first: a removal that is interrupted must not leave half a checkpoint under its name.
-            removed = path.with_name(f"{TEMPORARY_PREFIX}removed-{path.name}")
-            os.rename(path, removed)
-            shutil.rmtree(removed)
+            remove_folder(path)

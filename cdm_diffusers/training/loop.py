@@ -1,38 +1,78 @@
 """The training loop of one stage of a cascade, base or super-resolution (Algorithm 1 of the paper)."""
 
+import contextlib
 import dataclasses
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
-import numpy as np
 import torch
-from accelerate import Accelerator, PartialState, skip_first_batches
-from accelerate.utils import DataLoaderConfiguration, GradientAccumulationPlugin, parse_flag_from_env, set_seed
+from accelerate import Accelerator, PartialState
+from accelerate.utils import (
+    DataLoaderConfiguration,
+    GradientAccumulationPlugin,
+    parse_flag_from_env,
+    patch_environment,
+    set_seed,
+)
 from diffusers.optimization import get_scheduler
 from diffusers.utils import logging
 from PIL import Image
-from safetensors.torch import load_file, save_file
-from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
+from ..data.fingerprints import with_identity
 from ..data.memory import ImageData, held_in_memory
 from ..data.sources import open_images
 from ..data.survey import check_before_training
 from ..data.transforms import area_resize, random_crop, random_flip, to_float
-from ..files import TEMPORARY_PREFIX, remove_temporaries, replace_folder, write_json
+from ..draws import draw
+from ..files import replace_folder, reveal, temporary_name, write_json, writing
 from ..models import CascadedUNet2DModel
 from ..pipelines import CascadedDiffusionPipeline, SuperResolutionPipeline
 from ..presets import StagePreset
+from ..processes import ending_together, held_by_main
 from ..publishing import prepare_if_asked, push_if_asked
-from .checkpoints import EMA_NAME, checkpoint_to_resume, last_good, loading, read_checkpoint, rotate, saving
+from .batches import BATCH, ImageBatches, Noise, Split, StreamBatches
+from .checkpoints import (
+    DATA_NAME,
+    TrainingState,
+    check_same_data,
+    checkpoint_to_resume,
+    how_to_go_on,
+    last_good,
+    loading,
+    naming_last_good,
+    read_checkpoint,
+    read_state,
+    rotate,
+    write_state,
+)
 from .config import TrainingConfig
 from .cpu import check_mixed_precision, warn_of_slow_cpu
 from .ema import LerpEMAModel
 from .export import save_pipeline, stage_pipeline
-from .progress import farewell, introduction, warnings
-from .resolve import check_resumable, data_config, describe, flatten, resolve_channels_last, resolve_preset
+from .progress import farewell, interruption, introduction, warnings
+from .resolve import (
+    check_resumable,
+    data_config,
+    describe,
+    drawn_for,
+    flatten,
+    resolve_channels_last,
+    resolve_preset,
+)
+from .sharding import (
+    check_sharding,
+    gather,
+    gather_optimizer,
+    load_optimizer,
+    shard,
+    shard_of,
+    sharding_asked,
+    whole,
+)
+from .signals import Interrupted, StopSignals, end_by, obey_parent
 from .stage import build_stage
 from .validation import Validation, log_sample_grid
 
@@ -59,22 +99,35 @@ def train(config: TrainingConfig, super_resolution: bool) -> None:
         super_resolution (`bool`): which kind of stage `config.preset` must name.
 
     Raises:
-        ValueError: for options, data or a checkpoint that do not fit.
+        ValueError: for options, data or a checkpoint that do not fit, or while another run has the folder.
         RuntimeError: when a loss or a gradient is not finite; what was saved before stays.
-        OSError: when a checkpoint cannot be written; what was saved before stays.
+        OSError: when something cannot be read or written; what was saved before stays.
+        SystemExit, KeyboardInterrupt: after SIGTERM and Ctrl-C, once the step at hand is saved.
     """
+    output_dir = Path(config.output_dir)
+    is_sharded = sharding_asked()
     # Without an accelerator, accelerate must be told so, or torchrun's processes do not know of each other.
     on_cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
+    state = PartialState(cpu=on_cpu)
+    with ending_together(state, lambda: how_to_go_on(output_dir)), held_by_main(state, output_dir, "a training"):
+        train_alone(config, super_resolution, on_cpu, is_sharded)
+
+
+def train_alone(config: TrainingConfig, super_resolution: bool, on_cpu: bool, is_sharded: bool) -> None:
+    """[`train`] in a folder that no other run has."""
     checkpoint = checkpoint_to_resume(config.resume_from_checkpoint, Path(config.output_dir))
     saved = None if checkpoint is None else read_checkpoint(checkpoint)[0]
     preset = resolve_preset(config, super_resolution, PartialState(cpu=on_cpu).num_processes, saved)
     accelerator = make_accelerator(config, preset, on_cpu)
     if accelerator.is_main_process:
         prepare_if_asked(config, config.output_dir)
-    channels_last = resolve_channels_last(config, saved, accelerator.device)
+    if is_sharded:
+        check_sharding(config, accelerator.num_processes)
+    channels_last = not is_sharded and resolve_channels_last(config, saved, accelerator.device)
     config = dataclasses.replace(config, channels_last=channels_last)
     with accelerator.main_process_first():
-        data = open_images(data_config(config, preset))
+        of_data = data_config(config, preset)
+        data = with_identity(open_images(of_data), of_data)
     check_before_training(data, preset.training.train_batch_size, accelerator.is_main_process)
     if data.id2label is not None:
         unet = dataclasses.replace(preset.unet, num_classes=len(data.id2label))
@@ -82,31 +135,31 @@ def train(config: TrainingConfig, super_resolution: bool) -> None:
     if config.hold_in_memory:
         data = held_in_memory(data, preset.unet.sample_size, accelerator.device, config.dataloader_num_workers)
     num_examples = None if config.streaming else len(data.dataset)
-    resolved = describe(config, preset, data.id2label, num_examples, accelerator.num_processes)
-    trainer = Trainer(config, preset, data, accelerator, resolved)
-    trainer.start(checkpoint)
-    trainer.run()
-    trainer.finish()
+    resolved = describe(config, preset, data.id2label, num_examples, accelerator.num_processes, drawn_for(saved))
+    with naming_last_good(Path(config.output_dir)):
+        trainer = Trainer(config, preset, data, accelerator, resolved, is_sharded)
+        trainer.start(checkpoint)
+        trainer.run()
+        trainer.finish()
 
 
 def make_accelerator(config: TrainingConfig, preset: StagePreset, on_cpu: bool) -> Accelerator:
     """Accelerate's object for this run: precision, accumulation, trackers."""
-    accelerator = Accelerator(
-        cpu=on_cpu,
-        mixed_precision=preset.training.mixed_precision,
-        # Accumulation runs on over the end of an epoch, so that every optimizer step sees a whole batch.
-        gradient_accumulation_plugin=GradientAccumulationPlugin(
-            num_steps=config.gradient_accumulation_steps, sync_with_dataloader=False
-        ),
-        dataloader_config=DataLoaderConfiguration(
-            use_seedable_sampler=True,
-            data_seed=config.seed,
-            # With several processes, one reads the stream and hands out the batches.
-            dispatch_batches=config.streaming and PartialState().num_processes > 1,
-        ),
-        log_with=None if config.report_to == "none" else config.report_to,
-        project_dir=str(Path(config.output_dir) / config.logging_dir),
-    )
+    # Shards are made by this package, see `shard`.
+    with patch_environment(ACCELERATE_USE_FSDP="false"):
+        accelerator = Accelerator(
+            cpu=on_cpu,
+            mixed_precision=preset.training.mixed_precision,
+            gradient_accumulation_plugin=GradientAccumulationPlugin(
+                num_steps=config.gradient_accumulation_steps, sync_with_dataloader=False
+            ),
+            dataloader_config=DataLoaderConfiguration(
+                # With several processes, one reads the stream and hands out the batches.
+                dispatch_batches=config.streaming and PartialState().num_processes > 1,
+            ),
+            log_with=None if config.report_to == "none" else config.report_to,
+            project_dir=str(Path(config.output_dir) / config.logging_dir),
+        )
     check_mixed_precision(accelerator)
     warn_of_slow_cpu(accelerator)
     return accelerator
@@ -122,8 +175,8 @@ def compile_network(unet: CascadedUNet2DModel, device: torch.device) -> None:
 class Trainer:
     """
     One run. Its whole state is the network, the optimizer, the EMA, the gradient scaler and three counters: `step`,
-    `epoch` and `epoch_batches` (batches taken from this epoch). All noise is drawn from (seed, step, micro-batch,
-    process), and the learning rate is a function of the step, so nothing else needs saving.
+    `epoch` and `epoch_batches` (batches taken from this epoch). All noise is drawn from (seed, step), and the learning
+    rate is a function of the step, so nothing else needs saving.
     """
 
     def __init__(
@@ -133,11 +186,14 @@ class Trainer:
         data: ImageData,
         accelerator: Accelerator,
         resolved: dict[str, Any],
+        is_sharded: bool = False,
     ):
         self.config, self.preset, self.data = config, preset, data
         self.accelerator, self.resolved = accelerator, resolved
         self.output_dir = Path(config.output_dir)
         self.step = self.epoch = self.epoch_batches = 0
+        self.saved_step: int | None = None
+        self.signals = StopSignals(accelerator.state)
         self.last_loss: float | None = None
 
         self.cropped_steps = round((1 - preset.training.whole_image_fraction) * preset.training.max_train_steps)
@@ -150,10 +206,14 @@ class Trainer:
         unet.to(
             accelerator.device, memory_format=torch.channels_last if config.channels_last else torch.preserve_format
         )
+        if is_sharded:
+            shard(unet, accelerator)
         if config.compile:
             compile_network(unet, accelerator.device)
+        # Evaluation is what accelerate calls precision without copies of the network, which shards take the place of.
+        self.unet = accelerator.prepare_model(unet, device_placement=False, evaluation_mode=is_sharded)
         training = preset.training
-        optimizer = torch.optim.AdamW(
+        adam = torch.optim.AdamW(
             unet.parameters(),
             lr=training.learning_rate,
             betas=(training.adam_beta1, training.adam_beta2),
@@ -161,6 +221,7 @@ class Trainer:
             eps=training.adam_epsilon,
             fused=True,
         )
+        self.optimizer = accelerator.prepare_optimizer(adam)
         # EMAModel's decay is always min(decay, (1 + i) / (10 + i)); a lower bound of `decay` makes it constant.
         self.ema = LerpEMAModel(
             unet.parameters(),
@@ -168,30 +229,32 @@ class Trainer:
             min_decay=0.0 if training.ema_warmup else training.ema_decay,
             foreach=True,
         )
-        self.unet, self.optimizer, self.dataloader = accelerator.prepare(unet, optimizer, self.make_dataloader())
-        self.generator = torch.Generator(accelerator.device)
+        self.split = self.make_split()
+        self.images = self.make_batches()
+        self.noise = Noise(config.seed, self.split, resolved["training"]["drawn_for"], accelerator.device)
         self.not_finite = torch.zeros((), dtype=torch.bool, device=accelerator.device)
         self.finite_until = 0
 
-    def make_dataloader(self) -> DataLoader:
-        """Shuffled batches of this process."""
-        split = self.accelerator.num_processes * self.config.gradient_accumulation_steps
-        batch_size = self.preset.training.train_batch_size // split
-        if not self.config.streaming and len(self.data.dataset) < batch_size * self.accelerator.num_processes:
-            raise ValueError(
-                f"`train_batch_size` is {batch_size} on each of {self.accelerator.num_processes} processes, but the "
-                f"data has only {len(self.data.dataset)} images: give a smaller one."
-            )
-        num_workers = 0 if self.config.hold_in_memory else self.config.dataloader_num_workers
-        return DataLoader(
-            self.data.dataset,
-            batch_size=batch_size,
-            shuffle=None if self.config.streaming else True,
-            drop_last=True,
-            num_workers=num_workers,
-            persistent_workers=num_workers > 0,
-            pin_memory=self.accelerator.device.type == "cuda" and not self.config.hold_in_memory,
-        )
+    def make_split(self) -> Split:
+        """How a step's batch is divided, or each micro-batch of one where a run began so."""
+        accelerator, micro_batches = self.accelerator, self.config.gradient_accumulation_steps
+        part_size = self.preset.training.train_batch_size // (accelerator.num_processes * micro_batches)
+        of_batch = micro_batches if self.resolved["training"]["drawn_for"] == BATCH else 1
+        return Split(part_size, accelerator.num_processes, accelerator.process_index, of_batch)
+
+    def make_batches(self) -> ImageBatches | StreamBatches:
+        """This process's parts of the batches."""
+        config, device = self.config, self.accelerator.device
+        num_workers = 0 if config.hold_in_memory else config.dataloader_num_workers
+        options = {
+            "num_workers": num_workers,
+            "persistent_workers": num_workers > 0,
+            "worker_init_fn": obey_parent,
+            "pin_memory": device.type == "cuda" and not config.hold_in_memory,
+        }
+        if config.streaming:
+            return StreamBatches(self.data.dataset, self.split, self.accelerator, **options)
+        return ImageBatches(self.data.dataset, self.split, config.seed, device, **options)
 
     # -----------------------------------------------------------------------------------------------------------------
     # Start, loop, end
@@ -212,8 +275,6 @@ class Trainer:
             last_epoch=self.step - 1,
         )
         if self.accelerator.is_main_process:
-            self.output_dir.mkdir(parents=True, exist_ok=True)
-            remove_temporaries(self.output_dir)
             write_json(self.output_dir / "training_config.json", self.resolved)
         self.accelerator.wait_for_everyone()
         logs = self.output_dir / self.config.logging_dir
@@ -243,7 +304,7 @@ class Trainer:
         bar = tqdm(
             initial=self.step, total=total, unit="step", mininterval=1.0, disable=not self.accelerator.is_main_process
         )
-        with bar:
+        with self.signals, bar:
             while self.step < total:
                 self.optimizer_step(batches)
                 bar.update()
@@ -252,35 +313,56 @@ class Trainer:
                 if self.step % config.checkpointing_steps == 0 or self.step == total:
                     self.save_checkpoint()
                 if config.validation_steps and self.step % config.validation_steps == 0 and self.step < total:
+                    averages = self.averages(keep=self.accelerator.is_main_process)
                     if self.accelerator.is_main_process:
-                        self.validate()
+                        with contextlib.suppress(Interrupted):
+                            self.validate(averages)
                     self.accelerator.wait_for_everyone()
+                self.stop_if_asked()
 
     def finish(self) -> None:
         """A last validation, and the pipeline folder with its model card."""
         figures, grid = {"loss": self.last_loss}, None
+        averages = self.averages(keep=self.accelerator.is_main_process)
         if self.accelerator.is_main_process:
-            if self.config.validation_steps:
-                grid, moments = self.validate()
-                figures |= moments
-            with saving("The pipeline", self.output_dir / f"{TEMPORARY_PREFIX}pipeline"):
-                license = self.config.license
-                save_pipeline(self.ema_pipeline(), self.resolved, figures, grid, self.output_dir, license=license)
+            try:
+                with self.signals:
+                    if self.config.validation_steps:
+                        grid, moments = self.validate(averages)
+                        figures |= moments
+                    pipeline, license = self.ema_pipeline(averages), self.config.license
+                    save_pipeline(pipeline, self.resolved, figures, grid, self.output_dir, license=license)
+                    self.signals.check()
+            except Interrupted:
+                self.stop(self.signals.received)
             print(farewell(self.config, self.preset), flush=True)
             push_if_asked(self.config, self.output_dir)
         self.accelerator.end_training()
+
+    def stop_if_asked(self) -> None:
+        """Saves and stops after this step, if any process has received a signal."""
+        number = self.signals.agreed()
+        if number:
+            if self.saved_step != self.step:
+                self.save_checkpoint()
+            self.stop(number)
+
+    def stop(self, number: int) -> NoReturn:
+        """Ends the process as the signal `number` asks; this step's checkpoint is there."""
+        self.accelerator.end_training()
+        if self.accelerator.is_main_process:
+            print(interruption(self.output_dir / f"checkpoint-{self.step}", number), flush=True)
+        end_by(number)
 
     # -----------------------------------------------------------------------------------------------------------------
     # One step
 
     def batches(self) -> Iterator[dict[str, torch.Tensor]]:
-        """Batches without end, from where the counters stand; each is counted as it is handed out."""
+        """Micro-batches without end, from where the counters stand; a batch is counted as it is begun."""
         while True:
-            self.dataloader.set_epoch(self.epoch)
-            loader = skip_first_batches(self.dataloader, self.epoch_batches) if self.epoch_batches else self.dataloader
-            for batch in loader:
-                self.epoch_batches += 1
-                yield batch
+            for index, micro_batch in enumerate(self.images.epoch(self.epoch, self.epoch_batches)):
+                self.epoch_batches += index % self.split.num_micro_batches == 0
+                yield micro_batch
             if self.epoch_batches == 0:
                 raise ValueError("the stream has not even one whole batch: give a smaller `train_batch_size`.")
             self.epoch, self.epoch_batches = self.epoch + 1, 0
@@ -289,14 +371,13 @@ class Trainer:
         """One step of the optimizer, over all micro-batches, and of the average."""
         for micro_batch in range(self.config.gradient_accumulation_steps):
             batch = next(batches)
-            self.seed_noise(micro_batch)
+            self.noise.start(self.step, micro_batch)
             with self.accelerator.accumulate(self.unet):
                 loss = self.batch_loss(batch)
                 self.accelerator.backward(loss)
                 if self.accelerator.sync_gradients:
-                    self.grad_norm = self.accelerator.clip_grad_norm_(
-                        self.unet.parameters(), self.preset.training.max_grad_norm
-                    )
+                    max_norm = self.preset.training.max_grad_norm
+                    self.grad_norm = whole(self.accelerator.clip_grad_norm_(self.unet.parameters(), max_norm))
                 self.optimizer.step()
                 self.optimizer.zero_grad()
             self.loss_sum += loss.detach()
@@ -307,19 +388,12 @@ class Trainer:
         self.ema.step(self.unet.parameters())
         self.step += 1
 
-    def seed_noise(self, micro_batch: int) -> None:
-        """All randomness of a micro-batch is a function of where it stands. Dropout draws from the global state."""
-        place = [self.config.seed, self.step, micro_batch, self.accelerator.process_index]
-        noise_seed, dropout_seed = np.random.SeedSequence(place).generate_state(2, np.uint64).tolist()
-        self.generator.manual_seed(noise_seed)
-        torch.manual_seed(dropout_seed)
-
     def batch_loss(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         """
         Algorithm 1 on one micro-batch: images (B, C, R, R), uint8 at the source resolution or averages held in memory,
         and labels (B,) int64.
         """
-        unet, training, generator = self.preset.unet, self.preset.training, self.generator
+        unet, training, generator = self.preset.unet, self.preset.training, self.noise.generator
         images, labels = batch["image"], batch.get("label")
         if training.random_flip:
             images = random_flip(images, generator)
@@ -327,7 +401,7 @@ class Trainer:
         whole_size = images.shape[-1]
         if labels is not None:
             if training.label_dropout > 0:
-                dropped = torch.rand(labels.shape, generator=generator, device=labels.device) < training.label_dropout
+                dropped = draw(torch.rand, labels.shape, generator, labels.device) < training.label_dropout
                 labels = torch.where(dropped, unet.num_classes, labels)
             conditions["class_labels"] = labels
         if unet.low_res_size is not None:
@@ -383,47 +457,63 @@ class Trainer:
             )
         self.finite_until = self.step
 
-    def validate(self) -> tuple[Image.Image, dict[str, float]]:
-        """Draws samples with the EMA weights and compares their moments with the data's. Main process only."""
-        grid, moments = self.validation(self.ema_pipeline())
-        folder = self.output_dir / "samples"
-        folder.mkdir(exist_ok=True)
-        grid.save(folder / f"step-{self.step}.png")
+    def validate(self, averages: dict[str, torch.Tensor]) -> tuple[Image.Image, dict[str, float]]:
+        """Draws samples with the averaged weights and compares their moments with the data's. Main process only."""
+        grid, moments = self.validation(self.ema_pipeline(averages), self.signals.check)
+        file = self.output_dir / "samples" / f"step-{self.step}.png"
+        file.parent.mkdir(exist_ok=True)
+        temporary = temporary_name(self.output_dir / file.name)
+        with writing(f"The samples of step {self.step}", temporary):
+            grid.save(temporary)
+            reveal(temporary, file)
         log_sample_grid(self.accelerator, grid, self.step)
         self.accelerator.log({f"validation/{name}": value for name, value in moments.items()}, step=self.step)
         return grid, moments
 
-    def ema_pipeline(self) -> CascadedDiffusionPipeline | SuperResolutionPipeline:
-        """The stage's pipeline with the averaged weights."""
+    def ema_pipeline(self, averages: dict[str, torch.Tensor]) -> CascadedDiffusionPipeline | SuperResolutionPipeline:
+        """The stage's pipeline with the averaged weights, all of them."""
         unet = CascadedUNet2DModel.from_config(self.stage.unet.config)
         unet.to(self.accelerator.device)
-        self.ema.copy_to(unet.parameters())
+        unet.load_state_dict(averages)
         return stage_pipeline(unet.eval(), self.stage, self.preset, self.data.id2label)
 
     # -----------------------------------------------------------------------------------------------------------------
     # Checkpoints
 
     def save_checkpoint(self) -> None:
-        """All processes write into a temporary folder, which becomes `checkpoint-{step}` once it is on disk."""
+        """The main process writes a temporary folder, which becomes `checkpoint-{step}` once it is on disk."""
         self.check_finite()
         final = self.output_dir / f"checkpoint-{self.step}"
-        temporary = self.output_dir / f"{TEMPORARY_PREFIX}{final.name}"
-        with saving(f"The checkpoint of step {self.step}", temporary):
-            self.accelerator.save_state(str(temporary))
-            self.accelerator.wait_for_everyone()
-            if self.accelerator.is_main_process:
-                names = [name for name, _ in self.stage.unet.named_parameters()]
-                averages = {n: p.contiguous() for n, p in zip(names, self.ema.shadow_params, strict=True)}
-                save_file(averages, temporary / EMA_NAME)
+        temporary = temporary_name(final)
+        state = self.state(keep=self.accelerator.is_main_process)
+        if self.accelerator.is_main_process:
+            with writing(f"The checkpoint of step {self.step}", temporary):
+                write_state(temporary, state)
                 write_json(temporary / "training_config.json", self.resolved)
+                write_json(temporary / DATA_NAME, self.data.identity)
                 write_json(temporary / "progress.json", self.progress())
                 replace_folder(temporary, final)
-        if self.accelerator.is_main_process:
             rotate(self.output_dir, self.config.checkpoints_total_limit, final)
+        self.saved_step = self.step
         self.accelerator.wait_for_everyone()
 
+    def state(self, keep: bool) -> TrainingState:
+        """All tensors of the run, gathered; every process must ask, and those that `keep` them get them."""
+        scaler = self.accelerator.scaler
+        return TrainingState(
+            weights=gather(self.stage.unet.state_dict(), keep),
+            averages=self.averages(keep),
+            optimizer=gather_optimizer(self.optimizer.optimizer, keep),
+            scaler=None if scaler is None else scaler.state_dict(),
+        )
+
+    def averages(self, keep: bool) -> dict[str, torch.Tensor]:
+        """The averaged weights by name, as [`state`]."""
+        names = [name for name, _ in self.stage.unet.named_parameters()]
+        return gather(dict(zip(names, self.ema.shadow_params, strict=True)), keep)
+
     def progress(self) -> dict[str, Any]:
-        """The counters and generators that a run goes on from."""
+        """The counters that a run goes on from."""
         return {
             "step": self.step,
             "epoch": self.epoch,
@@ -436,21 +526,21 @@ class Trainer:
         """Puts the whole state of a run back, after checking that it is this run's."""
         saved, progress = read_checkpoint(checkpoint)
         check_resumable(saved, self.resolved, checkpoint)
+        check_same_data(checkpoint, self.data.identity)
         if progress["step"] > self.preset.training.max_train_steps:
             raise ValueError(
                 f"`max_train_steps` is {self.preset.training.max_train_steps}, but {checkpoint} is at step "
                 f"{progress['step']}: give more steps or an earlier checkpoint."
             )
-        hyperparameters = [
-            {name: value for name, value in group.items() if name != "params"} for group in self.optimizer.param_groups
-        ]
+        unet, scaler = self.stage.unet, self.accelerator.scaler
         with loading(checkpoint):
-            self.accelerator.load_state(str(checkpoint))
-            averages = load_file(checkpoint / EMA_NAME)
-            for (name, _), average in zip(self.stage.unet.named_parameters(), self.ema.shadow_params, strict=True):
-                average.copy_(averages[name])
-        for group, values in zip(self.optimizer.param_groups, hyperparameters, strict=True):
-            group.update(values)  # a resumed run may change them
+            state = read_state(checkpoint, has_scaler=scaler is not None)
+            unet.load_state_dict({n: shard_of(state.weights[n], value) for n, value in unet.state_dict().items()})
+            for (name, _), average in zip(unet.named_parameters(), self.ema.shadow_params, strict=True):
+                average.copy_(shard_of(state.averages[name], average))
+            load_optimizer(self.optimizer.optimizer, state.optimizer)
+            if scaler is not None:
+                scaler.load_state_dict(state.scaler)
         self.step, self.epoch, self.epoch_batches = (progress[n] for n in ("step", "epoch", "epoch_batches"))
         self.ema.optimization_step, self.last_loss = progress["ema_steps"], progress["loss"]
         self.finite_until = self.step

@@ -1,6 +1,7 @@
 """What a training says of itself: at its start, where its settings defeat it, and at its end."""
 
 import math
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -64,6 +65,14 @@ def farewell(config: TrainingConfig, preset: StagePreset) -> str:
     else:
         following = f"cdm assemble --base ... --super_res {folder} --output my-cascade\n  cdm sample my-cascade"
     return f"The stage is in {folder}. Next, for example:\n  {following}"
+
+
+def interruption(checkpoint: Path, number: int) -> str:
+    """What a signal has ended, and how to go on."""
+    return (
+        f"Stopped by {signal.Signals(number).name}; all steps are in {checkpoint}. The same command with "
+        "--resume_from_checkpoint latest goes on from there."
+    )
 
 
 def warnings(config: TrainingConfig, preset: StagePreset) -> Iterator[str]:

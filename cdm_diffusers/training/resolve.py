@@ -23,6 +23,7 @@ from ..presets import (
     UNetPreset,
     get_preset,
 )
+from .batches import BATCH, MICRO_BATCH
 from .config import TrainingConfig
 
 
@@ -37,6 +38,9 @@ MAY_CHANGE = {
     "training.lr_warmup_steps",
     "training.max_grad_norm",
 }
+
+# How a batch is divided, and what is told from that; see [`drawn_for`].
+SPLIT = {"training.num_processes", "training.gradient_accumulation_steps", "training.drawn_for"}
 
 # What configurations mean by what they lack, since it came later.
 DEFAULTS_OF_ADDED = {
@@ -300,6 +304,7 @@ def describe(
     id2label: dict[int, str] | None,
     num_examples: int | None,
     num_processes: int,
+    drawn_for: str = BATCH,
 ) -> dict[str, Any]:
     """
     The resolved configuration as the plain nested dict that `training_config.json` holds. Streams have no
@@ -313,6 +318,7 @@ def describe(
         "gradient_accumulation_steps": config.gradient_accumulation_steps,
         "num_processes": num_processes,
         "seed": config.seed,
+        "drawn_for": drawn_for,
     }
     resolved["data"] = dataclasses.asdict(data_config(config, preset))
     resolved["data"] |= {"num_examples": num_examples, "id2label": id2label}
@@ -343,6 +349,18 @@ def _section(kind: type, values: dict[str, Any]) -> Any:
     return kind(**{name: tuple(values[name]) if isinstance(values[name], list) else values[name] for name in names})
 
 
+def drawn_for(saved: dict[str, Any] | None) -> str:
+    """For what a run draws its noise: for batches, unless it goes on from a checkpoint that did so for less."""
+    if saved is None or num_parts(saved) == 1:
+        return BATCH
+    return saved["training"].get("drawn_for", MICRO_BATCH)
+
+
+def num_parts(resolved: dict[str, Any]) -> int:
+    """Into how many parts a run divides a batch."""
+    return resolved["training"]["num_processes"] * resolved["training"]["gradient_accumulation_steps"]
+
+
 def check_resumable(saved: dict[str, Any], resolved: dict[str, Any], checkpoint: Path) -> None:
     """
     Raises:
@@ -350,11 +368,12 @@ def check_resumable(saved: dict[str, Any], resolved: dict[str, Any], checkpoint:
             every field that differs, with both values.
     """
     saved, resolved = DEFAULTS_OF_ADDED | flatten(saved), DEFAULTS_OF_ADDED | flatten(resolved)
+    may_change = MAY_CHANGE | (SPLIT if resolved["training.drawn_for"] == BATCH else {"training.drawn_for"})
     differences = [
         f"{name} ({saved.get(name)!r} in the checkpoint, {resolved.get(name)!r} now)"
         for name in sorted(saved.keys() | resolved.keys())
         if saved.get(name) != resolved.get(name)
-        and name not in MAY_CHANGE
+        and name not in may_change
         and not name.startswith(("run.", "inference."))
     ]
     if differences:

@@ -1,6 +1,7 @@
 """Samples drawn while a stage trains: a picture to look at, and their moments beside the data's."""
 
 import itertools
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -34,12 +35,23 @@ class Validation:
             self.low_res = to_unit(area_resize(images, preset.unet.low_res_size))
             self.labels = None if data.id2label is None else [int(item["label"]) for item in items]
 
-    def __call__(self, pipeline) -> tuple[Image.Image, dict[str, float]]:
-        """A picture of samples, and mean and standard deviation (pixels in [-1, 1]) of samples and data."""
+    def __call__(self, pipeline, check: Callable[[], None]) -> tuple[Image.Image, dict[str, float]]:
+        """
+        A picture of samples, and mean and standard deviation (pixels in [-1, 1]) of samples and data.
+
+        Args:
+            check: called after each step of the sampler; what it raises ends the validation.
+        """
+
+        def on_step_end(pipeline, step, timestep, tensors):
+            check()
+            return tensors
+
         arguments = {
             "num_inference_steps": self.config.validation_inference_steps,
             "generator": torch.Generator().manual_seed(self.config.seed),
             "output_type": "pt",
+            "callback_on_step_end": on_step_end,
         }
         pipeline.set_progress_bar_config(disable=True)
         if self.is_base:

@@ -1,0 +1,213 @@
+"""Processes that work together, and end together: each notices at once when another is gone, whatever it is doing."""
+
+import os
+import secrets
+import selectors
+import socket
+import struct
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from typing import NoReturn
+
+import torch
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
+from diffusers.utils import logging
+
+from .files import held
+
+
+logger = logging.get_logger(__name__)
+FAREWELL = b"\0"  # of a process that is done; anything else is a sentence on why it is not
+GREETING = struct.Struct("!16sI")  # a secret, and the number of the process
+KEEP_ALIVE = {"TCP_KEEPIDLE": 5, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 3}  # seconds: finds hosts that are gone
+SECONDS_TO_CONNECT = 30
+SECONDS_TO_FAIL = 5  # where another process has failed: most mistakes are everybody's, and are best told by oneself
+_watches: list["Watch"] = []
+
+
+class Stopped(KeyboardInterrupt):
+    """Ctrl-C, upon which all processes have agreed to end."""
+
+
+@contextmanager
+def ending_together(state: PartialState, advice: Callable[[], str]) -> Iterator[None]:
+    """
+    Around what all processes of `state` do together, long waits included. Where one of them is killed, or fails, in
+    the block, all others end within seconds, by exit code 1 and a sentence on stderr.
+
+    Each process is connected to the main process. The kernel closes the connection of a process that is killed, so
+    that none has to show signs of life; the main process tells the others.
+
+    Args:
+        advice: says what to do then.
+    """
+    if state.num_processes == 1 or _watches:
+        yield
+        return
+    watch = Watch(state, advice)
+    _watches.append(watch)
+    try:
+        yield
+    except (SystemExit, Stopped):  # asked for, and agreed upon
+        watch.leave(FAREWELL)
+        raise
+    except BaseException as error:
+        watch.fail(error)
+        raise
+    else:
+        watch.leave(FAREWELL)
+    finally:
+        _watches.remove(watch)
+
+
+@contextmanager
+def held_by_main(state: PartialState, folder: Path, task: str) -> Iterator[None]:
+    """A folder that is [`held`] by the main process; where that is refused, all processes are."""
+    refusal = [None]
+    with ExitStack() as stack:
+        if state.is_main_process:
+            try:
+                stack.enter_context(held(folder, task))
+            except (OSError, ValueError) as error:
+                refusal = [error]
+        broadcast_object_list(refusal)
+        if refusal[0] is not None:
+            raise refusal[0]
+        yield
+
+
+class Watch:
+    """This process's connections to others, and a thread that listens to them."""
+
+    def __init__(self, state: PartialState, advice: Callable[[], str]):
+        self.name, self.count, self.advice = f"Process {state.process_index}", state.num_processes, advice
+        self.links = _connect(state)
+        self.verdict: str | None = None  # on the first process that is gone
+        self.judged, self.left, self.ending = threading.Event(), threading.Event(), threading.Lock()
+        self.thread = threading.Thread(target=self._listen, daemon=True)
+        self.thread.start()
+
+    def fail(self, error: BaseException) -> None:
+        """Tells the others; ends this process where the error is what comes of another one's end."""
+        could_follow = isinstance(error, RuntimeError) and not isinstance(error, torch.OutOfMemoryError)
+        if could_follow and self.judged.wait(1):
+            self._end()
+        self.leave(f"{self.name} of {self.count} has failed ({type(error).__name__}: {error})".encode())
+
+    def leave(self, last_word: bytes) -> None:
+        """Ends the watch."""
+        self.left.set()
+        self._tell(last_word)
+        self.thread.join(2)
+        for link in self.links.values():
+            link.close()
+
+    def _tell(self, word: bytes) -> None:
+        for link in self.links.values():
+            with suppress(OSError):  # it is gone itself
+                link.sendall(word)
+
+    def _listen(self) -> None:
+        with selectors.DefaultSelector() as selector:
+            for rank, link in self.links.items():
+                selector.register(link, selectors.EVENT_READ, rank)
+            while not self.left.is_set() and selector.get_map():
+                for key, _ in selector.select(0.2):
+                    word = _received(key.fileobj)
+                    if word == FAREWELL:
+                        selector.unregister(key.fileobj)
+                    else:
+                        self._judge(word, key.data)
+                        return
+
+    def _judge(self, word: bytes, rank: int) -> None:
+        killed = f"Process {rank} of {self.count} was killed, or has crashed"
+        self.verdict = word.decode(errors="replace") or killed
+        self.judged.set()
+        if not self.left.wait(SECONDS_TO_FAIL if word else 0):
+            self._end()
+
+    def _end(self) -> NoReturn:
+        self.ending.acquire()  # for good
+        try:
+            self._tell(self.verdict.encode())
+            print(f"\n{self.verdict}: {self.name.lower()} ends as well.", end=" ", file=sys.stderr, flush=True)
+            print(self.advice(), file=sys.stderr, flush=True)
+        finally:
+            os._exit(1)
+
+
+def _received(link: socket.socket) -> bytes:
+    """Nothing from a process that is gone."""
+    try:
+        return link.recv(1 << 16)
+    except OSError:
+        return b""
+
+
+def _connect(state: PartialState) -> dict[int, socket.socket]:
+    """
+    Connects the main process with each of the others; sockets by process number. A process that cannot be reached is
+    not watched.
+    """
+    server, port, links = None, None, {}
+    try:
+        if state.is_main_process:
+            server, port = _serve(state.num_processes)
+        port, secret = broadcast_object_list([port, secrets.token_bytes(16)])
+        if isinstance(port, OSError):
+            raise port
+        if server is not None:
+            with server:
+                _accept(server, links, secret, state.num_processes - 1)
+        else:
+            links[0] = socket.create_connection((os.environ["MASTER_ADDR"], port), SECONDS_TO_CONNECT)
+            links[0].sendall(GREETING.pack(secret, state.process_index))
+    except OSError as error:  # which time-outs are
+        logger.warning(f"Process {state.process_index} may not notice that others end: no connection ({error}).")
+    for link in links.values():
+        link.settimeout(None)
+        link.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for option, value in KEEP_ALIVE.items():
+            if hasattr(socket, option):
+                link.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)
+    return links
+
+
+def _serve(backlog: int) -> tuple[socket.socket, int] | tuple[None, OSError]:
+    """A socket that listens, and its port; or why there is none."""
+    try:
+        server = socket.create_server(("", 0), backlog=backlog)
+    except OSError as error:
+        return None, error
+    return server, server.getsockname()[1]
+
+
+def _accept(server: socket.socket, links: dict[int, socket.socket], secret: bytes, count: int) -> None:
+    end = time.monotonic() + SECONDS_TO_CONNECT
+    while len(links) < count:
+        server.settimeout(max(0.1, end - time.monotonic()))
+        link, _ = server.accept()
+        link.settimeout(1)
+        with suppress(OSError):
+            greeting = link.recv(GREETING.size, socket.MSG_WAITALL)
+            if len(greeting) == GREETING.size and greeting.startswith(secret):
+                links[GREETING.unpack(greeting)[1]] = link
+                continue
+        link.close()
+
+
+def _leave_to_parent() -> None:
+    """A forked process, such as a data loader's, keeps no connection open when the one that made it is killed."""
+    for watch in _watches:
+        for link in watch.links.values():
+            link.close()
+    _watches.clear()
+
+
+os.register_at_fork(after_in_child=_leave_to_parent)
