@@ -89,7 +89,7 @@ def read_json(path: Path, kind: type, writer: str, remedy: str = "") -> dict[str
         raise ValueError(f"{problem}: {remedy}" if remedy else problem) from error
 
 
-def hash_of(path: Path) -> str:
+def file_hash(path: Path) -> str:
     """SHA-256 of a file's content."""
     digest = hashlib.sha256()
     with open(path, "rb") as file:

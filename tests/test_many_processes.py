@@ -7,6 +7,7 @@ import re
 import shutil
 import signal
 import subprocess
+import time
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from itertools import chain
@@ -358,3 +359,20 @@ def test_the_slurm_script_is_a_script():
     words = re.search(r"training/train_sr.py (.*)\"", script.read_text().replace("\\\n", " ")).group(1).split()
     preset = resolve_preset(parse(TrainingConfig, words), super_resolution=True, num_processes=32)
     assert preset.training.train_batch_size == 32 * 4 * 8
+
+
+@pytest.mark.parametrize(("code", "is_signalled"), [(1, True), (0, True), (1, False)])
+def test_only_a_job_that_was_stopped_is_queued_again(code, is_signalled, tmp_path):
+    end = f"touch {tmp_path}/started; while true; do sleep 0.05; done" if is_signalled else f"exit {code}"
+    commands = {"srun": f"trap 'exit {code}' TERM; {end}", "scontrol": f'echo "$@" >> {tmp_path}/scontrol'}
+    for name, command in commands.items():
+        (tmp_path / name).write_text(f"#!/bin/bash\n{command}\n")
+        (tmp_path / name).chmod(0o755)
+    environment = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_NNODES": "4", "SLURM_JOB_ID": "7"}
+    with subprocess.Popen(["bash", ROOT / "configs" / "accelerate" / "train.slurm"], env=environment) as job:
+        if is_signalled:
+            while not (tmp_path / "started").exists():
+                time.sleep(0.02)
+            job.terminate()
+    assert (job.returncode == 0) == (code == 0)
+    assert ("requeue 7" in (tmp_path / "scontrol").read_text()) == (is_signalled and code != 0)

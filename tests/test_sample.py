@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -25,6 +26,7 @@ from small_cascade import small_cascade
 
 from cdm_diffusers import CascadedDDPMScheduler, CascadedDiffusionPipeline, ContinuousDDPMScheduler, files
 from cdm_diffusers.data.image_sets import load_image_set
+from cdm_diffusers.evaluation import sample as sample_module
 from cdm_diffusers.evaluation import sample_store
 from cdm_diffusers.evaluation.records import fingerprint
 from cdm_diffusers.evaluation.sample import SampleConfig, SamplingJob, sample
@@ -620,3 +622,12 @@ def test_low_resolution_images_that_do_not_fit(tmp_path, uninterrupted, pipeline
     ):
         with pytest.raises(ValueError, match=message):
             sample(config_for(tmp_path / "set", **options), pipeline)
+
+
+@pytest.mark.parametrize("told", [[[0, 1], [4]], None])
+def test_what_is_left_to_be_made_is_said_by_the_main_process(told, monkeypatch):
+    """What others see of the folder may be of a moment ago."""
+    monkeypatch.setattr(sample_module, "broadcast_object_list", lambda objects: objects.__setitem__(0, told))
+    job = object.__new__(SamplingJob)  # without a folder to look at
+    pending = job.prepare(SimpleNamespace(is_main_process=False))
+    assert (pending if pending is None else [indices.tolist() for indices in pending]) == told

@@ -1,6 +1,9 @@
 """Post-training search: from settings to figures, table, plots and the pipeline's folder; and bad input."""
 
+import errno
 import json
+import os
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -9,7 +12,7 @@ from diffusers import DPMSolverMultistepScheduler
 from PIL import Image
 from small_cascade import small_cascade
 
-from cdm_diffusers import CascadedDiffusionPipeline
+from cdm_diffusers import CascadedDiffusionPipeline, files
 from cdm_diffusers.data.config import DataConfig
 from cdm_diffusers.data.image_sets import load_image_set
 from cdm_diffusers.data.sources import open_images
@@ -18,6 +21,7 @@ from cdm_diffusers.evaluation.classifier import ClassifierConfig, build_classifi
 from cdm_diffusers.evaluation.features import load_extractor
 from cdm_diffusers.evaluation.sample_store import store_real_images
 from cdm_diffusers.evaluation.seeded_sampling import image_generator
+from cdm_diffusers.studies import search as search_module
 from cdm_diffusers.studies.config import SearchConfig, Setting
 from cdm_diffusers.studies.search import resolved, search
 from cdm_diffusers.studies.search_report import summarise, table, write_best
@@ -90,6 +94,21 @@ def searched(folders, tmp_path_factory):
     rows = search(config_for(folders, output, grid=json.dumps(grids), seeds=[0, 1], keep_samples=True))
     assert (output / "low_res" / "generated-0" / "results.json").stat().st_mtime_ns == stamp
     return output, before, rows
+
+
+def test_processes_of_a_search_end_together(tmp_path, monkeypatch):
+    """From the start, and not while they sample only."""
+    advices = []
+
+    @contextmanager
+    def watched(state, advice):
+        advices.append(advice())
+        yield
+
+    monkeypatch.setattr(search_module, "ending_together", watched)
+    monkeypatch.setattr(search_module, "search_alone", lambda config, state: advices[0])
+    config = config_for(tmp_path, tmp_path, num_inference_steps=[3])
+    assert f"kept in '{tmp_path}': start the command again" in search(config)
 
 
 def test_a_stopped_search_goes_on(searched):
@@ -303,7 +322,11 @@ def test_means_errors_and_the_best():
     assert "6 ± 1" in text and "within 8 network evaluations" in text and "distance from 'test'" in text
 
 
-def test_the_best_is_written_into_the_pipeline(tmp_path):
+def out_of_space(*args):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_the_best_is_written_into_the_pipeline(tmp_path, monkeypatch):
     small_cascade(default_guidance_scales={"base": 1.2}).save_pretrained(tmp_path)
     weights = {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*.safetensors")}
     pipeline = CascadedDiffusionPipeline.from_pretrained(tmp_path)
@@ -328,6 +351,12 @@ def test_the_best_is_written_into_the_pipeline(tmp_path):
     scheduler = CascadedDiffusionPipeline.from_pretrained(tmp_path).super_res_2_scheduler
     scheduler.set_timesteps(2)
     assert scheduler.inference_table.betas.tolist() == pytest.approx([0.01, 0.5])
+
+    with monkeypatch.context() as full, pytest.raises(OSError, match="The scheduler could not be saved"):
+        full.setattr(files.os, "fsync", out_of_space)
+        write_best(summarise(lines, "super_res_2", [0], "train"), changed, "super_res_2", tmp_path, about)
+    assert not list(tmp_path.glob(".*"))
+    CascadedDiffusionPipeline.from_pretrained(tmp_path)
 
     too_many = summarise(lines, "super_res_2", [0], "train", max_evaluations=1)
     with pytest.raises(ValueError, match="no setting within `max_evaluations`"):

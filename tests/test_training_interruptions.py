@@ -14,6 +14,7 @@ import time
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -36,9 +37,11 @@ from test_training_loop import (
 
 from cdm_diffusers.locks import LOCK_NAME
 from cdm_diffusers.options import errors_as_lines
+from cdm_diffusers.processes import Stopped
 from cdm_diffusers.training import loop
 from cdm_diffusers.training.checkpoints import check_same_data, loading
 from cdm_diffusers.training.loop import Trainer
+from cdm_diffusers.training.sharding import load_optimizer
 from cdm_diffusers.training.signals import ONE_WISH, STOPPING, Interrupted, StopSignals
 
 
@@ -175,6 +178,45 @@ def test_bugs_are_not_the_checkpoints_damage(tmp_path):
         raise RuntimeError("device-side assert")
 
 
+@pytest.mark.parametrize(
+    "state",
+    [
+        [],
+        {"weights": {}},
+        {"state": {0: {"step": 3}}},
+        {"state": {0: {"momentum_buffer": torch.zeros(3)}}},
+        {"state": {0: {"step": torch.tensor(1.0), "exp_avg": torch.zeros(4), "exp_avg_sq": torch.zeros(4)}}},
+        {
+            "state": {
+                n: {"step": torch.tensor(1.0), "exp_avg": torch.ones(3), "exp_avg_sq": torch.ones(3)} for n in (0, 1)
+            }
+        },
+    ],
+)
+def test_the_state_of_another_optimizer_is_damage(state, tmp_path):
+    optimizer = torch.optim.AdamW([torch.nn.Parameter(torch.zeros(3))])
+    with pytest.raises(ValueError, match=r"damaged \(the optimizer's state is that of another"), loading(tmp_path):
+        load_optimizer(optimizer, state)
+    assert not optimizer.state_dict()["state"]
+
+
+def test_a_failed_gathering_is_not_the_disks(tmp_path):
+    """What the other processes were at when one of them was lost has its own sentence."""
+
+    def gathering(keep):
+        raise RuntimeError(f"gloo: {os.strerror(errno.ENOMEM)}")
+
+    trainer = SimpleNamespace(
+        check_finite=lambda: None,
+        output_dir=tmp_path,
+        step=3,
+        state=gathering,
+        accelerator=SimpleNamespace(is_main_process=True),
+    )
+    with pytest.raises(RuntimeError, match=r"^gloo: "):
+        Trainer.save_checkpoint(trainer)
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Signals
 
@@ -257,13 +299,14 @@ def test_a_second_signal_ends_at_once(options, tmp_path):
     assert not list(tmp_path.glob("checkpoint-*"))
 
 
-def test_one_of_two_processes_gets_the_signal(options, tmp_path):
+@pytest.mark.parametrize(("number", "end"), [(signal.SIGTERM, SystemExit), (signal.SIGINT, Stopped)])
+def test_one_of_two_processes_gets_the_signal(number, end, options, tmp_path):
     """Both stop after the same step, and end alike."""
     options |= {"train_batch_size": 3, "checkpointing_steps": 6}
-    before = (None, SignalAfter(signal.SIGTERM))
-    with pytest.raises(SystemExit) as end:
+    before = (None, SignalAfter(number))
+    with pytest.raises(end) as ended:
         run_in_processes(2, options, before)
-    assert end.value.code == 143
+    assert getattr(ended.value, "code", 130) == 128 + number
     assert sorted(os.listdir(tmp_path)) == ["checkpoint-2", "training_config.json"]
 
 

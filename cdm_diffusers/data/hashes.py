@@ -6,7 +6,7 @@ from typing import Any
 
 from typing_extensions import TypedDict
 
-from ..files import hash_of, read_json
+from ..files import file_hash, read_json
 
 
 HASHES_NAME = "hashes.json"
@@ -56,7 +56,7 @@ class FolderHashes:
         """As [`read`] checks it, whatever its size."""
         self._check_there(name)
         if self.are_known:
-            self._compare(name, hash_of(self.folder / name))
+            self._compare(name, file_hash(self.folder / name))
 
     def _check_there(self, name: str) -> None:
         if not (self.folder / name).is_file():

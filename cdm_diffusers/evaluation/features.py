@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 from transformers import AutoModel
 
 from ..data.transforms import to_float
+from ..files import file_hash
 from .batches import joined, run_over
 from .classifier import Classifier
 
@@ -168,7 +169,7 @@ def _sha256(path: str | os.PathLike) -> str:
         raise ValueError(
             f"`extractor` is {str(path)!r}, which is not a file: give the path of inception-2015-12-05.pt."
         )
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+    return file_hash(Path(path))
 
 
 def _download_inception() -> Path:

@@ -37,7 +37,7 @@ from ..data.transforms import area_resize, to_float, to_uint8, to_unit
 from ..files import (
     NO_SPACE,
     TEMPORARY_PREFIX,
-    hash_of,
+    file_hash,
     held,
     own_prefix,
     remove_temporaries,
@@ -293,13 +293,13 @@ class SampleStore:
                 else:
                     channels, *size = self.image_shape
                     write_npz(temporary, batches, (count, *size, channels), labels)
-                    hashes = {NPZ_NAME: hash_of(temporary)}
+                    hashes = {NPZ_NAME: file_hash(temporary)}
             for file in kept.values():
                 reveal(temporary_name(file), file)
             write_json(self.folder / RESULTS_NAME, record)
             others = [self.folder / name for name in (SETTINGS_NAME, LABELS_NAME, RESULTS_NAME)] + [*kept.values()]
             for file in filter(Path.exists, others):
-                hashes[file.relative_to(self.folder).as_posix()] = hash_of(file)
+                hashes[file.relative_to(self.folder).as_posix()] = file_hash(file)
             write_json(self.folder / HASHES_NAME, {"files": hashes, "micro_batches": micro_batches or {}})
             replace_folder(temporary, self.final) if temporary.is_dir() else reveal(temporary, self.final)
             shutil.rmtree(self.shards)

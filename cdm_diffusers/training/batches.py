@@ -1,4 +1,4 @@
-"""Whose images and whose noise: a step's batch in equal parts, one for each process and micro-batch."""
+"""Which images and which noise each process takes: an equal part of a step's batch for each micro-batch."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass

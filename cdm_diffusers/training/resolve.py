@@ -350,7 +350,7 @@ def _section(kind: type, values: dict[str, Any]) -> Any:
 
 
 def drawn_for(saved: dict[str, Any] | None) -> str:
-    """For what a run draws its noise: for batches, unless it goes on from a checkpoint that did so for less."""
+    """For what a run draws its noise: batches, unless it resumes one whose noise was drawn for each part."""
     if saved is None or num_parts(saved) == 1:
         return BATCH
     return saved["training"].get("drawn_for", MICRO_BATCH)

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -112,9 +113,28 @@ def gather_optimizer(optimizer: torch.optim.Optimizer, keep: bool) -> dict:
     return state | {"state": {index: gather(values, keep) for index, values in state["state"].items()}}
 
 
+def is_adams(state: Any, parameters: list[torch.Tensor]) -> bool:
+    """Whether `state` is the `state_dict` of an Adam optimizer of `parameters`, by names and shapes."""
+    try:
+        return all(
+            {name: value.shape for name, value in values.items()}
+            == {"step": (), "exp_avg": parameters[index].shape, "exp_avg_sq": parameters[index].shape}
+            for index, values in state["state"].items()
+        )
+    except (AttributeError, IndexError, KeyError, TypeError):
+        return False
+
+
 def load_optimizer(optimizer: torch.optim.Optimizer, state: dict) -> None:
-    """Loads what [`gather_optimizer`] gave, on every process. Hyperparameters stay those of `optimizer`."""
+    """
+    Loads what [`gather_optimizer`] gave, on every process. Hyperparameters stay those of `optimizer`.
+
+    Raises:
+        ValueError: `state` is not that of an Adam optimizer of the same parameters.
+    """
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    if not is_adams(state, parameters):
+        raise ValueError("the optimizer's state is that of another optimizer or network")
     shards = {
         index: {name: shard_of(value, parameters[index]) if value.ndim else value for name, value in values.items()}
         for index, values in state["state"].items()
