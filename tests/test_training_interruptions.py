@@ -39,8 +39,9 @@ from cdm_diffusers.locks import LOCK_NAME
 from cdm_diffusers.options import errors_as_lines
 from cdm_diffusers.processes import Stopped
 from cdm_diffusers.training import loop
-from cdm_diffusers.training.checkpoints import check_same_data, loading
+from cdm_diffusers.training.checkpoints import loading
 from cdm_diffusers.training.loop import Trainer
+from cdm_diffusers.training.same_data import check_same_data
 from cdm_diffusers.training.sharding import load_optimizer
 from cdm_diffusers.training.signals import ONE_WISH, STOPPING, Interrupted, StopSignals
 

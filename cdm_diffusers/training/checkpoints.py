@@ -1,7 +1,6 @@
 """Folders that are either complete or not there: training checkpoints, and what else must survive a crash."""
 
 import errno
-import json
 import os
 import re
 from collections.abc import Iterator
@@ -12,22 +11,17 @@ from pickle import UnpicklingError
 from typing import Any
 
 import torch
-from diffusers.utils import logging
 from pydantic import ConfigDict
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from typing_extensions import TypedDict
 
-from ..data.fingerprints import differences
 from ..files import errno_of, read_json, remove_folder
 from ..options import NonNegativeInt
 
 
-logger = logging.get_logger(__name__)
-
 WEIGHTS_NAME, EMA_NAME = "model.safetensors", "ema.safetensors"
 OPTIMIZER_NAME, SCALER_NAME = "optimizer.bin", "scaler.pt"
-DATA_NAME = "data.json"
 CHECKPOINT_NAME = re.compile(r"checkpoint-(\d+)")
 MISSING = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENODEV)  # the last is safetensors' for a folder
 DAMAGE = re.compile("PytorchStreamReader|corrupt|unexpected EOF|loading state_dict")  # PyTorch has no class for it
@@ -208,28 +202,6 @@ def read_state(folder: Path, has_scaler: bool) -> TrainingState:
         optimizer=torch.load(folder / OPTIMIZER_NAME, map_location="cpu", weights_only=True),
         scaler=torch.load(folder / SCALER_NAME, weights_only=True) if has_scaler else None,
     )
-
-
-def check_same_data(checkpoint: Path, identity: dict[str, Any]) -> None:
-    """
-    Args:
-        identity: of the images to go on with; see `data/fingerprints.py`. Earlier versions did not save it.
-
-    Raises:
-        ValueError: if `checkpoint` was trained on others; says what differs. Or as [`loading`].
-    """
-    file = checkpoint / DATA_NAME
-    if not file.exists():
-        logger.warning(f"{checkpoint} does not say what it was trained on: see to it that this is the same data.")
-        return
-    with loading(checkpoint):
-        found = differences(read_json(file, dict[str, Any], "training"), json.loads(json.dumps(identity)))
-    if found:
-        raise ValueError(
-            f"`resume_from_checkpoint` is {str(checkpoint)!r}, but this is other data than it was trained on: "
-            f"{'; '.join(found)}. Give the data of the first run, or another `output_dir` and no "
-            "`resume_from_checkpoint`."
-        )
 
 
 def rotate(output_dir: Path, limit: int | None, newest: Path) -> None:

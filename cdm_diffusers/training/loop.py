@@ -35,9 +35,7 @@ from ..processes import ending_together, held_by_main
 from ..publishing import prepare_if_asked, push_if_asked
 from .batches import BATCH, ImageBatches, Noise, Split, StreamBatches
 from .checkpoints import (
-    DATA_NAME,
     TrainingState,
-    check_same_data,
     checkpoint_to_resume,
     how_to_go_on,
     last_good,
@@ -62,6 +60,7 @@ from .resolve import (
     resolve_channels_last,
     resolve_preset,
 )
+from .same_data import DATA_NAME, check_same_data
 from .sharding import (
     check_sharding,
     gather,
