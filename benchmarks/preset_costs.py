@@ -22,11 +22,12 @@ from dataclasses import asdict, replace
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from cdm_diffusers.models.arguments import UNetArguments
 from cdm_diffusers.models.unet_2d_cascaded import CascadedUNet2DModel
-from cdm_diffusers.presets import PRESETS, StagePreset, UNetPreset, get_preset
+from cdm_diffusers.presets import PRESETS, StagePreset, get_preset
 
 
-def build_on_meta(preset: UNetPreset) -> CascadedUNet2DModel:
+def build_on_meta(preset: UNetArguments) -> CascadedUNet2DModel:
     with torch.device("meta"):
         return CascadedUNet2DModel(**asdict(preset)).eval()
 

@@ -6,61 +6,12 @@ training, sampling and data. Where the paper leaves a value open, `docs/presets.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-
-def added(default: Any) -> Any:
-    """A field that came later: configurations saved without it mean `default`, and [`content`] leaves that out."""
-    return field(default=default, metadata={"added": True})
-
-
-@dataclass(frozen=True)
-class UNetPreset:
-    """
-    The arguments of [`CascadedUNet2DModel`] without importing torch: same names, types and defaults, as a test checks;
-    `dataclasses.asdict` gives its keywords.
-
-    `attention_resolutions` are real resolutions in pixels, as in Appendix B; with patches, those of the feature maps.
-    Exactly one of `num_attention_heads` and `attention_head_dim` is given. `in_channels` and `out_channels` count
-    channels of images: the low-resolution input and the learned variance are added by the network.
-    """
-
-    sample_size: int
-    in_channels: int = 3
-    out_channels: int = 3
-    learned_variance: bool = False
-    block_out_channels: tuple[int, ...] = (128, 256, 384, 512)
-    conv_in_channels: int | None = None
-    layers_per_block: int | tuple[int, ...] = 2
-    attention_resolutions: tuple[int, ...] = (16, 8)
-    mid_block_attention: bool = True
-    num_attention_heads: int | tuple[int, ...] | None = None
-    attention_head_dim: int | tuple[int, ...] | None = None
-    dropout: float = 0.0
-    norm_num_groups: int = 32
-    norm_eps: float = 1e-5
-    resnet_time_scale_shift: str = "scale_shift"
-    downsample_type: str = "conv"
-    upsample_type: str = "conv"
-    skip_rescale: bool = False
-    time_conditioning: str = "timestep"
-    time_scale: float = 1.0
-    time_proj_dim: int | None = None
-    time_embedding_dim: int | None = None
-    time_embedding_hidden_dim: int | None = None
-    skip_time_act: bool = False
-    flip_sin_to_cos: bool = True
-    freq_shift: int = 0
-    num_classes: int | None = None
-    null_class: bool = False
-    low_res_size: int | None = None
-    low_res_channels: int | None = None
-    low_res_interpolation: str = "bilinear"
-    low_res_first: bool = False
-    augmentation_level_embedding: bool = False
-    patch_size: int = added(1)
+from .added import added
+from .models.arguments import UNetArguments
 
 
 @dataclass(frozen=True)
@@ -167,7 +118,7 @@ class StagePreset:
 
     name: str
     source: str
-    unet: UNetPreset
+    unet: UNetArguments
     scheduler: SchedulerPreset
     augmentation: GaussianAugmentationPreset | BlurAugmentationPreset | None
     training: TrainingPreset
@@ -177,19 +128,21 @@ class StagePreset:
 
 def network(
     size: int, base_channels: int, multipliers: tuple[int, ...], blocks: int | tuple[int, ...], **others: Any
-) -> UNetPreset:
+) -> UNetArguments:
     """A network in Appendix B's words: base channels, channel multipliers, residual blocks per resolution."""
     channels = tuple(base_channels * multiplier for multiplier in multipliers)
-    return UNetPreset(size, block_out_channels=channels, layers_per_block=blocks, **others)
+    return UNetArguments(size, block_out_channels=channels, layers_per_block=blocks, **others)
 
 
-# Rows of the tables below: name and source; network; diffusion process and conditioning augmentation; training (batch
+# Rows of the tables below: name and source; network; diffusion process, conditioning augmentation, training (batch
 # size, learning rate, steps) and sampling (steps, s). What the rows of a table share stands above it.
 # fmt: off
 
 COSINE = SchedulerPreset(continuous=False, num_train_timesteps=4000, beta_schedule="squaredcos_cap_v2",
                          variance_type="fixed_small")
+COSINE_V = replace(COSINE, prediction_type="v_prediction")
 COSINE_LEARNED = replace(COSINE, variance_type="learned_range")
+COSINE_LEARNED_V = replace(COSINE_LEARNED, prediction_type="v_prediction")
 COSINE_CONTINUOUS = replace(COSINE, continuous=True, variance_type="fixed_large",
                             inference_beta_schedule="squaredcos_cap_v2")
 LINEAR = SchedulerPreset(continuous=True, num_train_timesteps=2000, beta_schedule="linear", beta_start=1e-6,
@@ -213,8 +166,7 @@ imagenet = partial(StagePreset, data=DataPreset(source_resolution=256))
 IMAGENET = (
     imagenet("imagenet_32", "Appendix B.1, 32x32 base model",
              improved_ddpm(32, 256, (1, 2, 3, 4), 6),
-             COSINE_LEARNED, None,
-             hybrid(2048, 1e-4, 700_000, random_flip=True), InferencePreset(4000)),
+             COSINE_LEARNED, None, hybrid(2048, 1e-4, 700_000, random_flip=True), InferencePreset(4000)),
     imagenet("imagenet_32_to_64", "Appendix B.1, 32x32 to 64x64 super-resolution; s from Table 3a",
              improved_ddpm(64, 256, (1, 2, 3, 4), 5, low_res_size=32, **TOLD_S),
              COSINE_LEARNED, COSINE_AUGMENTATION,
@@ -234,16 +186,14 @@ ablation = partial(StagePreset, data=DataPreset(source_resolution=64))
 ABLATION = (
     ablation("imagenet_16", "Section 4.3, 16x16 base model of the ablation",
              improved_ddpm(16, 192, (1, 2, 3), 3),
-             COSINE_LEARNED, None,
-             hybrid(2048, 3e-4, 500_000), InferencePreset(4000)),
+             COSINE_LEARNED, None, hybrid(2048, 3e-4, 500_000), InferencePreset(4000)),
     ablation("imagenet_16_to_64", "Section 4.3, 16x16 to 64x64 super-resolution; s from Table 2b",
              improved_ddpm(64, 192, (1, 2, 3, 4), 3, low_res_size=16),
              COSINE_LEARNED, replace(COSINE_AUGMENTATION, level=1001),
              hybrid(2048, 3e-4, 500_000), InferencePreset(4000, 1001)),
     ablation("imagenet_64", "Section 4.2, non-cascaded 64x64 baseline",
              improved_ddpm(64, 192, (1, 2, 3, 4), 3),
-             COSINE_LEARNED, None,
-             hybrid(2048, 3e-4, 500_000), InferencePreset(4000)),
+             COSINE_LEARNED, None, hybrid(2048, 3e-4, 500_000), InferencePreset(4000)),
 )
 
 # Appendix B.2 and Section 4.5: unconditional; Bedroom and Church use the same hyperparameters.
@@ -253,12 +203,10 @@ lsun = partial(StagePreset, data=DataPreset(source_resolution=128))
 LSUN = (
     lsun("lsun_64", "Appendix B.2, 64x64 base model",
          adm(64, 128, (1, 2, 3, 4), 3),
-         COSINE_CONTINUOUS, None,
-         simple(2048, 3e-4, 100_000), InferencePreset(256)),
+         COSINE_CONTINUOUS, None, simple(2048, 3e-4, 100_000), InferencePreset(256)),
     lsun("lsun_64_to_128", "Appendix B.2, 64x64 to 128x128 super-resolution; s from Table 5 (Bedroom; Church: 1251)",
          adm(128, 64, (1, 2, 4, 6, 8), 3, low_res_size=64, **TOLD_S),
-         COSINE_CONTINUOUS, COSINE_AUGMENTATION,
-         simple(1024, 2e-4, 220_000), InferencePreset(256, 251)),
+         COSINE_CONTINUOUS, COSINE_AUGMENTATION, simple(1024, 2e-4, 220_000), InferencePreset(256, 251)),
 )
 
 # A cascade of the paper's kind, small enough for two CPU cores; then, for experiments like those of Section 4.3, a
@@ -271,12 +219,10 @@ fashion = partial(StagePreset, data=DataPreset(source_resolution=32, padding=2))
 FASHION_MNIST = (
     fashion("fashion_mnist_8", "ours: the small counterpart of the 32x32 base model",
             grey(8, 32, (1, 2), 2, attention_resolutions=(4,), learned_variance=True, null_class=True),
-            COSINE_LEARNED, None,
-            fashion_training(128, 5e-4, 3000, label_dropout=0.1), InferencePreset(50)),
+            COSINE_LEARNED, None, fashion_training(128, 5e-4, 3000, label_dropout=0.1), InferencePreset(50)),
     fashion("fashion_mnist_8_to_16", "ours: the small counterpart of 32x32 to 64x64",
             grey(16, 32, (1, 2, 2), 1, attention_resolutions=(4,), learned_variance=True, low_res_size=8, **TOLD_S),
-            replace(COSINE_LEARNED, prediction_type="v_prediction"), SMALL_AUGMENTATION,
-            fashion_training(64, 5e-4, 5000), InferencePreset(25, 150)),
+            COSINE_LEARNED_V, SMALL_AUGMENTATION, fashion_training(64, 5e-4, 5000), InferencePreset(25, 150)),
     fashion("fashion_mnist_16_to_32", "ours: the small counterpart of 64x64 to 128x128",
             grey(32, 16, (1, 1, 2, 4), 1, attention_resolutions=(8,), skip_rescale=True, low_res_size=16,
                  low_res_interpolation="bicubic", **NOISE_LEVELS),
@@ -284,12 +230,10 @@ FASHION_MNIST = (
             fashion_training(64, 5e-4, 3000, vlb_weight=None), InferencePreset(25)),
     fashion("fashion_mnist_32", "ours: the small counterpart of the non-cascaded 64x64 model",
             grey(32, 16, (1, 1, 2, 4), 1, attention_resolutions=(8,), learned_variance=True),
-            replace(COSINE_LEARNED, prediction_type="v_prediction"), None,
-            fashion_training(64, 5e-4, 4000), InferencePreset(100)),
+            COSINE_LEARNED_V, None, fashion_training(64, 5e-4, 4000), InferencePreset(100)),
     fashion("fashion_mnist_8_to_32", "ours: the small counterpart of 16x16 to 64x64",
             grey(32, 16, (1, 1, 2, 4), 1, attention_resolutions=(8,), learned_variance=True, low_res_size=8, **TOLD_S),
-            replace(COSINE_LEARNED, prediction_type="v_prediction"), SMALL_AUGMENTATION,
-            fashion_training(64, 5e-4, 4000), InferencePreset(100, 1000)),
+            COSINE_LEARNED_V, SMALL_AUGMENTATION, fashion_training(64, 5e-4, 4000), InferencePreset(100, 1000)),
 )
 
 # For your own images, in colour: meant for an hour or two per stage on two CPU cores. The data says how many
@@ -297,30 +241,24 @@ FASHION_MNIST = (
 own = partial(small, num_classes=10)
 own_training = partial(small_training, vlb_weight=None, lr_warmup_steps=200)
 own_stage = partial(StagePreset, data=DataPreset(source_resolution=64))
-COSINE_V = replace(COSINE, prediction_type="v_prediction")
 few = partial(InferencePreset, solver="unipc")
 SMALL = (
     own_stage("small_16", "ours: a 16x16 base for your own images",
               own(16, 32, (1, 2, 2), 2, attention_resolutions=(8, 4), null_class=True),
-              COSINE_V, None,
-              own_training(64, 1e-3, 3000, label_dropout=0.1), few(20)),
+              COSINE_V, None, own_training(64, 1e-3, 3000, label_dropout=0.1), few(20)),
     own_stage("small_32", "ours: a 32x32 base for your own images",
               own(32, 32, (1, 2, 2), (1, 2, 2), attention_resolutions=(8,), null_class=True),
-              COSINE_V, None,
-              own_training(64, 1e-3, 4000, label_dropout=0.1), few(20)),
+              COSINE_V, None, own_training(64, 1e-3, 4000, label_dropout=0.1), few(20)),
     own_stage("small_16_to_64", "ours: 16x16 to 64x64 for your own images, on patches",
               own(64, 32, (1, 2, 4), 1, attention_resolutions=(8,), low_res_size=16, patch_size=2, **TOLD_S),
-              COSINE_V, SMALL_AUGMENTATION,
-              own_training(32, 1e-3, 3000), few(10, 100)),
+              COSINE_V, SMALL_AUGMENTATION, own_training(32, 1e-3, 3000), few(10, 100)),
     own_stage("small_32_to_64", "ours: 32x32 to 64x64 for your own images, on patches",
               own(64, 32, (1, 2, 4), 1, attention_resolutions=(8,), low_res_size=32, patch_size=2, **TOLD_S),
-              COSINE_V, SMALL_AUGMENTATION,
-              own_training(32, 1e-3, 3000), few(10, 100)),
+              COSINE_V, SMALL_AUGMENTATION, own_training(32, 1e-3, 3000), few(10, 100)),
     own_stage("small_64_to_256", "ours: 64x64 to 256x256 for your own images, on patches and crops",
               own(256, 96, (1, 2), (1, 2), attention_resolutions=(), mid_block_attention=False, low_res_size=64,
                   low_res_interpolation="bicubic", patch_size=4),
-              COSINE_V, BLUR,
-              own_training(32, 1e-3, 4000, crop_size=64), few(8),
+              COSINE_V, BLUR, own_training(32, 1e-3, 4000, crop_size=64), few(8),
               data=DataPreset(source_resolution=256)),
 )
 
@@ -332,12 +270,10 @@ avatars = partial(StagePreset, data=DataPreset(source_resolution=256))
 AVATARS = (
     avatars("avatars_16", "ours: the small counterpart of the 16x16 base model",
             colour(16, 64, (1, 2), 2, attention_resolutions=(8,), null_class=True),
-            replace(COSINE, prediction_type="v_prediction"), None,
-            avatars_training(64, 1e-3, 8000, label_dropout=0.1), InferencePreset(20)),
+            COSINE_V, None, avatars_training(64, 1e-3, 8000, label_dropout=0.1), InferencePreset(20)),
     avatars("avatars_16_to_64", "ours: the small counterpart of 16x16 to 64x64, on patches",
             colour(64, 64, (1, 2, 2), (1, 1, 2), attention_resolutions=(8,), low_res_size=16, patch_size=2, **TOLD_S),
-            replace(COSINE, prediction_type="v_prediction"), SMALL_AUGMENTATION,
-            avatars_training(32, 1e-3, 8000), InferencePreset(10, 100)),
+            COSINE_V, SMALL_AUGMENTATION, avatars_training(32, 1e-3, 8000), InferencePreset(10, 100)),
     avatars("avatars_64_to_256", "ours: the small counterpart of 64x64 to 256x256, on patches and crops",
             colour(256, 48, (1, 2), (1, 3), attention_resolutions=(), mid_block_attention=False, attention_head_dim=48,
                    low_res_size=64, low_res_interpolation="bicubic", patch_size=4),
@@ -349,18 +285,6 @@ AVATARS = (
 PRESETS: dict[str, StagePreset] = {
     preset.name: preset for preset in (*IMAGENET, *ABLATION, *LSUN, *FASHION_MNIST, *SMALL, *AVATARS)
 }
-
-
-def content(part: Any) -> dict[str, Any]:
-    """A preset, or a part of one, as a dict that only grows where something new is used: for hashes that must last."""
-    values = asdict(part)
-    for f in fields(part):
-        value = getattr(part, f.name)
-        if f.metadata.get("added") and value == f.default:
-            del values[f.name]
-        elif is_dataclass(value):
-            values[f.name] = content(value)
-    return values
 
 
 def get_preset(name: str) -> StagePreset:

@@ -2,10 +2,10 @@
 
 from dataclasses import asdict
 
-from cdm_diffusers.presets import UNetPreset
+from cdm_diffusers.models.arguments import UNetArguments
 
 
-def small_twin(preset: UNetPreset) -> dict:
+def small_twin(preset: UNetArguments) -> dict:
     """
     Arguments of a [`CascadedUNet2DModel`] with `preset`'s levels, blocks, attention, conditions and options, but with
     8 base channels (times the preset's multipliers), heads of 8 channels where the preset gives their width, and no

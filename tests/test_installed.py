@@ -275,4 +275,4 @@ def test_types_are_clean(measure, tmp_path):
     (tmp_path / "mistake.py").write_text(mistake)
     command = [sys.executable, "-m", "mypy", *options, "mistake.py"]
     result = subprocess.run(list(map(str, command)), cwd=tmp_path, capture_output=True, text=True)
-    assert '"UNetPreset" has no attribute "widths"' in result.stdout
+    assert '"UNetArguments" has no attribute "widths"' in result.stdout

@@ -10,9 +10,10 @@ import pytest
 import torch
 from helpers import small_twin
 
+from cdm_diffusers.models.arguments import UNetArguments
 from cdm_diffusers.models.unet_2d_cascaded import CascadedUNet2DModel
 from cdm_diffusers.pipelines.solver_names import SOLVER_NAMES
-from cdm_diffusers.presets import PRESETS, BlurAugmentationPreset, StagePreset, UNetPreset, get_preset
+from cdm_diffusers.presets import PRESETS, BlurAugmentationPreset, StagePreset, get_preset
 from cdm_diffusers.schedulers import CascadedDDPMScheduler, ContinuousDDPMScheduler
 from cdm_diffusers.training.stage import build_scheduler
 
@@ -254,7 +255,9 @@ def test_stages_of_a_cascade_fit(base, super_resolution):
 
 def test_sixteen_to_64_is_the_baseline_but_for_its_input():
     baseline, super_resolution = get_preset("imagenet_64").unet, get_preset("imagenet_16_to_64").unet
-    differing = {f.name for f in fields(UNetPreset) if getattr(baseline, f.name) != getattr(super_resolution, f.name)}
+    differing = {
+        f.name for f in fields(UNetArguments) if getattr(baseline, f.name) != getattr(super_resolution, f.name)
+    }
     assert differing == {"low_res_size"}
 
 
@@ -296,7 +299,7 @@ def test_published_sizes(costs, name, millions):
 def test_multiply_adds_by_hand(benchmark):
     """One level, one block, attention in it and in the middle: every convolution and matrix product written out."""
     unet = benchmark.build_on_meta(
-        UNetPreset(
+        UNetArguments(
             sample_size=8,
             block_out_channels=(32,),
             layers_per_block=1,
@@ -362,7 +365,7 @@ def test_values_in_the_docs():
 
 def test_fields_are_the_arguments_of_the_network():
     """Names, order, types and defaults."""
-    ours = inspect.signature(UNetPreset, eval_str=True).parameters
+    ours = inspect.signature(UNetArguments, eval_str=True).parameters
     theirs = inspect.signature(CascadedUNet2DModel, eval_str=True).parameters
     assert list(ours.items()) == list(theirs.items())
 

@@ -265,6 +265,12 @@ def test_another_search_in_the_folder(searched, folders):
             search(config_for(folders, searched[0], num_inference_steps=[3], **options))
 
 
+def test_a_damaged_search_in_the_folder(folders, tmp_path):
+    (tmp_path / "search.json").write_text('{"stage":')
+    with pytest.raises(ValueError, match=r"search.json' was not written by .*: choose another folder"):
+        search(config_for(folders, tmp_path, num_inference_steps=[3]))
+
+
 def test_more_real_images_than_there_are(folders, tmp_path):
     dataset = open_images(
         DataConfig(source_resolution=16, train_data_dir=str(folders / "data"), num_channels=1)

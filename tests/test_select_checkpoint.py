@@ -172,6 +172,9 @@ def test_only_what_is_new_is_measured(root, tmp_path, monkeypatch):
     assert third["selected"] == "checkpoint-40" and third["final"]["distance"] == 2.0 and len(calls) == 6
     with pytest.raises(ValueError, match=r"report of other settings: num_images \(8 there, 9 now\)"):
         select_checkpoint(config_for(root, run, num_images=9))
+    (run / "checkpoint_selection.json").write_text("[]")
+    with pytest.raises(ValueError, match=r"checkpoint_selection.json' was not written by .*: give another `output`"):
+        select_checkpoint(config_for(root, run))
 
 
 def test_what_has_other_content_under_the_same_name_is_not_the_same(root, tmp_path):

@@ -1,6 +1,6 @@
 """CascadedUNet2DModel against Diffusers' UNet2DModel wherever that can express it, and its own promises."""
 
-import inspect
+import dataclasses
 import itertools
 import json
 import math
@@ -18,7 +18,7 @@ from peft import LoraConfig
 from torch._dynamo.testing import CompileCounter
 
 from cdm_diffusers import CascadedUNet2DModel
-from cdm_diffusers.models.arguments import ARGUMENTS
+from cdm_diffusers.models.arguments import UNetArguments
 
 
 BASE = {
@@ -767,11 +767,7 @@ def test_wrong_configs_are_refused(changes, message):
         CascadedUNet2DModel(**(BASE | changes))
 
 
-def test_every_argument_is_checked():
-    assert list(ARGUMENTS) == list(inspect.signature(CascadedUNet2DModel).parameters)
-
-
-@pytest.mark.parametrize("name", ARGUMENTS)
+@pytest.mark.parametrize("name", [f.name for f in dataclasses.fields(UNetArguments)])
 def test_arguments_of_no_sense_are_refused(name):
     for value in (float("nan"), float("inf"), -1, 1e9, 10**9, "x", {}, b"", [-1], [1.5], ["8"], [1] * 17, object()):
         start = time.process_time()

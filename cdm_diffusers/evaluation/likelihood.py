@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from diffusers import DiffusionPipeline
 from diffusers.utils.torch_utils import randn_tensor
-from torch.utils.data import DataLoader, Dataset, Subset
+from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
 from ..data.splits import open_split
@@ -32,6 +32,7 @@ from ..pipelines.denoising import Denoiser
 from ..pipelines.fit import check_same_forward_process
 from ..pipelines.pipeline_base import CascadeStage, num_classes_of
 from ..pipelines.solvers import OWN_SCHEDULERS, scheduler_of
+from .batches import joined, run_over
 from .config import LikelihoodConfig
 from .intervals import mean_and_error
 from .seeded_sampling import image_generator
@@ -39,6 +40,7 @@ from .tables import likelihood_table
 
 
 Pipeline = CascadedDiffusionPipeline | SuperResolutionPipeline
+TERMS = ("prior", "kl", "decoder")
 
 
 def measure_likelihood(config: LikelihoodConfig) -> dict[str, Any]:
@@ -213,7 +215,7 @@ class StageBound:
             generators (`list[torch.Generator]`): one per image; they decide times and noise.
 
         Returns:
-            `dict[str, torch.Tensor]`: nats (B,) of "prior", "kl" and "decoder".
+            `dict[str, torch.Tensor]`: nats (B,) of each of `TERMS`.
         """
         x_0 = x_0.double()
         draws = torch.stack([torch.rand(len(self.strata), generator=generator) for generator in generators])
@@ -273,7 +275,6 @@ def image_sum(values: torch.Tensor) -> torch.Tensor:
 # ------------------------------------------------------------------------------------------------------------------
 
 
-@torch.no_grad()
 def nats_of(
     bounds: list[tuple[StageBound, int | None]],
     dataset: Dataset,
@@ -288,25 +289,38 @@ def nats_of(
     A stage's images are area averages. Those that end in a decoder are rounded to 8 bits first, without which there
     is no probability but only a density; those that end in z_s stay as they were in training.
     """
-    loader = DataLoader(Subset(dataset, indices), batch_size)
-    terms = {bound.stage.name: [] for bound, _ in bounds}
+    loader = DataLoader(Numbered(dataset, indices), batch_size)
+    names = [bound.stage.name for bound, _ in bounds]
     calls = sum(len(bound.strata) + bound.has_decoder for bound, _ in bounds) * len(loader)
-    with tqdm(total=calls, desc=" and ".join(terms), unit="call") as bar:
-        for place, batch in zip(range(0, len(indices), batch_size), loader, strict=True):
-            images = to_float(batch["image"]).to(device)
-            labels = None if "label" not in batch else batch["label"].to(device)
-            for bound, level in bounds:
-                of_batch = indices[place : place + batch_size]
-                generators = [image_generator(seed, index) for index in of_batch]
-                denoiser = conditional_denoiser(bound.stage, images, labels, level, bar)
-                x_0 = area_resize(images, bound.stage.unet.config.sample_size)
-                if bound.has_decoder:
-                    x_0 = to_float(to_uint8(x_0))
-                terms[bound.stage.name].append(bound(x_0, denoiser, generators))
-    return {
-        name: {key: torch.cat([batch[key].cpu() for batch in batches]) for key in batches[0]}
-        for name, batches in terms.items()
-    }
+
+    def terms(batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, ...]:
+        images, of_batch = to_float(batch["image"]), []
+        for bound, level in bounds:
+            generators = [image_generator(seed, index) for index in batch["index"].tolist()]
+            denoiser = conditional_denoiser(bound.stage, images, batch.get("label"), level, bar)
+            x_0 = area_resize(images, bound.stage.unet.config.sample_size)
+            if bound.has_decoder:
+                x_0 = to_float(to_uint8(x_0))
+            nats = bound(x_0, denoiser, generators)
+            of_batch += [nats[term] for term in TERMS]
+        return tuple(of_batch)
+
+    with tqdm(total=calls, desc=" and ".join(names), unit="call") as bar:
+        of_set = iter(joined(run_over(loader, terms, device, "likelihood", disable=True)))
+    return {name: {term: next(of_set) for term in TERMS} for name in names}
+
+
+class Numbered(Dataset):
+    """The images of a data set that have the numbers `indices`, each with its number, "index"."""
+
+    def __init__(self, dataset: Dataset, indices: list[int]):
+        self.dataset, self.indices = dataset, indices
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, place: int) -> dict[str, Any]:
+        return {**self.dataset[self.indices[place]], "index": self.indices[place]}
 
 
 def conditional_denoiser(

@@ -1,6 +1,5 @@
 """What results come from: commands, versions and hashes; and whether a folder's results come from the same."""
 
-import dataclasses
 import hashlib
 import importlib.metadata
 import json
@@ -11,13 +10,25 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import ConfigDict
+from typing_extensions import TypedDict
 
+from ..added import defaults_of_added
+from ..files import read_json
+from ..models.arguments import UNetArguments
 from ..pipelines.pipeline_base import CascadeStage
-from ..presets import UNetPreset
 
 
 # Arguments of networks that came later, with their defaults: networks that do not use them keep their hashes.
-ADDED_ARGUMENTS = {f.name: f.default for f in dataclasses.fields(UNetPreset) if f.metadata.get("added")}
+ADDED_ARGUMENTS = defaults_of_added(UNetArguments)
+
+
+class Report(TypedDict):
+    """What every report says."""
+
+    __pydantic_config__ = ConfigDict(extra="allow")
+
+    settings: dict[str, Any]
 
 
 def provenance(*libraries: str) -> dict[str, Any]:
@@ -80,7 +91,7 @@ def open_report(
     settings = json.loads(json.dumps(settings))
     if not file.is_file():
         return {"settings": settings, **new}
-    report = json.loads(file.read_text())
+    report = read_json(file, Report, "this command", f"give another `{option}`.")
     holder, remedy = f"{str(file)!r} is the report of other settings", f"Give another `{option}`."
     check_same_settings(report["settings"], settings, holder, remedy, ignored)
     return {**report, "settings": settings}

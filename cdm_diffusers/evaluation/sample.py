@@ -17,7 +17,6 @@ from typing import Any
 import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, parse_flag_from_env
-from tqdm.auto import tqdm
 
 from ..data.transforms import to_uint8
 from ..pipelines import CascadedDiffusionPipeline
@@ -27,7 +26,7 @@ from ..processes import ending_together, held_by_main
 from .config import SampleConfig
 from .records import fingerprint, provenance
 from .sample_store import LowResImages, SampleStore
-from .seeded_sampling import check_call, counted_evaluations, draw
+from .seeded_sampling import check_call, counted_evaluations, draw, sample_batches
 
 
 DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -189,10 +188,14 @@ class SamplingJob:
         self.pipeline.set_progress_bar_config(disable=not state.is_main_process, leave=False, position=1)
         total = sum(map(len, pending))
         at_start = self.config.num_images - total
-        with tqdm(total=total, desc="sampling", unit="image", disable=not state.is_main_process) as bar:
-            for indices in pending[state.process_index :: state.num_processes]:
-                self.make(indices, state.num_processes)
-                bar.update(self.store.num_finished() - at_start - bar.n)
+
+        def num_finished() -> int:
+            return self.store.num_finished() - at_start
+
+        share = pending[state.process_index :: state.num_processes]
+        make = partial(self.make, num_processes=state.num_processes)
+        for _ in sample_batches(make, share, total, num_finished, disable=not state.is_main_process):
+            pass
 
     def make(self, indices: torch.Tensor, num_processes: int) -> None:
         """The shard of one micro-batch."""

@@ -1,14 +1,14 @@
 """Images of a set, each from a generator of its own, and how often the networks are called for them."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from ..data.transforms import to_uint8
 from ..pipelines import CascadedDiffusionPipeline
 from ..pipelines.pipeline_base import num_classes_of
 
@@ -59,15 +59,26 @@ def draw(
     return pipeline(**arguments, output_type="pt", output_stages=True, **options).stages
 
 
-def draw_set(make: Callable[[torch.Tensor], torch.Tensor], num_images: int, batch_size: int) -> torch.Tensor:
+def sample_batches(
+    make: Callable[[torch.Tensor], Any],
+    batches: Sequence[torch.Tensor],
+    total: int,
+    num_finished: Callable[[], int] | None = None,
+    disable: bool = False,
+) -> Iterator[Any]:
     """
-    A whole set of images in memory, uint8 (N, C, H, W) on the CPU.
+    What `make` returns for each of `batches`, with a bar that counts images.
 
     Args:
-        make: float images (B, C, H, W) in [0, 1] with the numbers (B,) in the set.
+        make: samples the images of a set that have the numbers (B,).
+        total: images, of all processes.
+        num_finished: how many of them there are by now, of all processes; where it is None, those of this loop count.
+        disable: whether there is no bar.
     """
-    batches = tqdm(torch.arange(num_images).split(batch_size), desc="sampling", unit="batch", leave=False)
-    return torch.cat([to_uint8(2 * make(indices) - 1).cpu() for indices in batches])
+    with tqdm(total=total, desc="sampling", unit="image", leave=False, disable=disable) as bar:
+        for indices in batches:
+            yield make(indices)
+            bar.update(len(indices) if num_finished is None else num_finished() - bar.n)
 
 
 def check_call(pipeline: CascadedDiffusionPipeline, labels, seed: int, low_res, first_stage: int, **options) -> None:

@@ -9,6 +9,7 @@ Works on finished and on running trainings: distances are kept, and a later call
 import dataclasses
 import hashlib
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from ..data.config import DataConfig
 from ..data.image_sets import ImageSet, load_image_set
 from ..data.memory import InMemoryImages
 from ..data.splits import open_split
-from ..data.transforms import area_resize, to_float, to_unit
+from ..data.transforms import area_resize, to_float, to_uint8, to_unit
 from ..files import write_json
 from ..pipelines import CascadedDiffusionPipeline, SuperResolutionPipeline
 from ..pipelines.pipeline_base import NOISE_RULE
@@ -36,7 +37,7 @@ from .features import FeatureExtractor, extract, load_extractor
 from .metrics import FeatureStatistics, frechet_distance, frechet_standard_error
 from .records import open_report
 from .references import real_distance, reference_statistics
-from .seeded_sampling import draw, draw_set, image_generator
+from .seeded_sampling import draw, image_generator, sample_batches
 from .tables import selection_table
 
 
@@ -196,7 +197,7 @@ class Comparison:
         def make(indices: torch.Tensor) -> torch.Tensor:
             return draw(pipeline, indices, labels, seed, **options)["base"]
 
-        return draw_set(make, count, self.config.batch_size)
+        return self.samples(make, count)
 
     def super_resolved(self, pipeline: SuperResolutionPipeline, count: int, seed: int) -> torch.Tensor:
         """uint8 (N, C, H, W), from low-resolution images drawn without replacement."""
@@ -213,7 +214,12 @@ class Comparison:
                 output_type="pt",
             ).images
 
-        return draw_set(make, count, self.config.batch_size)
+        return self.samples(make, count)
+
+    def samples(self, make: Callable[[torch.Tensor], torch.Tensor], count: int) -> torch.Tensor:
+        """All that `make` returns, float (B, C, H, W) in [0, 1] for numbers (B,), as uint8 (N, C, H, W) on the CPU."""
+        batches = torch.arange(count).split(self.config.batch_size)
+        return torch.cat([to_uint8(2 * images - 1).cpu() for images in sample_batches(make, batches, count)])
 
 
 def data_config(resolved: dict[str, Any], split: str, train_data_dir: str | None) -> DataConfig:

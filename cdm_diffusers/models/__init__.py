@@ -1,6 +1,13 @@
 """Networks of the cascade's stages."""
 
-from .unet_2d_cascaded import CascadedUNet2DModel
+from typing import TYPE_CHECKING
 
+from .._lazy import lazy
+
+
+if TYPE_CHECKING:
+    from .unet_2d_cascaded import CascadedUNet2DModel
 
 __all__ = ["CascadedUNet2DModel"]
+
+__getattr__, __dir__ = lazy(__name__, {"unet_2d_cascaded": ["CascadedUNet2DModel"]})

@@ -1,8 +1,11 @@
-"""What each argument of the network may be. How they must fit together, the network checks itself."""
+"""The network's arguments, and what each may be. How they must fit together, the network checks itself."""
 
 import reprlib
 from collections.abc import Callable, Mapping
+from dataclasses import MISSING, dataclass, field, fields
 from typing import Any, NamedTuple
+
+from ..added import added
 
 
 class Kind(NamedTuple):
@@ -51,44 +54,67 @@ MOST_BLOCKS = 64  # a level
 MOST_WEIGHTS = 10**10
 
 SIZE = _integer(1, 2**20)
+FRACTION = Kind("a number in [0, 1)", lambda value: type(value) in (int, float) and 0 <= value < 1)
 SWITCH = Kind("True or False", lambda value: type(value) is bool)
 
-ARGUMENTS = {
-    "sample_size": SIZE,
-    "in_channels": SIZE,
-    "out_channels": SIZE,
-    "learned_variance": SWITCH,
-    "block_out_channels": _list_of(SIZE),
-    "conv_in_channels": _optional(SIZE),
-    "layers_per_block": _same_or_by_level(_integer(1, MOST_BLOCKS)),
-    "attention_resolutions": _list_of(SIZE, shortest=0),
-    "mid_block_attention": SWITCH,
-    "num_attention_heads": _optional(_same_or_by_level(SIZE)),
-    "attention_head_dim": _optional(_same_or_by_level(SIZE)),
-    "dropout": Kind("a number in [0, 1)", lambda value: type(value) in (int, float) and 0 <= value < 1),
-    "norm_num_groups": SIZE,
-    "norm_eps": _number(0, 1),
-    "resnet_time_scale_shift": _one_of("scale_shift", "default"),
-    "downsample_type": _one_of("conv", "resnet", "conv_end_padding"),
-    "upsample_type": _one_of("conv", "resnet"),
-    "skip_rescale": SWITCH,
-    "time_conditioning": _one_of("timestep", "noise_level"),
-    "time_scale": _number(0, 1e6),
-    "time_proj_dim": _optional(SIZE),
-    "time_embedding_dim": _optional(SIZE),
-    "time_embedding_hidden_dim": _optional(SIZE),
-    "skip_time_act": SWITCH,
-    "flip_sin_to_cos": SWITCH,
-    "freq_shift": _integer(0, 2**20),
-    "num_classes": _optional(SIZE),
-    "null_class": SWITCH,
-    "low_res_size": _optional(SIZE),
-    "low_res_channels": _optional(SIZE),
-    "low_res_interpolation": _one_of("bilinear", "bicubic", "pillow_bicubic"),
-    "low_res_first": SWITCH,
-    "augmentation_level_embedding": SWITCH,
-    "patch_size": SIZE,
-}
+
+def argument(kind: Kind, default: Any = MISSING) -> Any:
+    """A field that may be of `kind`."""
+    return field(default=default, metadata={"kind": kind})
+
+
+@dataclass(frozen=True)
+class UNetArguments:
+    """
+    The arguments of [`CascadedUNet2DModel`] without importing torch: same names, types and defaults, as a test checks;
+    `dataclasses.asdict` gives its keywords.
+
+    `attention_resolutions` are real resolutions in pixels, as in Appendix B; with patches, those of the feature maps.
+    Exactly one of `num_attention_heads` and `attention_head_dim` is given. `in_channels` and `out_channels` count
+    channels of images: the low-resolution input and the learned variance are added by the network.
+    """
+
+    # images
+    sample_size: int = argument(SIZE)
+    in_channels: int = argument(SIZE, 3)
+    out_channels: int = argument(SIZE, 3)
+    learned_variance: bool = argument(SWITCH, False)
+    # levels
+    block_out_channels: tuple[int, ...] = argument(_list_of(SIZE), (128, 256, 384, 512))
+    conv_in_channels: int | None = argument(_optional(SIZE), None)
+    layers_per_block: int | tuple[int, ...] = argument(_same_or_by_level(_integer(1, MOST_BLOCKS)), 2)
+    attention_resolutions: tuple[int, ...] = argument(_list_of(SIZE, shortest=0), (16, 8))
+    mid_block_attention: bool = argument(SWITCH, True)
+    num_attention_heads: int | tuple[int, ...] | None = argument(_optional(_same_or_by_level(SIZE)), None)
+    attention_head_dim: int | tuple[int, ...] | None = argument(_optional(_same_or_by_level(SIZE)), None)
+    # residual blocks
+    dropout: float = argument(FRACTION, 0.0)
+    norm_num_groups: int = argument(SIZE, 32)
+    norm_eps: float = argument(_number(0, 1), 1e-5)
+    resnet_time_scale_shift: str = argument(_one_of("scale_shift", "default"), "scale_shift")
+    downsample_type: str = argument(_one_of("conv", "resnet", "conv_end_padding"), "conv")
+    upsample_type: str = argument(_one_of("conv", "resnet"), "conv")
+    skip_rescale: bool = argument(SWITCH, False)
+    # time or noise level
+    time_conditioning: str = argument(_one_of("timestep", "noise_level"), "timestep")
+    time_scale: float = argument(_number(0, 1e6), 1.0)
+    time_proj_dim: int | None = argument(_optional(SIZE), None)
+    time_embedding_dim: int | None = argument(_optional(SIZE), None)
+    time_embedding_hidden_dim: int | None = argument(_optional(SIZE), None)
+    skip_time_act: bool = argument(SWITCH, False)
+    flip_sin_to_cos: bool = argument(SWITCH, True)
+    freq_shift: int = argument(_integer(0, 2**20), 0)
+    # classes
+    num_classes: int | None = argument(_optional(SIZE), None)
+    null_class: bool = argument(SWITCH, False)
+    # low-resolution image and its augmentation level s
+    low_res_size: int | None = argument(_optional(SIZE), None)
+    low_res_channels: int | None = argument(_optional(SIZE), None)
+    low_res_interpolation: str = argument(_one_of("bilinear", "bicubic", "pillow_bicubic"), "bilinear")
+    low_res_first: bool = argument(SWITCH, False)
+    augmentation_level_embedding: bool = argument(SWITCH, False)
+    # what came later
+    patch_size: int = added(1, kind=SIZE)
 
 
 def check_arguments(config: Mapping[str, Any]) -> None:
@@ -96,6 +122,7 @@ def check_arguments(config: Mapping[str, Any]) -> None:
     Raises:
         ValueError: an argument in `config` is of the wrong type or out of range.
     """
-    for name, kind in ARGUMENTS.items():
-        if not kind.has(config[name]):
-            raise ValueError(f"`{name}` is {reprlib.repr(config[name])}; it must be {kind.words}.")
+    for f in fields(UNetArguments):
+        kind = f.metadata["kind"]
+        if not kind.has(config[f.name]):
+            raise ValueError(f"`{f.name}` is {reprlib.repr(config[f.name])}; it must be {kind.words}.")

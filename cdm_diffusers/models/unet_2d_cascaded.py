@@ -557,7 +557,7 @@ class CascadedUNet2DModel(ModelMixin, AttentionMixin, PeftAdapterMixin, ConfigMi
 def side_factor(config: Any) -> int:
     """
     What the sides of images and of crops must be multiples of, in a network that takes several sizes: whole patches on
-    every level, and whole pixels of the low-resolution image. `config` is the network's, or a `UNetPreset`.
+    every level, and whole pixels of the low-resolution image. `config` is the network's, or [`UNetArguments`].
     """
     ratio = config.sample_size // math.gcd(config.sample_size, config.low_res_size or config.sample_size)
     return math.lcm(_patch_factor(config), ratio)

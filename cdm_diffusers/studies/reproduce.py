@@ -17,6 +17,7 @@ import torch
 from accelerate.state import AcceleratorState, PartialState
 from torch.utils.data import Dataset
 
+from ..added import content
 from ..conditioning_augmentation import gaussian_blur
 from ..data.config import DataOptions
 from ..data.splits import open_split
@@ -31,7 +32,7 @@ from ..evaluation.sample_store import LowResImages, SampleStore, store_real_imag
 from ..files import write_json
 from ..pipelines import CascadedDiffusionPipeline, SuperResolutionPipeline
 from ..pipelines.pipeline_base import noise_rule
-from ..presets import GaussianAugmentationPreset, StagePreset, content, get_preset
+from ..presets import GaussianAugmentationPreset, StagePreset, get_preset
 from ..processes import ending_together
 from ..training.config import TrainingConfig
 from ..training.loop import train

@@ -33,7 +33,7 @@ from ..evaluation.references import real_distance, reference_statistics
 from ..evaluation.sample import DTYPES, all_labels, call_options, how_to_go_on, open_state, sample
 from ..evaluation.sample_store import RESULTS_NAME, store_real_images
 from ..evaluation.seeded_sampling import check_call
-from ..files import reveal, temporary_name, write_json
+from ..files import read_json, reveal, temporary_name, write_json
 from ..pipelines import CascadedDiffusionPipeline
 from ..pipelines.pipeline_base import NOISE_RULE, num_classes_of
 from ..pipelines.solvers import solver_name
@@ -120,7 +120,8 @@ class Search:
         file = self.folder / SEARCH_NAME
         if file.exists():
             holder = f"`output_dir` {config.output_dir!r} holds another search"
-            check_same_settings(json.loads(file.read_text()), self.description, holder, "Choose another folder.")
+            earlier = read_json(file, dict[str, Any], "evaluation/search.py", "choose another folder.")
+            check_same_settings(earlier, self.description, holder, "Choose another folder.")
 
     def describe(self) -> dict[str, Any]:
         """What all results of a folder share."""

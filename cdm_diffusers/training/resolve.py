@@ -9,7 +9,9 @@ from typing import Any
 
 import torch
 
+from ..added import defaults_of_added
 from ..data.config import DataConfig
+from ..models.arguments import UNetArguments
 from ..models.unet_2d_cascaded import side_factor
 from ..presets import (
     COSINE_AUGMENTATION,
@@ -20,7 +22,6 @@ from ..presets import (
     SchedulerPreset,
     StagePreset,
     TrainingPreset,
-    UNetPreset,
     get_preset,
 )
 from .batches import BATCH, MICRO_BATCH
@@ -44,14 +45,13 @@ SPLIT = {"training.num_processes", "training.gradient_accumulation_steps", "trai
 
 # What configurations mean by what they lack, since it came later.
 DEFAULTS_OF_ADDED = {
-    f"{section}.{f.name}": f.default
+    f"{section}.{name}": default
     for section, kind in (
-        ("unet", UNetPreset),
+        ("unet", UNetArguments),
         ("augmentation", GaussianAugmentationPreset),
         ("training", TrainingPreset),
     )
-    for f in dataclasses.fields(kind)
-    if "added" in f.metadata
+    for name, default in defaults_of_added(kind).items()
 }
 
 # Options with no influence on the trained weights beyond their rounding.
@@ -125,9 +125,9 @@ def as_of(saved: dict[str, Any], preset: StagePreset) -> StagePreset:
     for section in dataclasses.fields(preset):
         part = getattr(preset, section.name)
         if dataclasses.is_dataclass(part) and saved.get(section.name) is not None:
-            came_later = [f for f in dataclasses.fields(part) if "added" in f.metadata]
-            defaults = {f.name: f.default for f in came_later if f.name not in saved[section.name]}
-            sections[section.name] = dataclasses.replace(part, **defaults)
+            defaults = defaults_of_added(part).items()
+            lacked = {name: default for name, default in defaults if name not in saved[section.name]}
+            sections[section.name] = dataclasses.replace(part, **lacked)
     return dataclasses.replace(preset, **sections)
 
 
@@ -166,7 +166,9 @@ def resolve_augmentation(
     return augmentation
 
 
-def resolve_unet(config: TrainingConfig, unet: UNetPreset, label_dropout: float, augmentation: Any) -> UNetPreset:
+def resolve_unet(
+    config: TrainingConfig, unet: UNetArguments, label_dropout: float, augmentation: Any
+) -> UNetArguments:
     """The network's arguments, and what options that are not its own mean for it."""
     further = {}
     if config.num_attention_heads is not None or config.attention_head_dim is not None:
@@ -334,7 +336,7 @@ def preset_of(resolved: dict[str, Any]) -> StagePreset:
     return StagePreset(
         name=resolved["name"],
         source=resolved["source"],
-        unet=_section(UNetPreset, resolved["unet"]),
+        unet=_section(UNetArguments, resolved["unet"]),
         scheduler=_section(SchedulerPreset, resolved["scheduler"]),
         augmentation=None if augmentation is None else _section(AUGMENTATIONS[augmentation["kind"]], augmentation),
         training=_section(TrainingPreset, resolved["training"]),
