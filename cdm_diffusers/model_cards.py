@@ -19,12 +19,23 @@ REPORTS = ("recognition.json", "quality.json")
 DOCUMENTS = (CARD, GRID, CONFIGURATION, VALIDATION, SOURCE, *REPORTS)
 
 PAPER = "[Cascaded Diffusion Models for High Fidelity Image Generation](https://arxiv.org/abs/2106.15282)"
-METRICS = {"precision": "precision", "recall": "recall", "kernel_distance": "kernel distance"}
 _MARK = re.compile(
     r"\n<!-- cdm_diffusers wrote this; `cdm card` rewrites it while it is unchanged: ([0-9a-f]{16}) -->\n$"
 )
 _EXAMPLE = re.compile(r"^```python\n(?:(?!```).*\n)*?.*from_pretrained(?:.|\n)*?^```$", re.MULTILINE)
 _LOCATION = re.compile(r'(?<=from_pretrained\()"(?:[^"\\]|\\.)*"')
+
+
+def figure_names(distance: str) -> dict[str, str]:
+    """What the figures of `cdm evaluate` are called, whose Frechet distance is called `distance`."""
+    return {
+        "frechet_distance": distance,
+        "frechet_distance_extrapolated": f"{distance}, extrapolated",
+        "precision": "precision",
+        "recall": "recall",
+        "kernel_distance": "kernel distance",
+        "kernel_distance_rbf": "kernel distance (RBF)",
+    }
 
 
 def write_card(
@@ -372,7 +383,7 @@ def _figures_of(report: dict[str, Any]) -> list[tuple[str, str, float]]:
         return [("accuracy", name, samples["top_1"])]
     by = f"extractor {report['extractor']}, {report['samples']['num_images']:,} samples"
     distance = report["distance"]
-    names = {"frechet_distance": distance, **METRICS}
+    names = figure_names(distance)
     types = {"frechet_distance": "fid" if distance == "FID" else "frechet_distance"}
     figures = [
         (types.get(key, key), f"{names[key]} from {split!r}; {by}", figure["value"])

@@ -10,13 +10,15 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from datetime import timedelta
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import torch
 from accelerate import PartialState
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import broadcast_object_list, parse_flag_from_env
 from diffusers.utils import logging
+from torch.distributed import DistNetworkError, DistStoreError, PrefixStore, Store, TCPStore
 
 from .files import held
 
@@ -25,8 +27,12 @@ logger = logging.get_logger(__name__)
 FAREWELL = b"\0"  # of a process that is done; anything else is a sentence on why it is not
 GREETING = struct.Struct("!16sI")  # a secret, and the number of the process
 KEEP_ALIVE = {"TCP_KEEPIDLE": 5, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 3}  # seconds: finds hosts that are gone
+SECONDS_TO_MEET = 600  # of processes that are started together
+SECONDS_TO_TELL = 2
+PRESENT, ABSENT = "present", "absent"
 SECONDS_TO_CONNECT = 30
 SECONDS_TO_FAIL = 5  # where another process has failed: most mistakes are everybody's, and are best told by oneself
+LONGEST_WAIT = timedelta(days=7)  # of one process for another; see `ending_together` for those that are gone
 _watches: list["Watch"] = []
 
 
@@ -34,8 +40,64 @@ class Stopped(KeyboardInterrupt):
     """Ctrl-C, upon which all processes have agreed to end."""
 
 
+def open_state() -> PartialState:
+    """
+    The processes that `accelerate launch` or `torchrun` started, this one among them.
+
+    Raises:
+        ValueError: they do not know of each other.
+        SystemExit: some of them have not come within `SECONDS_TO_MEET`.
+    """
+    meeting = _meet()
+    # Without an accelerator, accelerate must be told so, or torchrun's processes do not know of each other.
+    cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
+    state = PartialState(cpu=cpu, timeout=LONGEST_WAIT)
+    del meeting  # their group has one of its own
+    started = int(os.environ.get("WORLD_SIZE", 1))
+    if state.num_processes != started:
+        raise ValueError(
+            f"{started} processes were started, but accelerate sees {state.num_processes}: each would do all of the "
+            "work. Configure it with `accelerate config`, or start them with torchrun."
+        )
+    return state
+
+
+def _meet() -> Store | None:
+    """Waits for all processes that the environment tells of, and returns what they meet at."""
+    names = ("RANK", "WORLD_SIZE", "MASTER_PORT")
+    if not {*names, "MASTER_ADDR"} <= os.environ.keys() or torch.distributed.is_initialized():
+        return None
+    rank, size, port = (int(os.environ[name]) for name in names)
+    is_host = rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != str(True)  # else torchrun is
+    keys = [f"{os.environ.get('TORCHELASTIC_RESTART_COUNT')}/{process}" for process in range(size)]
+    missing, patience = [0], timedelta(seconds=SECONDS_TO_MEET)
+    try:
+        host = os.environ["MASTER_ADDR"]
+        store = TCPStore(host, port, size, is_host, patience, wait_for_workers=False, multi_tenant=True)
+        meeting = PrefixStore("cdm_diffusers", store)
+        meeting.compare_set(keys[rank], "", PRESENT)
+        with suppress(DistStoreError):
+            meeting.wait(keys, patience)
+        states = [meeting.compare_set(key, "", ABSENT).decode() for key in keys]  # which ends the wait of the others
+        missing = [process for process, state in enumerate(states) if state == ABSENT]
+        if missing and is_host:
+            time.sleep(SECONDS_TO_TELL)
+    except DistNetworkError:
+        if is_host:  # whose port is another program's
+            raise
+    if not missing:
+        return meeting
+    named = ", ".join(map(str, missing[:10])) + (", ..." if len(missing) > 10 else "")
+    raise SystemExit(
+        f"Of {size} processes, these did not come within {SECONDS_TO_MEET} seconds: {named}. Process {rank} ends as "
+        "well: see why they did not start, and start all again."
+    )
+
+
 @contextmanager
-def ending_together(state: PartialState, advice: Callable[[], str]) -> Iterator[None]:
+def ending_together(
+    state: PartialState, advice: Callable[[], str] = lambda: "Start the command again."
+) -> Iterator[None]:
     """
     Around what all processes of `state` do together, long waits included. Where one of them is killed, or fails, in
     the block, all others end within seconds, by exit code 1 and a sentence on stderr.
@@ -68,17 +130,28 @@ def ending_together(state: PartialState, advice: Callable[[], str]) -> Iterator[
 @contextmanager
 def held_by_main(state: PartialState, folder: Path, task: str) -> Iterator[None]:
     """A folder that is [`held`] by the main process; where that is refused, all processes are."""
-    refusal = [None]
     with ExitStack() as stack:
-        if state.is_main_process:
-            try:
-                stack.enter_context(held(folder, task))
-            except (OSError, ValueError) as error:
-                refusal = [error]
-        broadcast_object_list(refusal)
-        if refusal[0] is not None:
-            raise refusal[0]
+        from_main(lambda: stack.enter_context(held(folder, task)))
         yield
+
+
+def from_main(function: Callable[[], Any]) -> Any:
+    """
+    What `function` returns in the main process, which alone calls it, for all processes. All must ask.
+
+    Raises:
+        OSError, ValueError: in all processes, where it does in the main process.
+    """
+    outcome = [None, None]
+    if PartialState().is_main_process:
+        try:
+            outcome = [function(), None]
+        except (OSError, ValueError) as error:
+            outcome = [None, error]
+    result, error = broadcast_object_list(outcome)
+    if error is not None:
+        raise error
+    return result
 
 
 class Watch:

@@ -1,6 +1,7 @@
 """Habits of Diffusers' users: what docs/diffusers_habits.md says of each, row by row."""
 
 import ast
+import json
 import re
 from pathlib import Path
 from typing import NamedTuple
@@ -11,6 +12,7 @@ import torch
 from diffusers import DDPMPipeline, QuantoConfig, SchedulerMixin, TorchAoConfig
 from diffusers.utils import is_xformers_available
 from peft import LoraConfig
+from safetensors.torch import load_file, save_file
 from small_cascade import small_cascade
 
 from cdm_diffusers import CascadedDiffusionPipeline, CascadedUNet2DModel, SuperResolutionPipeline
@@ -251,6 +253,51 @@ def test_quanto(tmp_path):
     unet = CascadedUNet2DModel.from_pretrained(tmp_path, quantization_config=QuantoConfig(weights_dtype="int8"))
     assert any(isinstance(module, quanto.QLinear) for module in unet.modules())
     assert_similar(output_of(unet), output_of(attending_unet()))
+
+
+def test_saved_quanto(tmp_path):
+    pytest.importorskip("optimum.quanto")
+    attending_unet().save_pretrained(tmp_path / "plain")
+    options = {"quantization_config": QuantoConfig(weights_dtype="int8")}
+    unet = CascadedUNet2DModel.from_pretrained(tmp_path / "plain", **options)
+    unet.save_pretrained(tmp_path / "saved")
+    assert torch.equal(output_of(CascadedUNet2DModel.from_pretrained(tmp_path / "saved")), output_of(unet))
+    config, file = tmp_path / "saved" / "config.json", tmp_path / "saved" / "diffusion_pytorch_model.safetensors"
+    entries, weights = json.loads(config.read_text()), load_file(file)
+    config.write_text(json.dumps(entries | {"mid_block_attention": False}))
+    with pytest.raises(OSError, match=r"has 22 weights besides the network's weights, 'mid_block\.attentions\.0\."):
+        CascadedUNet2DModel.from_pretrained(tmp_path / "saved")
+    config.write_text(json.dumps(entries))
+    del weights["time_embedding.linear_1.weight._data"]
+    save_file(weights, file, {"format": "pt"})
+    with pytest.raises(OSError, match=r"lacks 1 of the network's weights, 'time_embedding\.linear_1\.weight\._data'"):
+        CascadedUNet2DModel.from_pretrained(tmp_path / "saved")
+
+
+@pytest.mark.parametrize(
+    ("name", "is_taken"),
+    [
+        ("time_embedding.linear_1.weight._data", True),
+        ("time_embedding.linear_1.input_scale", True),
+        ("time_embedding.linear_3.weight._data", False),
+        ("time_embedding.scale", False),
+    ],
+)
+def test_entries_that_a_quantizer_adds_to_layers_are_taken(tmp_path, monkeypatch, name, is_taken):
+    """In whatever format: those of layers that the network has."""
+    unet = attending_unet()
+    unet.save_pretrained(tmp_path)
+    file = tmp_path / "diffusion_pytorch_model.safetensors"
+    save_file({**load_file(file), name: torch.ones(1)}, file, {"format": "pt"})
+    message = f"has 1 weights besides the network's weights, '{name}'"
+    with pytest.raises(OSError, match=re.escape(message)):
+        CascadedUNet2DModel.from_pretrained(tmp_path)
+    monkeypatch.setattr(CascadedUNet2DModel, "hf_quantizer", object(), raising=False)
+    if is_taken:
+        assert torch.equal(output_of(CascadedUNet2DModel.from_pretrained(tmp_path)), output_of(unet))
+    else:
+        with pytest.raises(OSError, match=re.escape(message)):
+            CascadedUNet2DModel.from_pretrained(tmp_path)
 
 
 def test_torchao(tmp_path):

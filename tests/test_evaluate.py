@@ -23,16 +23,20 @@ from cdm_diffusers.evaluation.evaluate import EvaluateConfig, draw_samples, eval
 from cdm_diffusers.evaluation.features import ClassifierExtractor, FeatureExtractor, extract, load_extractor
 from cdm_diffusers.evaluation.metrics import (
     FeatureStatistics,
+    extrapolated_frechet_distance,
     frechet_standard_error,
     inception_score,
     kernel_distance,
+    polynomial_kernel,
     precision_recall,
+    rbf_kernel,
 )
 from cdm_diffusers.evaluation.references import (
     read_statistics,
     reference_features,
     reference_statistics,
 )
+from cdm_diffusers.model_cards import _figures_of
 
 
 NUM_TRAIN, NUM_TEST, NUM_SAMPLES = 50, 30, 24
@@ -127,7 +131,10 @@ def test_report_is_recomputed(config, capsys):
     assert report["extractor"] == "classifier net, 8x8, not resized"
     assert report["samples"]["images_per_label"] == [8, 8] and report["settings"] == dataclasses.asdict(config)
     assert any("covariance is singular" in warning for warning in report["warnings"])
+    types = {type_ for type_, *_ in _figures_of(report)}
+    assert types >= {"frechet_distance_extrapolated", "kernel_distance", "kernel_distance_rbf"}  # of a model card
     printed = capsys.readouterr().out
+    assert "| Frechet distance, extrapolated, 'train' |" in printed and "| kernel distance (RBF), 'train' |" in printed
     assert "| Frechet distance, 'train' |" in printed and "FID" not in printed and "classifier net, 8x8" in printed
 
 
@@ -136,6 +143,7 @@ def test_floors_and_intervals_are_recomputed(config):
     report = evaluate(config)
     extractor = load_extractor(config.extractor)
     samples = features_of(config, pixels(NUM_SAMPLES, 2))
+    in_order = draw_samples(load_image_set(config.samples), NUM_SAMPLES, seed=0).indices
     whole, drawn = {}, {}
     for split, count, seed in (("train", NUM_TRAIN, 0), ("test", NUM_TEST, 1)):
         images = torch.from_numpy(pixels(count, seed))[:, None]
@@ -151,14 +159,37 @@ def test_floors_and_intervals_are_recomputed(config):
         assert (high - low) / 2 == pytest.approx(1.959964 * error, rel=1e-4)
         shares = precision_recall(drawn[split], drawn[other])
         assert [figures[name]["real"]["value"] for name in ("precision", "recall")] == pytest.approx(shares)
-        generator = torch.Generator().manual_seed(0)
-        mean, deviation = kernel_distance(drawn[split], drawn[other], 10, generator=generator)
-        kernel = figures["kernel_distance"]["real"]
-        assert (kernel["value"], kernel["deviation"]) == pytest.approx((mean, deviation), rel=1e-3, abs=1e-7)
-        low, high = kernel["interval"]
-        assert (high - low) / 2 == pytest.approx(2.262157 * deviation / 10**0.5, rel=1e-3)
-    mean, _ = inception_score(drawn_logits, 10, generator=torch.Generator().manual_seed(0))
-    assert report["figures"]["inception_score"]["real"]["value"] - 1 == pytest.approx(mean - 1, rel=1e-3)
+        limit = extrapolated_frechet_distance(
+            samples[in_order],
+            FeatureStatistics.from_features(whole[split]),
+            generator=torch.Generator().manual_seed(0),
+        )
+        assert figures["frechet_distance_extrapolated"]["value"] == pytest.approx(limit, rel=1e-3)
+        kernels = {"": polynomial_kernel, "_rbf": rbf_kernel(FeatureStatistics.from_features(whole[split]))}
+        for name, kernel in kernels.items():
+            value, error = kernel_distance(drawn[split], drawn[other], kernel)
+            figure = figures[f"kernel_distance{name}"]["real"]
+            assert (figure["value"], figure["standard_error"]) == pytest.approx((value, error), rel=1e-3, abs=1e-7)
+            low, high = figure["interval"]
+            assert (high - low) / 2 == pytest.approx(1.959964 * error, rel=1e-3, abs=1e-7)
+    score, deviation = inception_score(drawn_logits)
+    figure = report["figures"]["inception_score"]["real"]
+    assert (figure["value"] - 1, figure["deviation"]) == pytest.approx((score - 1, deviation), rel=1e-3)
+    low, high = figure["interval"]
+    assert (high - low) / 2 == pytest.approx(2.262157 * deviation / 9**0.5, rel=1e-3)
+
+
+def test_inception_score_takes_the_samples_in_their_order(config, tmp_path):
+    """As the original; a set that is sorted by label is warned of."""
+    report = evaluate(config)
+    images = InMemoryImages(torch.from_numpy(pixels(NUM_SAMPLES, 2))[:, None], None)
+    score, deviation = inception_score(extract(load_extractor(config.extractor), images)[1])
+    figure = report["figures"]["inception_score"]
+    assert (figure["value"] - 1, figure["deviation"]) == pytest.approx((score - 1, deviation), rel=1e-3)
+    np.savez(tmp_path / "sorted.npz", arr_0=pixels(24, 2)[..., None], arr_1=np.arange(24) // 8)
+    warnings = evaluate(dataclasses.replace(config, samples=str(tmp_path / "sorted.npz")))["warnings"]
+    assert sum("sorted by label" in warning for warning in warnings) == 1
+    assert not any("sorted by label" in warning for warning in report["warnings"])
 
 
 def test_script(config, monkeypatch):
@@ -358,9 +389,8 @@ def test_kernel_distance_of_the_report(config):
     np.savez(config.cache_dir + ".npz", arr_0=pixels(NUM_TRAIN, 0)[..., None])
     report = evaluate(dataclasses.replace(config, samples=config.cache_dir + ".npz"))
     features = features_of(config, pixels(NUM_TRAIN, 0))
-    order = torch.randperm(NUM_TRAIN, generator=torch.Generator().manual_seed(0))
-    expected = kernel_distance(features[order], features[order], generator=torch.Generator().manual_seed(0))
     figure = report["figures"]["train"]["kernel_distance"]
-    assert (figure["value"], figure["deviation"]) == pytest.approx(expected, rel=1e-3)
+    expected = kernel_distance(features, features)
+    assert (figure["value"], figure["standard_error"]) == pytest.approx(expected, rel=1e-3)
     assert abs(report["figures"]["train"]["frechet_distance"]["value"]) < 1e-6
     assert report["figures"]["train"]["precision"]["value"] == report["figures"]["train"]["recall"]["value"] == 1

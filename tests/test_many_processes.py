@@ -203,6 +203,29 @@ def test_when_a_process_is_killed_the_other_says_so_and_ends(killed, options, tm
     )
 
 
+def have_no_patience():
+    processes.SECONDS_TO_MEET = 1
+
+
+def come(group):
+    os.environ["ACCELERATE_USE_CPU"] = "true"
+    group()
+    processes.open_state()
+
+
+@pytest.mark.parametrize(
+    ("size", "missing"), [(2, (1,)), (2, (0,)), (4, (1, 3))], ids=["the other one", "the main process", "two of four"]
+)
+def test_processes_do_not_wait_forever_for_those_that_never_come(size, missing):
+    groups = [group for group in in_process_groups(size, have_no_patience) if group.rank not in missing]
+    with ProcessPoolExecutor(len(groups), mp_context=FORKSERVER) as pool:
+        futures = [pool.submit(come, group) for group in groups]
+    named = f"Of {size} processes, these did not come within 1 seconds: {', '.join(map(str, missing))}."
+    for group, future in zip(groups, futures, strict=True):
+        with pytest.raises(SystemExit, match=f"{named} Process {group.rank} ends as well"):
+            future.result()
+
+
 class WatchOfTwo:
     """Notes how it is left."""
 
@@ -361,9 +384,10 @@ def test_the_slurm_script_is_a_script():
     assert preset.training.train_batch_size == 32 * 4 * 8
 
 
-@pytest.mark.parametrize(("code", "is_signalled"), [(1, True), (0, True), (1, False)])
+@pytest.mark.parametrize(("code", "is_signalled"), [(143, True), (1, True), (137, True), (0, True), (1, False)])
 def test_only_a_job_that_was_stopped_is_queued_again(code, is_signalled, tmp_path):
-    end = f"touch {tmp_path}/started; while true; do sleep 0.05; done" if is_signalled else f"exit {code}"
+    """As SLURM signals it: the processes, but not the shell that waits for them."""
+    end = f"echo $$ > {tmp_path}/pid; while true; do sleep 0.05; done" if is_signalled else f"exit {code}"
     commands = {"srun": f"trap 'exit {code}' TERM; {end}", "scontrol": f'echo "$@" >> {tmp_path}/scontrol'}
     for name, command in commands.items():
         (tmp_path / name).write_text(f"#!/bin/bash\n{command}\n")
@@ -371,8 +395,23 @@ def test_only_a_job_that_was_stopped_is_queued_again(code, is_signalled, tmp_pat
     environment = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_NNODES": "4", "SLURM_JOB_ID": "7"}
     with subprocess.Popen(["bash", ROOT / "configs" / "accelerate" / "train.slurm"], env=environment) as job:
         if is_signalled:
-            while not (tmp_path / "started").exists():
+            while not (tmp_path / "pid").exists() or not (tmp_path / "pid").read_text().strip():
                 time.sleep(0.02)
-            job.terminate()
-    assert (job.returncode == 0) == (code == 0)
-    assert ("requeue 7" in (tmp_path / "scontrol").read_text()) == (is_signalled and code != 0)
+            os.kill(int((tmp_path / "pid").read_text()), signal.SIGTERM)
+    assert job.returncode == code
+    assert ("requeue 7" in (tmp_path / "scontrol").read_text()) == (code == 143)
+
+
+def test_the_slurm_script_starts_one_process_for_each_gpu(tmp_path):
+    variables = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "ACCELERATE_MIXED_PRECISION")
+    commands = {
+        "srun": 'SLURM_PROCID=9 SLURM_LOCALID=1 "${@:2}"',  # one of its tasks
+        "scontrol": "echo first; echo second",
+        "python": f"echo {' '.join(f'${name}' for name in variables)} $1 > {tmp_path}/started",
+    }
+    environment = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_NTASKS": "32"}
+    for name, command in commands.items():
+        (tmp_path / name).write_text(f"#!/bin/bash\n{command}\n")
+        (tmp_path / name).chmod(0o755)
+    subprocess.run(["bash", ROOT / "configs" / "accelerate" / "train.slurm"], env=environment, check=True)
+    assert (tmp_path / "started").read_text().split() == ["9", "1", "32", "8", "first", "bf16", "training/train_sr.py"]

@@ -5,19 +5,23 @@ import itertools
 import numpy as np
 import pytest
 import scipy.linalg
+import scipy.special
 import torch
 from torchmetrics.image.fid import FrechetInceptionDistance
-from torchmetrics.image.inception import InceptionScore
 from torchmetrics.image.kid import KernelInceptionDistance
 
 from cdm_diffusers.evaluation import metrics
 from cdm_diffusers.evaluation.metrics import (
     FeatureStatistics,
+    extrapolated_frechet_distance,
     frechet_distance,
+    frechet_distances,
     frechet_standard_error,
     inception_score,
     kernel_distance,
+    polynomial_kernel,
     precision_recall,
+    rbf_kernel,
 )
 
 
@@ -123,26 +127,70 @@ def test_frechet_distance_refuses_other_widths_and_single_images(two_sets):
         frechet_distance(a, FeatureStatistics.from_features(two_sets[1][:1]))
 
 
+@pytest.mark.parametrize("shift", [0.0, 0.3])
+def test_extrapolated_distance_is_that_of_infinitely_many_images(shift):
+    """Normal features of a known distance: of what few images add, less than a tenth is left."""
+    deviations, generator = torch.logspace(0.5, -1, 20, dtype=torch.float64), seeded(0)
+    reference = FeatureStatistics(torch.zeros(20, dtype=torch.float64), deviations.square().diag(), 10**6)
+    expected = 20 * shift**2 + ((1.2 - 1) * deviations).square().sum().item()
+    plain, limits = [], []
+    for seed in range(40):
+        features = 1.2 * torch.randn(150, 20, generator=generator, dtype=torch.float64) * deviations + shift
+        plain.append(frechet_distance(FeatureStatistics.from_features(features), reference))
+        limits.append(extrapolated_frechet_distance(features, reference, 2, generator=seeded(seed)))
+    bias, error = np.mean(plain) - expected, np.std(limits) / 40**0.5
+    assert bias > 5 * error and abs(np.mean(limits) - expected) < 0.1 * bias + 2 * error
+
+
+def test_extrapolated_distance_is_the_least_squares_line(two_sets):
+    """Refitted by numpy from distances of the same subsets, drawn one by one."""
+    features, reference = two_sets[0], FeatureStatistics.from_features(two_sets[1])
+    order = torch.randperm(80, generator=seeded(5)).numpy()
+    sets = [order] + [np.setdiff1d(order, part) for m in (2, 3, 4, 5) for part in np.array_split(order, m)]
+    assert len(sets) == 15
+    distances = [frechet_distance(FeatureStatistics.from_features(features[subset]), reference) for subset in sets]
+    _, intercept = np.polyfit([1 / len(subset) for subset in sets], distances, 1)
+    limit = extrapolated_frechet_distance(features, reference, generator=seeded(5))
+    assert limit == pytest.approx(intercept, rel=1e-6)
+    with pytest.raises(ValueError, match="at least 10 images, and there are 9"):
+        extrapolated_frechet_distance(features[:9], reference, generator=seeded(0))
+
+
+def test_distances_of_many_statistics_are_those_one_by_one(two_sets):
+    reference = FeatureStatistics.from_features(two_sets[1])
+    parts = [FeatureStatistics.from_features(part) for part in two_sets[0].split(20)]
+    means, covariances = (torch.stack([getattr(part, name) for part in parts]) for name in ("mean", "covariance"))
+    expected = torch.tensor([frechet_distance(part, reference) for part in parts], dtype=torch.float64)
+    torch.testing.assert_close(frechet_distances(means, covariances, reference), expected, rtol=1e-8, atol=0)
+
+
 # Inception Score
 
 
-@pytest.mark.filterwarnings("ignore:Metric `InceptionScore` will save:UserWarning")
-def test_inception_score_is_torchmetrics():
-    logits = 3 * torch.randn(120, 7, generator=seeded(0), dtype=torch.float64)
-    metric = InceptionScore(feature=torch.nn.Identity(), splits=10)
-    metric.update(logits)
-    torch.manual_seed(3)  # torchmetrics permutes by the global generator
-    expected = [value.item() for value in metric.compute()]
-    assert inception_score(logits, generator=seeded(3)) == pytest.approx(expected, rel=1e-12)
+def original_inception_score(probabilities, num_splits):
+    """Salimans et al.'s code, of probabilities (N, K): splits in order, deviation with denominator `num_splits`."""
+    scores, count = [], len(probabilities)
+    for place in range(num_splits):
+        part = probabilities[place * count // num_splits : (place + 1) * count // num_splits]
+        divergence = part * (np.log(part) - np.log(part.mean(0, keepdims=True)))
+        scores.append(np.exp(divergence.sum(1).mean()))
+    return np.mean(scores), np.std(scores)
+
+
+@pytest.mark.parametrize("num_splits", [7, 10])
+def test_inception_score_is_the_originals(num_splits):
+    logits = 3 * torch.randn(123, 7, generator=seeded(0), dtype=torch.float64)
+    expected = original_inception_score(scipy.special.softmax(logits.numpy(), 1), num_splits)
+    assert inception_score(logits, num_splits) == pytest.approx(expected, rel=1e-12)
 
 
 def test_inception_score_at_its_bounds():
     labels = torch.arange(60) % 6
     certain = 200.0 * torch.nn.functional.one_hot(labels, 6)
-    assert inception_score(certain, 1, generator=seeded(0))[0] == pytest.approx(6)
-    assert inception_score(torch.zeros(60, 6), generator=seeded(0)) == pytest.approx((1, 0))
+    assert inception_score(certain, 1) == pytest.approx((6, 0))
+    assert inception_score(torch.zeros(60, 6)) == pytest.approx((1, 0))
     with pytest.raises(ValueError, match="at least 20 images, and there are 19"):
-        inception_score(certain[:19], generator=seeded(0))
+        inception_score(certain[:19])
 
 
 # Precision and recall
@@ -178,51 +226,87 @@ def test_precision_and_recall_of_a_missing_mode():
 # Kernel distance
 
 
-def test_kernel_distance_is_torchmetrics(two_sets):
+def test_polynomial_kernel_distance_is_torchmetrics(two_sets):
     real, generated = two_sets[0][:60], two_sets[1]
     metric = KernelInceptionDistance(feature=Features(), subsets=1, subset_size=60)
     metric.update(real, real=True)
     metric.update(generated, real=False)
-    mean, _ = kernel_distance(real, generated, num_subsets=1, generator=seeded(0))
-    assert mean == pytest.approx(metric.compute()[0].item(), rel=1e-9)
+    assert kernel_distance(real, generated)[0] == pytest.approx(metric.compute()[0].item(), rel=1e-9)
 
 
-def test_kernel_distance_by_its_formula():
-    """Pairs one by one, for sets of different size."""
-    x, y = draw(5, seed=0), draw(7, seed=1)
-
-    def kernel(a, b):
-        return float((a @ b / NUM_FEATURES + 1) ** 3)
-
-    expected = np.mean([kernel(a, b) for a, b in itertools.permutations(x, 2)])
-    expected += np.mean([kernel(a, b) for a, b in itertools.permutations(y, 2)])
-    expected -= 2 * np.mean([kernel(a, b) for a, b in itertools.product(x, y)])
-    assert metrics.squared_mmd(x, y).item() == pytest.approx(expected, rel=1e-10)
+def kernels():
+    """Ours, and as functions of two images."""
+    reference = FeatureStatistics.from_features(draw(30, seed=9))
+    width = reference.covariance.trace()
+    return [
+        (polynomial_kernel, lambda a, b: float((a @ b / NUM_FEATURES + 1) ** 3)),
+        (rbf_kernel(reference), lambda a, b: float(((a - b).square().sum() / (-2 * width)).exp())),
+    ]
 
 
-def test_kernel_distance_over_disjoint_subsets(monkeypatch):
-    """Every image is in at most one subset, and mean and deviation are those of the subsets' values."""
-    pairs = []
+@pytest.mark.parametrize(("kernel", "of_pair"), kernels(), ids=["polynomial", "rbf"])
+def test_kernel_distance_by_its_formula(kernel, of_pair, monkeypatch):
+    """Pairs one by one, for sets of different size that are not whole blocks; and leaving out images one by one."""
+    monkeypatch.setattr(metrics, "CHUNK", 3)
+    real, generated = draw(5, seed=0), draw(7, seed=1)
 
-    def value(x, y):
-        pairs.append((x, y))
-        return torch.tensor(float(len(pairs)), dtype=torch.float64)
+    def distance(x, y):
+        within = [np.mean([of_pair(a, b) for a, b in itertools.permutations(z, 2)]) for z in (x, y)]
+        return sum(within) - 2 * np.mean([of_pair(a, b) for a, b in itertools.product(x, y)])
 
-    monkeypatch.setattr(metrics, "squared_mmd", value)
-    real, generated = torch.arange(47.0)[:, None], torch.arange(100.0, 165.0)[:, None]
-    assert kernel_distance(real, generated, generator=seeded(0)) == pytest.approx((5.5, np.std(range(10), ddof=1)))
-    for subsets, features in zip(zip(*pairs, strict=True), (real, generated), strict=True):
-        drawn = torch.cat(subsets).flatten().tolist()
-        assert [len(subset) for subset in subsets] == [4] * 10
-        assert len(set(drawn)) == 40 and set(drawn) <= set(features.flatten().tolist())
-    kernel_distance(real, generated, max_subset_size=3, generator=seeded(0))
-    assert len(pairs[-1][0]) == 3
+    value, error = kernel_distance(real, generated, kernel)
+    assert value == pytest.approx(distance(real, generated), rel=1e-10)
+    without = [distance(real, torch.cat([generated[:i], generated[i + 1 :]])) for i in range(7)]
+    assert error == pytest.approx((6 / 7 * np.square(without - np.mean(without)).sum()) ** 0.5, rel=1e-8)
+    with pytest.raises(ValueError, match=r"`generated`.* at least 3 images, and there are 2"):
+        kernel_distance(real, generated[:2], kernel)
 
 
-def test_kernel_distance_is_unbiased():
-    """Of two draws from one distribution, whatever the counts, it is zero on average."""
-    features = torch.randn(4000, 3, generator=seeded(0), dtype=torch.float64)
-    mean, deviation = kernel_distance(features[:1000], features[1000:], 50, generator=seeded(1))
-    assert abs(mean) < 4 * deviation / 50**0.5
-    with pytest.raises(ValueError, match="at least 20 images, and there are 19"):
-        kernel_distance(features[:19], features, generator=seeded(0))
+def test_kernel_distances_of_normal_features_are_unbiased():
+    """
+    One feature, x ~ N(1, 2^2) and y ~ N(0.5, 1). The polynomial's expectation is 3 E[x^2] E[y^2] + 3 E[x] E[y] + 1 +
+    E[x^3] E[y^3]; that of exp(-(x - y)^2 / 2w) is (w / v)^(1/2) exp(-(E[x] - E[y])^2 / 2v) with v = w + V[x] + V[y].
+    Means over 300 draws of few images lie within 3 standard errors, and the errors that are given are the deviation.
+    """
+    moments = {"x": (1.0, 5.0, 13.0), "y": (0.5, 1.25, 1.625)}
+    width = 3.0
+    reference = FeatureStatistics(torch.zeros(1), torch.tensor([[width]], dtype=torch.float64), 2)
+
+    def polynomial(a, b):
+        (a1, a2, a3), (b1, b2, b3) = moments[a], moments[b]
+        return a3 * b3 + 3 * a2 * b2 + 3 * a1 * b1 + 1
+
+    def rbf(a, b):
+        spread = width + sum(moments[name][1] - moments[name][0] ** 2 for name in (a, b))
+        return (width / spread) ** 0.5 * np.exp(-((moments[a][0] - moments[b][0]) ** 2) / (2 * spread))
+
+    generator = seeded(0)
+    for kernel, expectation in ((polynomial_kernel, polynomial), (rbf_kernel(reference), rbf)):
+        values, errors = [], []
+        real = 0.5 + torch.randn(300, 1, generator=generator, dtype=torch.float64)
+        for draw_number in range(300):
+            generated = 1 + 2 * torch.randn(40, 1, generator=generator, dtype=torch.float64)
+            fresh = 0.5 + torch.randn(30, 1, generator=generator, dtype=torch.float64)
+            values.append(kernel_distance(fresh, generated, kernel)[0])
+            if draw_number < 100:
+                errors.append(kernel_distance(real, generated, kernel))
+        expected = expectation("x", "x") + expectation("y", "y") - 2 * expectation("x", "y")
+        assert abs(np.mean(values) - expected) < 3 * np.std(values) / 300**0.5
+        given, errors = np.array(errors).T
+        # The deviation of 100 draws of heavy tails is itself uncertain by 20% or so.
+        assert 0.7 < np.sqrt(np.mean(errors**2)) / given.std(ddof=1) < 1.4
+
+
+def test_kernel_distance_never_holds_more_than_a_block(two_sets, monkeypatch):
+    monkeypatch.setattr(metrics, "CHUNK", 16)
+    sizes = []
+
+    def kernel(x, y):
+        assert x.dtype == y.dtype == torch.float64
+        sizes.append((len(x), len(y)))
+        return polynomial_kernel(x, y)
+
+    blocks = kernel_distance(two_sets[0].float(), two_sets[1].float(), kernel)
+    assert max(max(size) for size in sizes) == 16
+    whole = kernel_distance(two_sets[0].float().double(), two_sets[1].float().double())
+    assert blocks == pytest.approx(whole, rel=1e-10)

@@ -22,7 +22,6 @@ from cdm_diffusers.options import (
     option,
     options,
     parse,
-    run,
 )
 from cdm_diffusers.presets import get_preset
 
@@ -470,13 +469,6 @@ def test_debugging_and_interrupts(monkeypatch):
     monkeypatch.setenv("CDM_DEBUG", "1")
     with pytest.raises(ValueError), errors_as_lines("cdm x"):
         get_preset("nope")
-
-
-def test_run(capsys):
-    assert run(lambda config: config.folder, Info, ["a"], "cdm info") == "a"
-    with pytest.raises(SystemExit):
-        run(lambda config: get_preset(config.folder), Info, ["a"], "cdm info")
-    assert capsys.readouterr().err.startswith("cdm info: error: ")
 
 
 def test_imports_nothing_heavy():

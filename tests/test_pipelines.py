@@ -2,17 +2,19 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import diffusers
 import numpy as np
 import PIL.Image
 import pytest
 import torch
-from diffusers import DDIMScheduler
+from diffusers import DDIMScheduler, DiffusionPipeline, SchedulerMixin
 from diffusers.callbacks import PipelineCallback
 from known_gaussian import GaussianDenoiser
 from safetensors.torch import load_file
@@ -464,6 +466,23 @@ def test_each_stage_starts_with_its_own_weight_and_count_of_steps():
     tensors(pipe, [0], guidance_scale={"base": 2.0, "super_res_1": 3.0}, callback_on_step_end=callback)
     base, super_res_1, super_res_2 = [(2.0, 5)] + [(1.0, 5)] * 4, [(3.0, 4)] + [(1.0, 4)] * 3, [(1.0, 3)] * 3
     assert seen == base + super_res_1 + super_res_2
+
+
+@pytest.mark.parametrize("when", [0, 4])
+def test_a_restart_goes_on_with_the_weight_that_a_callback_set(monkeypatch, when):
+    pipe, seen = quiet(make_base(null_class=True)), []
+    calls = record_calls(monkeypatch, pipe.base_unet)
+
+    def callback(pipe, step, timestep, tensors):
+        seen.append(pipe.guidance_scale)
+        if len(seen) == when + 1:
+            pipe._guidance_scale = 3.0
+        return {}
+
+    tensors(pipe, [0], guidance_scale=1.0, restart_timestep=25, callback_on_step_end=callback)
+    before = when + 1
+    assert seen == [1.0] * before + [3.0] * (len(seen) - before) and len(seen) > 5
+    assert [len(call["sample"]) for call in calls] == [1] * before + [2] * (len(seen) - before)
 
 
 def test_weights_that_callbacks_set_are_checked(cascade):
@@ -1140,7 +1159,7 @@ def test_damaged_checkpoints(folder, tmp_path, kind, message):
         (None, "is of type NoneType; it must be an object"),
         ({"_class_name": None}, "has the `_class_name` None; it must be the name of a class"),
         ({"_class_name": 3}, "has the `_class_name` 3"),
-        ({"base_unet": 5}, r"has 5 as `base_unet`; it must be \[library, class\], or \[null, null\] for none"),
+        ({"base_unet": 5}, r"has 5 as `base_unet`; it must be \[library, class\] of a CascadedUNet2DModel"),
         ({"base_unet": []}, r"has \[\] as `base_unet`"),
         ({"super_res_1_unet": "diffusers"}, "has 'diffusers' as `super_res_1_unet`"),
         ({"super_res_1_noising_scheduler": ["diffusers", None]}, r"has \['diffusers', None\] as `super_res_1_noising"),
@@ -1156,21 +1175,55 @@ def test_a_malformed_index(folder, tmp_path, change, problem):
             load(str(tmp_path / "copy"))
 
 
-def test_an_index_that_names_no_class(folder, tmp_path):
+@pytest.mark.parametrize(
+    ("part", "entry"),
+    [
+        ("base_unet", 5),
+        ("base_unet", ["os", "path"]),
+        ("base_unet", ["diffusers", "UNet2DModel"]),
+        ("base_unet", ["transformers", "CLIPModel"]),
+        ("super_res_1_unet", ["cdm_diffusers", "CascadedDDPMScheduler"]),
+        ("base_scheduler", ["json", "loads"]),
+        ("base_scheduler", ["diffusers", "NoSuchThing"]),
+        ("base_scheduler", ["diffusers", "StableDiffusionMixin"]),
+        ("super_res_1_noising_scheduler", ["cdm_diffusers", "losses"]),
+    ],
+)
+def test_an_index_that_names_no_component(folder, tmp_path, part, entry):
     shutil.copytree(folder, tmp_path / "copy")
     file = tmp_path / "copy" / "model_index.json"
-    index = json.loads(file.read_text())
-    for entry, problem in (
-        (["diffusers", "NoSuchThing"], "names diffusers.NoSuchThing, which is not a scheduler of diffusers"),
-        (
-            ["diffusers", "StableDiffusionMixin"],
-            "names diffusers.StableDiffusionMixin, which is not a sched",
-        ),
-        ([None, None], r"a CascadedDiffusionPipeline without \['base_scheduler'\]"),
+    file.write_text(json.dumps(json.loads(file.read_text()) | {part: entry}))
+    wanted = "CascadedUNet2DModel" if part.endswith("unet") else "SchedulerMixin"
+    problem = re.escape(f"has {entry!r} as `{part}`; it must be [library, class] of a {wanted}, or [null, null]")
+    for load, name in (
+        (CascadedDiffusionPipeline.from_pretrained, f" of '{tmp_path}/copy'"),
+        (load_without_weights, f" of '{tmp_path}/copy'"),
+        (DiffusionPipeline.from_pretrained, ""),
     ):
-        file.write_text(json.dumps(index | {"base_scheduler": entry}))
-        with pytest.raises(ValueError, match=problem):
-            load_without_weights(str(tmp_path / "copy"))
+        with pytest.raises(ValueError, match=f"The model_index.json{name} {problem} for none: take a wh"):
+            load(str(tmp_path / "copy"))
+
+
+def test_components_of_modules_that_are_imported(folder, tmp_path, monkeypatch):
+    shutil.copytree(folder, tmp_path / "copy")
+    file = tmp_path / "copy" / "model_index.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"base_scheduler": ["my.schedulers", "Mine"]}))
+    loads = (CascadedDiffusionPipeline.from_pretrained, DiffusionPipeline.from_pretrained, load_without_weights)
+    for load in loads:
+        with pytest.raises(ValueError, match=r"my\.schedulers.* import "):
+            load(str(tmp_path / "copy"))
+    mine = type("Mine", (DDIMScheduler,), {})
+    monkeypatch.setitem(sys.modules, "my.schedulers", SimpleNamespace(Mine=mine, SchedulerMixin=SchedulerMixin))
+    for load in loads:
+        assert type(load(str(tmp_path / "copy")).base_scheduler) is mine
+
+
+def test_an_index_without_a_component(folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "copy")
+    file = tmp_path / "copy" / "model_index.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"base_scheduler": [None, None]}))
+    with pytest.raises(ValueError, match=r"a CascadedDiffusionPipeline without \['base_scheduler'\]"):
+        load_without_weights(str(tmp_path / "copy"))
     file.write_text("[" * 100_000)
     with pytest.raises(ValueError, match="must be an object"):
         load_without_weights(str(tmp_path / "copy"))

@@ -15,15 +15,29 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from test_files import holder
 
 from cdm_diffusers import CascadedDiffusionPipeline, get_preset
 from cdm_diffusers.conditioning_augmentation import gaussian_blur
+from cdm_diffusers.evaluation import paired
 from cdm_diffusers.evaluation.classifier import ClassifierConfig, build_classifier, fit_classifier
 from cdm_diffusers.evaluation.evaluate import evaluate
 from cdm_diffusers.evaluation.sample_store import LowResImages
+from cdm_diffusers.studies import augmentation
 from cdm_diffusers.studies import reproduce as module
 from cdm_diffusers.studies.config import ReproduceConfig, StudySettings, read_settings
-from cdm_diffusers.studies.experiments import EXPERIMENTS, Experiment, StageRecipe, table3a
+from cdm_diffusers.studies.experiments import (
+    CONTROL,
+    EXPERIMENTS,
+    GOOD,
+    SOLVER_CHECK,
+    TRAIN,
+    VALIDATION,
+    WEAK,
+    Experiment,
+    StageRecipe,
+    table3a,
+)
 from cdm_diffusers.studies.reports import classification_lines, over_runs, write_table
 from cdm_diffusers.studies.reproduce import Study, reproduce
 
@@ -87,6 +101,11 @@ def write_config(folder, **changes):
             "table4b": {**last, "batch_sizes": [4, 8]},
             "figure9": {"no_cascading": "plain", **cascade, "levels": [0, 101]},
             "figure10": {**last, "steps": [1, 4]},
+            "augmentation": {
+                **{"good": ["base"], "weak": ["base"], "super_res": ["up"], "num_inference_steps": STEPS},
+                **{"weak_num_inference_steps": {"base": 1}, "scheduler": {"super_res_1": "unipc"}},
+                **{"levels": [0, 500, 4000], "gate": 0.0, "check_steps": 4},
+            },
         },
     }
     (folder / "config.json").write_text(json.dumps({**content, **changes}))
@@ -101,6 +120,16 @@ def settings_of(folder, name="table2a", **options) -> StudySettings:
     return read_settings(ReproduceConfig(name=name, config=str(folder / "config.json"), output_dir="x", **options))
 
 
+def test_a_second_experiment_in_the_same_folder_is_refused(study_folder, tmp_path, monkeypatch):
+    """Others of the same folder share stages and samples with it, one after another."""
+    monkeypatch.setattr(Study, "check", lambda study, experiment: pytest.fail("began"))
+    with (
+        holder(tmp_path) as (process, _),
+        pytest.raises(ValueError, match=f"is in use .* by process {process.pid} on"),
+    ):
+        run(study_folder, "table2a", output_dir=str(tmp_path))
+
+
 # What is compared
 
 
@@ -108,7 +137,7 @@ def settings_of(folder, name="table2a", **options) -> StudySettings:
 def test_configurations_have_every_experiment(name):
     """With stages that exist, of the right kinds, and every figure of the paper at its place."""
     file = f"configs/{name}.json"
-    expected = set(EXPERIMENTS) - ({"table5"} if name == "imagenet" else set())
+    expected = set(EXPERIMENTS) - ({"table5"} if name == "imagenet" else set()) - {"augmentation"}
     assert set(json.loads(Path(file).read_text())["experiments"]) == expected
     for experiment_name in expected:
         settings = read_settings(ReproduceConfig(name=experiment_name, config=file, output_dir="x"))
@@ -269,6 +298,91 @@ def test_training_options_make_other_stages(study_folder):
         row["runs"][0]["samples"] for row in report["rows"]
     ]
     assert Image.open(study_folder / "study" / "figure9.png").size == (16 * 64, 3 * 64)
+
+
+def test_augmentation_from_nothing_and_again(study_folder, monkeypatch):
+    """Two trainings, five inputs at three s, a check of the solver; and what is there is not made again."""
+    monkeypatch.setattr(augmentation, "NUM_REPLICATES", 20)
+    monkeypatch.setattr(paired, "NUM_ORDERS", 1)
+    options = {"sampling_seeds": [0], "training_seeds": [0, 1], "num_images": 24}
+    report = run(study_folder, "augmentation", **options)
+    folder = study_folder / "study"
+    assert [(row["heading"], row["label"]) for row in report["rows"][::3]] == [
+        *((heading, "s = 0") for heading in (GOOD, WEAK, TRAIN, VALIDATION, CONTROL)),
+        (SOLVER_CHECK, "4 ancestral steps, s = 500"),
+    ]
+    assert len(report["rows"]) == 16 and all(len(row["runs"]) == 2 for row in report["rows"])
+    assert [one["input"] for one in report["comparisons"]] == [WEAK, GOOD, CONTROL]
+    assert {one["level"] for one in report["comparisons"]} <= {500, 4000}
+    weak, truth = (
+        np.mean([run["figures"]["train"]["frechet_distance"]["value"] for run in report["rows"][place]["runs"]])
+        for place in (3, 6)
+    )
+    assert (report["gate"]["weak"], report["gate"]["ground_truth"]) == pytest.approx((weak, truth))
+    # All rows share what they start from, but for the input: one set of low-resolution samples for each base.
+    samples = [json.loads((folder / "samples" / one["samples"] / "settings.json").read_text())
+               for row in report["rows"] for one in row["runs"]]  # fmt: skip
+    assert len({json.dumps(one["low_res"]) for one in samples}) == 2 * 2 + 3
+    assert {one["seed"] for one in samples} == {0}
+    text = (folder / "augmentation.md").read_text()
+    assert "| *weak base* |" in text and "change beyond ground truth's" in text and "gate: 0" in text
+    assert "Distance with the solver over that with 4 ancestral steps" in text
+    assert Image.open(folder / "augmentation.png").size[0] > 500
+
+    def fail(*arguments, **options):
+        raise AssertionError("made again what is there")
+
+    monkeypatch.setattr(module, "train", fail)
+    monkeypatch.setattr("cdm_diffusers.evaluation.references.extract", fail)
+    again = run(study_folder, "augmentation", **options)
+    assert again["rows"] == json.loads(json.dumps(report["rows"])) and again["comparisons"] == report["comparisons"]
+
+
+def test_augmentation_of_a_base_without_an_error_is_not_swept(study_folder):
+    """The gate's rows are sampled, and no other."""
+    with configured(study_folder) as content:
+        content["experiments"]["augmentation"] |= {"gate": 1000.0, "control_noise": 0.7}
+        (study_folder / "config.json").write_text(json.dumps(content))
+        before = {path.name for path in (study_folder / "study" / "low_res").glob("*")}
+        with pytest.raises(ValueError, match=r"times that on real training images.* must be at least 1000 times"):
+            run(study_folder, "augmentation", sampling_seeds=[0], num_images=25)
+        made = [
+            json.loads((path / "settings.json").read_text()) for path in (study_folder / "study" / "samples").iterdir()
+        ]
+        swept = [one for one in made if one["num_images"] == 25 and "super_res_1" in one["stages"]]
+        assert [one["options"]["augmentation_levels"] for one in swept] == [{"super_res_1": 0}] * 2
+        assert len({path.name for path in (study_folder / "study" / "low_res").glob("*")} - before) == 1
+        with pytest.raises(ValueError, match=r"`sampling.seeds` is \[0, 1\]; it must be one seed here"):
+            run(study_folder, "augmentation", sampling_seeds=[0, 1])
+
+
+def test_noise_of_the_positive_control(study_folder, tmp_path):
+    settings = settings_of(study_folder, "augmentation")
+    samples = Study(settings, tmp_path).samples
+    arm = next(row.arm for row in settings.experiment("augmentation").rows if row.heading == CONTROL)
+    noised = LowResImages(samples.low_res(arm, ["base", "super_res_1"], 0, 0), "base")
+    clean = LowResImages(samples.ground_truth(arm, "base"), "base")
+    every = torch.arange(20)
+    difference = 2 * (noised[every] - clean[every])
+    inside = (noised[every] > 0) & (noised[every] < 1)
+    assert difference[inside].std().item() == pytest.approx(0.2, rel=0.15) and inside.float().mean() > 0.8
+    assert torch.equal(noised.labels, clean.labels)
+
+
+def test_a_given_stage_is_a_trainings_folder(study_folder):
+    """As `cdm train` leaves it, base or super-resolution: no name of its stage is needed."""
+    run(study_folder, "table2b", sampling_seeds=[0])
+    up = next((study_folder / "study" / "stages").glob("up-*"))
+    base = next((study_folder / "study" / "stages").glob("base-*"))
+    with configured(study_folder, stages={"b": {"pipeline": str(base)}, "u": {"pipeline": str(up)}}):
+        stages = Study(settings_of(study_folder), study_folder / "study").stages
+        cascade = stages.cascade((StageRecipe("b"), StageRecipe("u")), None)
+        assert [stage.name for stage in cascade.stages] == ["base", "super_res_1"]
+        cascade.save_pretrained(study_folder / "two")
+    with configured(study_folder, stages={"b": {"pipeline": str(study_folder / "two")}}):
+        stages = Study(settings_of(study_folder), study_folder / "study").stages
+        with pytest.raises(ValueError, match=r"is None; it must be one of \['base', 'super_res_1'\]"):
+            stages.given_stage(StageRecipe("b"))
 
 
 @pytest.mark.parametrize("name", ["table2a", "table3b", "figure10"])

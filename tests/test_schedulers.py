@@ -467,6 +467,30 @@ def test_custom_timesteps_replace_their_number():
         CascadedDDPMScheduler(100).set_timesteps(2, timesteps=[3, 2])
 
 
+@pytest.mark.parametrize("scheduler_class", [CascadedDDPMScheduler, ContinuousDDPMScheduler])
+def test_integers_of_numpy_are_taken(scheduler_class, tmp_path):
+    scheduler, expected = scheduler_class(np.int64(100)), scheduler_class(100)
+    scheduler.set_timesteps(np.int64(20), stop_at=np.int32(10), start_at=np.uint8(90))
+    expected.set_timesteps(20, stop_at=10, start_at=90)
+    assert torch.equal(scheduler.timesteps, expected.timesteps)
+    assert torch.equal(scheduler.inference_table.alphas_cumprod, expected.inference_table.alphas_cumprod)
+    assert type(scheduler.num_inference_steps) is int
+    scheduler.save_pretrained(tmp_path)
+    assert scheduler_class.from_pretrained(tmp_path).config.items() >= scheduler_class(100).config.items()
+    for arguments in ({"num_inference_steps": np.bool_(True)}, {"num_inference_steps": 5, "stop_at": np.bool_(True)}):
+        with pytest.raises(ValueError, match="is True; it must be an integer in"):
+            scheduler.set_timesteps(**arguments)
+
+
+def test_timesteps_of_numpy_are_taken():
+    scheduler, expected = CascadedDDPMScheduler(100), CascadedDDPMScheduler(100)
+    scheduler.set_timesteps(timesteps=[np.int64(70), np.int32(20)])
+    expected.set_timesteps(timesteps=[70, 20])
+    assert torch.equal(scheduler.timesteps, expected.timesteps)
+    with pytest.raises(ValueError, match=r"`timesteps` is .*; it must be a list of indices"):
+        scheduler.set_timesteps(timesteps=[np.int64(70), np.bool_(True)])
+
+
 @pytest.mark.parametrize("scheduler_class", SCHEDULERS)
 def test_compatibles_are_the_supported_schedulers(scheduler_class):
     assert set(scheduler_class(10).compatibles) == {scheduler_class, *SOLVER_CLASSES}

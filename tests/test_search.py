@@ -271,6 +271,24 @@ def test_a_damaged_search_in_the_folder(folders, tmp_path):
         search(config_for(folders, tmp_path, num_inference_steps=[3]))
 
 
+def test_results_of_another_meaning_of_a_solver_are_kept_and_not_used(folders, tmp_path, capsys):
+    """Folders begun when `heun` had evenly spread levels; all their other results stay valid."""
+    options = {"schedulers": ["heun", "unipc"], "num_inference_steps": [3]}
+    search(config_for(folders, tmp_path, **options))
+    heun, unipc = lines_of(tmp_path)
+    assert heun.pop("solver_rule") == "with Karras's levels" and "solver_rule" not in unipc
+    heun["figures"] = dict.fromkeys(heun["figures"], 0.25)
+    (tmp_path / "results.jsonl").write_text("".join(json.dumps(line) + "\n" for line in (heun, unipc)))
+    capsys.readouterr()
+    rows = search(config_for(folders, tmp_path, **options))
+    old = f"1 lines of {tmp_path}/results.jsonl are not used, of names that mean others now: `heun` (with Karras's"
+    assert old in capsys.readouterr().out
+    lines = lines_of(tmp_path)
+    assert lines[:2] == [heun, unipc] and len(lines) == 3 and lines[2]["setting"] == heun["setting"]
+    values = [figure["values"] for row in rows for figure in row["figures"].values()]
+    assert len(rows) == 2 and all(len(each) == 1 and 0.25 not in each for each in values)
+
+
 def test_more_real_images_than_there_are(folders, tmp_path):
     dataset = open_images(
         DataConfig(source_resolution=16, train_data_dir=str(folders / "data"), num_channels=1)

@@ -236,7 +236,7 @@ def test_a_super_resolution_stage_can_start_from_samples(root, tmp_path):
     on_real = select_checkpoint(config_for(root, run, output=str(tmp_path / "other.json")))
     name = "checkpoint-10"
     assert on_samples["checkpoints"][name]["distance"] != on_real["checkpoints"][name]["distance"]
-    with pytest.raises(ValueError, match="13 samples were asked for, but there are 12 images to start from"):
+    with pytest.raises(ValueError, match="13 samples were asked for, but there are 12 images to start from: give a"):
         select_checkpoint(
             config_for(root, run, low_res=str(tmp_path / "low.npz"), num_images=13, output=str(tmp_path / "a.json"))
         )
@@ -287,3 +287,8 @@ def test_bad_runs(root, tmp_path):
     (run / "checkpoint-10" / "ema.safetensors").write_bytes(b"half")
     with pytest.raises(ValueError, match="checkpoint-10' is incomplete, damaged or has been rotated away"):
         select_checkpoint(config_for(root, run))
+
+
+def test_the_papers_numbers_are_the_defaults():
+    config = SelectionConfig(run="run", extractor="inception")
+    assert (config.num_images, config.num_final_images) == (10_000, 50_000)

@@ -150,6 +150,17 @@ def test_another_process_is_refused(index, factor):
             check_same_forward_process(*stages)
 
 
+def test_a_process_of_zero_terminal_snr_is_refused_in_its_own_words():
+    noising = CascadedDDPMScheduler(20, variance_type="fixed_small")
+    own = {"beta_schedule": "squaredcos_cap_v2", "num_train_timesteps": 20}
+    scheduler = DDIMScheduler(**own, rescale_betas_zero_snr=True)
+    message = r"`rescale_betas_zero_snr` of stage `base` is True; .* \(zero terminal SNR\), .* stage `super_res_1` was"
+    with pytest.raises(ValueError, match=message) as error:
+        check_same_forward_process(*pair(scheduler, noising))
+    assert "CascadedDDPMScheduler" not in str(error.value)
+    check_same_forward_process(*pair(DDIMScheduler(**own), noising))
+
+
 def test_the_same_process_is_accepted():
     """Of whichever class, saved and loaded, and computed in another order."""
     for arguments in ({"beta_schedule": "squaredcos_cap_v2"}, {"beta_schedule": "linear", "beta_start": 1e-6}):

@@ -2,6 +2,7 @@
 
 import errno
 import fcntl
+import json
 import logging
 import os
 import re
@@ -20,10 +21,12 @@ import numpy as np
 import pytest
 import torch
 from accelerate import PartialState
+from datasets import load_dataset
 from forkserver import FORKSERVER
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from test_files import holder
+from test_sources import write_rows
 from test_training_loop import (
     BASE,
     EXACT,
@@ -35,6 +38,7 @@ from test_training_loop import (
     unbroken,  # noqa: F401
 )
 
+from cdm_diffusers.data import fingerprints, sources
 from cdm_diffusers.locks import LOCK_NAME
 from cdm_diffusers.options import errors_as_lines
 from cdm_diffusers.processes import Stopped
@@ -356,6 +360,59 @@ def test_other_images_of_the_same_number_are_refused(options, images, unbroken, 
     Image.fromarray(255 - np.asarray(Image.open(file))).save(file)
     with pytest.raises(ValueError, match=r"other data than .*: content of 1 of 21 files compared, such as 'boot/3.p"):
         run(options | {"output_dir": str(tmp_path / "other")})
+
+
+def look_at_no_images():
+    fingerprints._of_files = None
+
+
+def test_one_process_looks_at_the_images_for_all(options, images, unbroken, tmp_path):  # noqa: F811
+    options |= {"output_dir": str(tmp_path / "run"), "train_batch_size": 2}
+    options |= {"resume_from_checkpoint": str(unbroken / "checkpoint-4")}
+    run_in_processes(2, options, (None, look_at_no_images))
+    ours, theirs = (folder / "checkpoint-6" / "data.json" for folder in (tmp_path / "run", unbroken))
+    assert ours.read_bytes() == theirs.read_bytes()
+    shutil.copytree(images, tmp_path / "other")
+    file = tmp_path / "other" / "boot" / "3.png"
+    Image.fromarray(255 - np.asarray(Image.open(file))).save(file)
+    options |= {"train_data_dir": str(tmp_path / "other"), "output_dir": str(tmp_path / "refused")}
+    with pytest.raises(ValueError, match=r"other data than .*: content of 1 of 21 files compared"):
+        run_in_processes(2, options, (None, look_at_no_images))
+
+
+class PretendHub:
+    """A data set of the Hub that is a local folder; its branch main is at the commit `main`, the tag v1 at a's."""
+
+    def __init__(self, folder, main):
+        self.folder, self.main = str(folder), main * 40
+
+    def __call__(self):
+        fingerprints.HfApi, sources.load_dataset = (lambda: self), self.load
+
+    def dataset_info(self, name, revision):
+        return SimpleNamespace(sha={None: self.main, "main": self.main, "v1": "a" * 40}[revision])
+
+    def load(self, name, config_name, revision, **options):
+        assert name == "someone/pictures" and revision in (None, "a" * 40, "b" * 40)
+        return load_dataset(self.folder, **options)
+
+
+def test_a_stream_goes_on_at_its_revision_after_a_commit(options, tmp_path):
+    data = tmp_path / "data"
+    data.mkdir()
+    write_rows(data / "train.parquet", [0, 1] * 8)
+    options = {name: value for name, value in options.items() if name != "train_data_dir"}
+    options |= {"dataset_name": "someone/pictures", "streaming": True, "num_classes": 2, "num_channels": 3}
+    options |= {"source_resolution": 4, "sample_size": 4, "train_batch_size": 2, "checkpointing_steps": 2}
+    options |= {"output_dir": str(tmp_path / "run"), "resume_from_checkpoint": "latest", "max_train_steps": 2}
+    run(options, PretendHub(data, main="a"))
+    assert json.loads((tmp_path / "run" / "training_config.json").read_text())["data"]["dataset_revision"] is None
+    options["max_train_steps"] = 3
+    message = rf"revision \('{'a' * 40}' in the checkpoint, '{'b' * 40}' now\). .* \(`--dataset_revision {'a' * 40}`\)"
+    with pytest.raises(ValueError, match=message):
+        run(options, PretendHub(data, main="b"))
+    run(options | {"dataset_revision": "v1"}, PretendHub(data, main="b"))
+    assert json.loads((tmp_path / "run" / "training_config.json").read_text())["data"]["dataset_revision"] == "a" * 40
 
 
 def test_checkpoints_that_do_not_say_their_data_resume_with_a_note(tmp_path, caplog):

@@ -619,6 +619,18 @@ def test_save_and_load(tmp_path):
     assert {name: p.shape for name, p in again.named_parameters()} == {n: p.shape for n, p in model.named_parameters()}
 
 
+def test_numbers_of_numpy_are_taken_and_saved_as_pythons(tmp_path):
+    integers = {"sample_size": 16, "block_out_channels": (8, 16), "layers_per_block": 1, "attention_resolutions": (8,)}
+    as_numpy = {k: tuple(map(np.int64, v)) if isinstance(v, tuple) else np.int32(v) for k, v in integers.items()}
+    model = build(**as_numpy, norm_eps=np.float64(1e-5), null_class=np.bool_(False))
+    assert model.config == build(**integers, norm_eps=1e-5, null_class=False).config
+    model.save_pretrained(tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text())["block_out_channels"] == [8, 16]
+    for wrong in ({"sample_size": np.bool_(True)}, {"block_out_channels": (8, np.bool_(True))}):
+        with pytest.raises(ValueError, match=r"must be .*an integer in"):
+            build(**wrong)
+
+
 def test_checkpoints_that_lack_weights_are_refused(tmp_path):
     model = build()
     model.save_pretrained(tmp_path)
@@ -651,6 +663,14 @@ def test_configs_of_other_networks_are_refused_at_once(changes, error, message, 
     with pytest.raises(error, match=message):
         CascadedUNet2DModel.from_pretrained(tmp_path)
     assert time.process_time() - start < 2
+
+
+@pytest.mark.parametrize("layers", [64, (64,) * 15 + (1,)])
+def test_too_many_blocks_in_all_levels_are_refused_at_once(layers):
+    start = time.process_time()
+    with pytest.raises(ValueError, match=r"`layers_per_block` is .*blocks in 16 levels; it must make at most 128\."):
+        build(sample_size=2**15, block_out_channels=(8,) * 16, layers_per_block=layers, attention_resolutions=())
+    assert time.process_time() - start < 0.5
 
 
 def test_loading_allocates_no_weights_before_it_reads_them(tmp_path, monkeypatch):

@@ -1,14 +1,12 @@
 """Saved pipelines of either kind."""
 
-import importlib
-
 import torch
-from diffusers import DiffusionPipeline, SchedulerMixin
+from diffusers import DiffusionPipeline
 
 from ..evaluation.sample import DTYPES
 from ..models import CascadedUNet2DModel
 from ..pipelines import CascadedDiffusionPipeline, SuperResolutionPipeline
-from ..pipelines.pipeline_base import load_index
+from ..pipelines.pipeline_base import component_class, load_index
 from ..publishing import hub_errors
 
 
@@ -54,22 +52,14 @@ def load_without_weights(name: str) -> Pipeline:
         value = index.get(part) or [None, None]
         if value[0] is None:
             continue
-        if value[1] == CascadedUNet2DModel.__name__:
+        found = component_class(value)
+        if found is None:
+            raise ValueError(f"`pipeline` is {name!r}, whose `{part}` carries its own code; it must not: {value}.")
+        if issubclass(found, CascadedUNet2DModel):
             with torch.device("meta"):
-                parts[part] = CascadedUNet2DModel.from_config(CascadedUNet2DModel.load_config(name, subfolder=part))
+                parts[part] = found.from_config(found.load_config(name, subfolder=part))
         else:
-            parts[part] = scheduler_class(value).from_pretrained(name, subfolder=part)
+            parts[part] = found.from_pretrained(name, subfolder=part)
     if absent := [part for part in components if part not in (*parts, *kind._optional_components)]:
         raise ValueError(f"`pipeline` is {name!r}, a {kind.__name__} without {absent}: take a whole copy of it.")
     return kind(**parts, **{key: index[key] for key in arguments if key in index})
-
-
-def scheduler_class(entry: list[str]) -> type:
-    """What an entry [library, class] of `model_index.json` names: a scheduler of Diffusers or of this package."""
-    library, name = entry
-    if library not in ("diffusers", "cdm_diffusers"):
-        raise ValueError(f"`model_index.json` names {library}.{name}; schedulers are Diffusers' or this package's.")
-    found = getattr(importlib.import_module(library), name, None)
-    if not (isinstance(found, type) and issubclass(found, SchedulerMixin)):
-        raise ValueError(f"`model_index.json` names {library}.{name}, which is not a scheduler of {library}.")
-    return found

@@ -11,6 +11,9 @@ from pydantic import AfterValidator, ValidationInfo
 from ..options import NonNegativeInt, PositiveInt, option, options
 
 
+REVISION = "Branch, tag or commit of the Hub data set. Default: its newest commit."
+
+
 def parse_color(color: str) -> tuple[int, int, int]:
     """Red, green and blue (0 to 255) of a colour name or hex string; ValueError if it is neither."""
     try:
@@ -42,6 +45,7 @@ class DataConfig:
         class_conditional: whether items carry labels.
         dataset_name: Hub id (or local repository) of a data set. Give this or `train_data_dir`.
         dataset_config_name: configuration of the Hub data set.
+        dataset_revision: branch, tag or commit of the Hub data set; its newest commit if None.
         train_data_dir: local folder of IDX files, of parquet files, or with one sub-folder of images per class. A
             folder whose sub-folders are all named like splits (train, test, val, ...) is entered at `dataset_split`.
         dataset_split: split to train on.
@@ -57,8 +61,8 @@ class DataConfig:
         seed: of the shuffling of a stream.
 
     Raises:
-        ValueError: for a value that is not as declared, and unless exactly one of `dataset_name` and `train_data_dir`
-            is given.
+        ValueError: for a value that is not as declared, unless exactly one of `dataset_name` and `train_data_dir` is
+            given, and for the revision of a folder.
     """
 
     source_resolution: PositiveInt
@@ -77,12 +81,18 @@ class DataConfig:
     num_channels: Literal[1, 3] = 3
     num_classes: int | None = None
     seed: int = 0
+    dataset_revision: str | None = None
 
     def __post_init__(self):
         if (self.dataset_name is None) == (self.train_data_dir is None):
             raise ValueError(
                 f"`dataset_name` is {self.dataset_name!r} and `train_data_dir` is {self.train_data_dir!r}: "
                 "give exactly one of them."
+            )
+        if self.dataset_revision is not None and (self.dataset_name is None or Path(self.dataset_name).is_dir()):
+            raise ValueError(
+                f"`dataset_revision` is {self.dataset_revision!r}, but a folder has none: leave it out, or give "
+                "`dataset_name` a data set of the Hub."
             )
 
 
@@ -92,6 +102,7 @@ class DataOptions:
 
     dataset_name: str | None = option("A data set of the Hub, e.g. zalando-datasets/fashion_mnist.", None)
     dataset_config_name: str | None = option("Configuration of the Hub data set.", None)
+    dataset_revision: str | None = option(REVISION, None)
     train_data_dir: str | None = option(
         "Folder of images (one sub-folder per class), of parquet files, or of MNIST-style IDX files.", None
     )
@@ -164,6 +175,7 @@ class DataCheckConfig:
     image_column: str | None = option("Column with the images. Default: found by its type.", None)
     label_column: str | None = option("Column with the class labels. Default: found by its type.", None)
     dataset_config_name: str | None = option("Configuration of the Hub data set.", None)
+    dataset_revision: str | None = option(REVISION, None)
     dataset_split: str = option("Split to check.", "train")
 
     def __post_init__(self):

@@ -2,14 +2,15 @@
 
 import hashlib
 import os
+import re
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from huggingface_hub import HfApi
+from huggingface_hub.errors import RevisionNotFoundError
 
 from .config import DataConfig
 from .memory import ImageData, hash_of
@@ -23,9 +24,9 @@ FEWEST_BYTES = 2**22  # so many of each are always read
 BLOCK = 2**20
 
 
-def with_identity(data: ImageData, config: DataConfig) -> ImageData:
+def identity_of(data: ImageData, config: DataConfig) -> dict[str, Any]:
     """
-    `data`, as `config` has opened it, with its `identity`, which is JSON:
+    What tells `data`, as `config` has opened it, from other images; JSON:
 
         kind        "files", "rows" of a data set, or "stream"
         number      of the files or rows
@@ -38,12 +39,29 @@ def with_identity(data: ImageData, config: DataConfig) -> ImageData:
     if data.files:
         identity = _of_files(data.root, [path.as_posix() for path in data.files])
     elif is_stream(data):
-        identity = _of_stream(config.dataset_name)
+        identity = _of_stream(config.dataset_name, config.dataset_revision)
     else:
         identity = _of_rows(data.dataset)
     if not is_stream(data) and data.dataset.labels is not None:
         identity["labels"] = hash_of(data.dataset.labels.tolist())
-    return replace(data, identity=identity)
+    return identity
+
+
+def commit_of(name: str, revision: str | None) -> str:
+    """
+    The commit, 40 hexadecimal digits, that a branch or tag of a data set of the Hub is at now; by default its newest.
+
+    Raises:
+        ValueError: there is no such revision.
+    """
+    if revision is not None and re.fullmatch("[0-9a-f]{40}", revision):
+        return revision  # without asking, since it may be cached
+    try:
+        return HfApi().dataset_info(name, revision=revision).sha
+    except RevisionNotFoundError as error:
+        raise ValueError(
+            f"`dataset_revision` is {revision!r}; it must be a branch, tag or commit of {name}: check its spelling."
+        ) from error
 
 
 def differences(saved: dict[str, Any], now: dict[str, Any]) -> list[str]:
@@ -99,11 +117,11 @@ def _of_rows(dataset: DecodedRows) -> dict[str, Any]:
     return {"kind": "rows", "number": len(dataset), "contents": _by_name(rows, hash_of_row)}
 
 
-def _of_stream(name: str) -> dict[str, Any]:
+def _of_stream(name: str, revision: str | None = None) -> dict[str, Any]:
     if Path(name).is_dir():
         files = [path.relative_to(name).as_posix() for path in Path(name).rglob("*") if path.is_file()]
         return _of_files(Path(name), [file for file in files if not file.startswith(".")])
-    return {"kind": "stream", "revision": HfApi().dataset_info(name).sha}
+    return {"kind": "stream", "revision": commit_of(name, revision)}
 
 
 def _by_name(names: Iterable[str], hash_of_content: Callable[[str], str | None]) -> dict[str, str | None]:

@@ -46,10 +46,13 @@ def open_images(config: DataConfig) -> ImageData:
     load_options = {"split": config.dataset_split, "streaming": config.streaming}
     if config.dataset_name is not None:
         try:
-            rows = load_dataset(config.dataset_name, config.dataset_config_name, **load_options)
+            rows = load_dataset(
+                config.dataset_name, config.dataset_config_name, revision=config.dataset_revision, **load_options
+            )
         except (DatasetNotFoundError, RepositoryNotFoundError) as error:
+            at = "" if config.dataset_revision is None else f" at `dataset_revision` {config.dataset_revision!r}"
             raise ValueError(
-                f"`dataset_name` is {config.dataset_name!r}, neither on the Hub nor a local folder: check its "
+                f"`dataset_name` is {config.dataset_name!r}{at}, neither on the Hub nor a local folder: check its "
                 "spelling, log in if it is private or gated (`hf auth login`), or give --train_data_dir a folder."
             ) from error
         return _from_rows(rows, config)
@@ -191,7 +194,9 @@ class DecodedRows(torch.utils.data.Dataset):
 
     def fingerprint(self) -> str:
         """From the hash that the `datasets` library keeps, which follows files and their changes."""
-        return hash_of([self.rows._fingerprint, asdict(self.decode.config)])
+        config = asdict(self.decode.config)
+        del config["dataset_revision"]  # came later; what it chooses is in the hash of the rows
+        return hash_of([self.rows._fingerprint, config])
 
 
 def _from_rows(rows: Rows, config: DataConfig) -> ImageData:

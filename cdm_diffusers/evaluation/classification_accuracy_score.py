@@ -20,12 +20,12 @@ from ..data.pictures import grid_of
 from ..data.splits import open_splits
 from ..data.transforms import to_float, to_unit
 from ..files import write_json
-from ..processes import ending_together
+from ..processes import ending_together, open_state
 from .classifier import fit_classifier
 from .config import ClassificationAccuracyConfig, ClassifierConfig
 from .intervals import mean_and_error
 from .records import digest, open_report
-from .sample import how_to_go_on, open_state
+from .sample import how_to_go_on
 from .tables import classification_accuracy_table
 
 

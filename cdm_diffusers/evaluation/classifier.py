@@ -267,14 +267,12 @@ def accuracies_on(
     loader: DataLoader, classifier: nn.Module, id2label: dict[int, str], accelerator: Accelerator
 ) -> dict[str, Any]:
     """`accuracies` on all images of `loader`, over all processes."""
-    classifier.eval()
+    network = accelerator.unwrap_model(classifier).eval()  # processes may have different numbers of batches
 
     def of_batch(batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-        return accelerator.gather_for_metrics((classifier(to_float(batch["image"]))[0], batch["label"]))
+        return network(to_float(batch["image"]))[0], batch["label"]
 
-    loader = accelerator.prepare(loader)
-    parts = run_over(loader, of_batch, accelerator.device, "evaluation", disable=not accelerator.is_main_process)
-    return accuracies(*joined(parts), id2label)
+    return accuracies(*joined(run_over(loader, of_batch, accelerator.device, "evaluation")), id2label)
 
 
 def classify(

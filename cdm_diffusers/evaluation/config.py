@@ -11,7 +11,7 @@ from ..options import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveI
 from ..pipelines.solver_names import SolverName
 
 
-NUM_SPLITS = 10  # of images, for the Inception Score and the kernel distance
+NUM_SPLITS = 10  # of images, for the Inception Score
 MEASURABLE = 2 * NUM_SPLITS
 
 
@@ -138,7 +138,9 @@ class EvaluateConfig(LabelledDataOptions):
     num_reference_images: Measurable | None = option(
         "Number of real images of each split to use, drawn at random. Default: all.", None
     )
-    num_neighbour_images: Measurable = option("Images of each kind for precision and recall, at most.", 10_000)
+    num_neighbour_images: Measurable = option(
+        "Images of each kind for precision, recall and kernel distances, at most.", 10_000
+    )
     inception_score: bool | None = option("Inception Score. Default: where the extractor has logits.", None)
     train_statistics: str | None = option(
         "Statistics of the training images from another cache, instead of computing them.", None
@@ -246,8 +248,8 @@ class SelectionConfig:
         None,
     )
     low_res_stage: str | None = option("Of a folder of sample.py: the stage to start from.", None)
-    num_images: TwoOrMore = option("Samples of each checkpoint, to select by.", 1000)
-    num_final_images: TwoOrMore = option("Samples of the selected one, drawn anew, for the final figure.", 10_000)
+    num_images: TwoOrMore = option("Samples of each checkpoint, to select by.", 10_000)
+    num_final_images: TwoOrMore = option("Samples of the selected one, drawn anew, for the final figure.", 50_000)
     num_inference_steps: PositiveInt | None = option("Sampling steps. Default: the stage's own.", None)
     augmentation_level: NonNegativeInt | None = option("s of a stage that takes one. Default: the stage's own.", None)
     seed: NonNegativeInt = option("Image i is drawn from the generator of (seed, i); the final ones from seed + 1.", 0)

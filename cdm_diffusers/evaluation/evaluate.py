@@ -15,16 +15,20 @@ from ..data.image_sets import ImageSet, load_image_set
 from ..data.memory import ImageSubset
 from ..data.splits import open_splits
 from ..files import write_json
+from ..processes import ending_together, from_main, open_state
 from .config import MEASURABLE, NUM_SPLITS, EvaluateConfig
 from .features import ClassifierExtractor, FeatureExtractor, extract, load_extractor
 from .intervals import interval_of_mean, normal_interval, wilson_interval
 from .metrics import (
     FeatureStatistics,
+    extrapolated_frechet_distance,
     frechet_distance,
     frechet_standard_error,
     inception_score,
     kernel_distance,
+    polynomial_kernel,
     precision_recall,
+    rbf_kernel,
 )
 from .records import provenance
 from .references import read_statistics, reference_features, reference_statistics
@@ -50,7 +54,7 @@ class Reference:
 
 def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     """
-    Measures the samples, writes `config.output` and prints a table.
+    Measures the samples, with any number of processes, writes `config.output` and prints a table.
 
     Returns:
         `dict`: what is in `config.output`.
@@ -58,23 +62,39 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     Raises:
         ValueError: too few images for a statistic, or samples, data and extractor that do not fit each other.
     """
-    extractor = load_extractor(config.extractor, config.device)
-    samples = load_image_set(config.samples, config.stage)
-    config = dataclasses.replace(config, source_resolution=config.source_resolution or samples.source_resolution)
-    drawn = draw_samples(samples, config.num_images, config.seed)
-    check_labels(samples, extractor)
-    features, logits = extract(extractor, drawn, config.batch_size, config.device)
-    if config.inception_score and logits is None:
-        raise ValueError(f"`inception_score` needs logits, and {extractor.name} has none: take another extractor.")
+    state = open_state()
+    with ending_together(state):
+        with state.main_process_first():  # it may download
+            extractor = load_extractor(config.extractor, config.device)
+        samples = load_image_set(config.samples, config.stage)
+        config = dataclasses.replace(config, source_resolution=config.source_resolution or samples.source_resolution)
+        drawn = draw_samples(samples, config.num_images, config.seed)
+        check_labels(samples, extractor)
+        features, logits = extract(extractor, drawn, config.batch_size, config.device)
+        if config.inception_score and logits is None:
+            raise ValueError(f"`inception_score` needs logits, and {extractor.name} has none: take another extractor.")
+        references = open_references(config, samples, len(drawn), extractor)
+        return from_main(lambda: write_report(config, extractor, drawn, features, logits, references))
 
-    references = open_references(config, samples, len(drawn), extractor)
+
+def write_report(
+    config: EvaluateConfig,
+    extractor: FeatureExtractor,
+    drawn: ImageSubset,
+    features: torch.Tensor,
+    logits: torch.Tensor | None,
+    references: list[Reference],
+) -> dict[str, Any]:
+    """[`evaluate`] once the features (N, D) and logits (N, K) of the samples `drawn` are known."""
+    samples = drawn.dataset
     options = {"max_neighbours": config.num_neighbour_images, "seed": config.seed, "device": config.device}
     figures = {}
     for reference, other in zip(references, reversed(references), strict=True):
         of_samples, of_real = (distances(f, reference, **options) for f in (features, other.features))
         figures[reference.split] = {name: {**of_samples[name], "real": of_real[name]} for name in of_samples}
     if logits is not None and config.inception_score is not False:
-        of_samples, of_real = (score(values, config.seed) for values in (logits, references[1].logits))
+        in_order = logits[torch.tensor(drawn.indices).argsort()]
+        of_samples, of_real = (score(values) for values in (in_order, references[1].logits))
         figures["inception_score"] = {**of_samples, "real": of_real}
     report = {
         "extractor": extractor.name,
@@ -214,11 +234,17 @@ def describe_samples(samples: ImageSet, drawn: ImageSubset) -> dict[str, Any]:
 def distances(
     features: torch.Tensor, reference: Reference, max_neighbours: int, seed: int, device: str
 ) -> dict[str, dict[str, Any]]:
-    """Frechet distance, precision, recall and kernel distance of `features` (N, D) from the reference, with counts."""
+    """Frechet and kernel distances, precision and recall of `features` (N, D) from the reference, with counts."""
     counts = {"num_images": len(features), "num_reference_images": reference.statistics.count}
     value = frechet_distance(FeatureStatistics.from_features(features), reference.statistics)
-    interval = normal_interval(value, frechet_standard_error(reference.statistics, features))
-    figures = {"frechet_distance": {"value": value, "interval": interval, **counts}}
+    limit = extrapolated_frechet_distance(
+        features, reference.statistics, generator=torch.Generator().manual_seed(seed)
+    )
+    error = frechet_standard_error(reference.statistics, features)
+    figures = {
+        "frechet_distance": {"value": value, "interval": normal_interval(value, error), **counts},
+        "frechet_distance_extrapolated": {"value": limit, "interval": normal_interval(limit, error), **counts},
+    }
 
     count = min(len(features), len(reference.features), max_neighbours)
     generated, real = (f[:count].to(device) for f in (features, reference.features))
@@ -226,20 +252,18 @@ def distances(
     for name, share in zip(("precision", "recall"), precision_recall(real, generated), strict=True):
         figures[name] = {"value": share, "interval": wilson_interval(share, count), **counts}
 
-    kernel = kernel_distance(real, generated, NUM_SPLITS, generator=torch.Generator().manual_seed(seed))
-    figures["kernel_distance"] = over_splits(*kernel) | counts
+    kernels = {"kernel_distance": polynomial_kernel, "kernel_distance_rbf": rbf_kernel(reference.statistics)}
+    for name, kernel in kernels.items():
+        value, error = kernel_distance(real, generated, kernel)
+        figures[name] = {"value": value, "interval": normal_interval(value, error), "standard_error": error, **counts}
     return figures
 
 
-def score(logits: torch.Tensor, seed: int) -> dict[str, Any]:
-    """Inception Score of logits (N, K), over random splits."""
-    result = inception_score(logits, NUM_SPLITS, generator=torch.Generator().manual_seed(seed))
-    return {**over_splits(*result), "num_images": len(logits)}
-
-
-def over_splits(mean: float, deviation: float) -> dict[str, Any]:
-    """Mean and deviation of a figure over `NUM_SPLITS` splits, with Student's 95% interval."""
-    return {"value": mean, "deviation": deviation, "interval": interval_of_mean(mean, deviation, NUM_SPLITS)}
+def score(logits: torch.Tensor) -> dict[str, Any]:
+    """Inception Score of logits (N, K): mean and deviation over splits, with Student's 95% interval."""
+    mean, deviation = inception_score(logits, NUM_SPLITS)
+    interval = interval_of_mean(mean, deviation * (NUM_SPLITS / (NUM_SPLITS - 1)) ** 0.5, NUM_SPLITS)
+    return {"value": mean, "deviation": deviation, "interval": interval, "num_images": len(logits)}
 
 
 # ------------------------------------------------------------------------------------------------------------------
@@ -256,6 +280,14 @@ def list_warnings(samples: ImageSet, drawn: ImageSubset, references: list[Refere
             f"{len(drawn):,} samples are no more than the {num_features:,} features: their covariance is singular and "
             "the Frechet distance far too large. It compares only with distances of as many images."
         )
+    if len(drawn) <= 2 * num_features:
+        warnings.append(
+            f"{len(drawn):,} samples are not twice the {num_features:,} features: the extrapolated distance is too "
+            "small."
+        )
+    labels = samples.labels if samples.labels is None else samples.labels[sorted(drawn.indices)]
+    if labels is not None and len(labels.unique()) > 1 and (labels.diff() >= 0).all():
+        warnings.append("The samples are sorted by label: the Inception Score, of splits in order, is far too low.")
     if len(drawn) < len(samples):
         warnings.append(
             f"{len(drawn):,} of {len(samples):,} samples were drawn"

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
 from diffusers import DiffusionPipeline
 from diffusers.utils.torch_utils import randn_tensor
 from torch.utils.data import DataLoader, Dataset
@@ -32,7 +33,8 @@ from ..pipelines.denoising import Denoiser
 from ..pipelines.fit import check_same_forward_process
 from ..pipelines.pipeline_base import CascadeStage, num_classes_of
 from ..pipelines.solvers import OWN_SCHEDULERS, scheduler_of
-from .batches import joined, run_over
+from ..processes import ending_together, open_state
+from .batches import joined, run_over, share_of
 from .config import LikelihoodConfig
 from .intervals import mean_and_error
 from .seeded_sampling import image_generator
@@ -45,7 +47,7 @@ TERMS = ("prior", "kl", "decoder")
 
 def measure_likelihood(config: LikelihoodConfig) -> dict[str, Any]:
     """
-    Bounds the likelihood of real images, writes `config.output` and prints a table.
+    Bounds the likelihood of real images, with any number of processes, writes `config.output` and prints a table.
 
     Returns:
         `dict`: what is in `config.output`.
@@ -53,6 +55,13 @@ def measure_likelihood(config: LikelihoodConfig) -> dict[str, Any]:
     Raises:
         ValueError: pipeline, options and data do not fit each other, or there is no bound.
     """
+    state = open_state()
+    with ending_together(state):
+        return measure_together(config, state)
+
+
+def measure_together(config: LikelihoodConfig, state: PartialState) -> dict[str, Any]:
+    """[`measure_likelihood`] by processes of which none goes on alone."""
     pipeline = load_pipeline(config.pipeline).to(config.device)
     stages = [dataclasses.replace(stage, scheduler=scheduler_of(stage, "ancestral")) for stage in pipeline.stages]
     levels = stage_levels(pipeline, stages, config.augmentation_level)
@@ -76,8 +85,9 @@ def measure_likelihood(config: LikelihoodConfig) -> dict[str, Any]:
         nats = nats_of(told, dataset, indices, **options)
         report["cascade"] = cascade_figures(bounds, nats, levels)
     report["settings"] = dataclasses.asdict(config)
-    write_json(Path(config.output), report)
-    print(likelihood_table(report))
+    if state.is_main_process:
+        write_json(Path(config.output), report)
+        print(likelihood_table(report))
     return report
 
 
@@ -86,13 +96,13 @@ def measure_likelihood(config: LikelihoodConfig) -> dict[str, Any]:
 # ------------------------------------------------------------------------------------------------------------------
 
 
-def load_pipeline(name: str) -> Pipeline:
-    """A cascade or a super-resolution stage, whichever the folder or Hub repository holds."""
+def load_pipeline(name: str, **options) -> Pipeline:
+    """A cascade or a super-resolution stage, whichever the folder or Hub repository holds; options of its loading."""
     kinds = {kind.__name__: kind for kind in (CascadedDiffusionPipeline, SuperResolutionPipeline)}
     found = DiffusionPipeline.load_config(name)["_class_name"]
     if found not in kinds:
         raise ValueError(f"`pipeline` is {name!r}, a {found}; it must be one of {list(kinds)}.")
-    return kinds[found].from_pretrained(name)
+    return kinds[found].from_pretrained(name, **options)
 
 
 def stage_levels(pipeline: Pipeline, stages: list[CascadeStage], asked: int | None) -> dict[str, int | None]:
@@ -291,7 +301,8 @@ def nats_of(
     """
     loader = DataLoader(Numbered(dataset, indices), batch_size)
     names = [bound.stage.name for bound, _ in bounds]
-    calls = sum(len(bound.strata) + bound.has_decoder for bound, _ in bounds) * len(loader)
+    state = PartialState()
+    calls = sum(len(bound.strata) + bound.has_decoder for bound, _ in bounds) * len(share_of(loader, state))
 
     def terms(batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, ...]:
         images, of_batch = to_float(batch["image"]), []
@@ -305,7 +316,7 @@ def nats_of(
             of_batch += [nats[term] for term in TERMS]
         return tuple(of_batch)
 
-    with tqdm(total=calls, desc=" and ".join(names), unit="call") as bar:
+    with tqdm(total=calls, desc=" and ".join(names), unit="call", disable=not state.is_main_process) as bar:
         of_set = iter(joined(run_over(loader, terms, device, "likelihood", disable=True)))
     return {name: {term: next(of_set) for term in TERMS} for name in names}
 

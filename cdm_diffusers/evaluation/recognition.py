@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
-from tqdm.auto import tqdm
 
 from ..data.image_sets import ImageSet, load_image_set, read_settings
 from ..data.labels import check_same_classes
@@ -24,6 +24,7 @@ from ..data.pictures import grid_of
 from ..data.splits import open_splits
 from ..data.transforms import area_resize, to_float, to_unit
 from ..files import write_json
+from ..processes import ending_together, from_main, open_state
 from ..training.validation import MAX_GRID_CLASSES
 from .batches import joined, run_over
 from .classifier import Classifier, accuracies, classify
@@ -38,7 +39,7 @@ GRID_PAIRS = 6
 
 def measure_recognition(config: RecognitionConfig) -> dict[str, Any]:
     """
-    Measures the samples, writes `config.output` (and `config.grid`) and prints tables.
+    Measures the samples, with any number of processes, writes `config.output` (and `config.grid`) and prints tables.
 
     Returns:
         `dict`: what is in `config.output`; see `measure`.
@@ -46,6 +47,13 @@ def measure_recognition(config: RecognitionConfig) -> dict[str, Any]:
     Raises:
         ValueError: samples, classifier and data do not fit each other.
     """
+    state = open_state()
+    with ending_together(state):
+        return measure_together(config, state)
+
+
+def measure_together(config: RecognitionConfig, state: PartialState) -> dict[str, Any]:
+    """[`measure_recognition`] by processes of which none goes on alone."""
     classifier = Classifier.from_pretrained(config.classifier).to(config.device)
     settings = read_settings(Path(config.samples))
     stages = load_stages(config.samples, settings)
@@ -78,10 +86,11 @@ def measure_recognition(config: RecognitionConfig) -> dict[str, Any]:
         "settings": {**dataclasses.asdict(config), **sampled},
         **provenance("torch", "diffusers", "transformers", "accelerate", "numpy"),
     }
-    write_json(Path(config.output), report)
-    if config.grid is not None:
-        draw_pairs(samples, nearest).save(config.grid)
-    print(recognition_tables(report))
+    if state.is_main_process:
+        write_json(Path(config.output), report)
+        if config.grid is not None:
+            draw_pairs(samples, nearest).save(config.grid)
+        print(recognition_tables(report))
     return report
 
 
@@ -168,39 +177,45 @@ def measure(
     images = last_of(made)
     size = images.shape[-1]
     logits, features = classify(classifier, samples, batch_size, device)
-    test_logits, test_labels, test_images = classify_real(
-        classifier, shuffled(test, batch_size, seed), size, num_nearest_images, device
-    )
-
-    count = min(num_nearest_images, len(images), len(test_images))
-    neighbours = NearestNeighbours(torch.cat([images[:count], test_images[:count]]), device)
+    test_logits, test_labels = classify_real(classifier, shuffled(test, batch_size, seed), size, device)
+    count = min(num_nearest_images, len(images), len(test))
+    queries = torch.cat([images[:count], first_images(shuffled(test, batch_size, seed), size, count)])
     references = {name: Moments(len(id2label), stage.shape[-1]) for name, stage in made.items()}
-    kept = ClassSubset(len(id2label), num_diversity_images)
-    for batch in tqdm(shuffled(train, batch_size, seed), desc="training images"):
-        real = to_float(batch["image"])
-        for reference in references.values():
-            reference.update(real, batch["label"])
-        real = area_resize(real, size)
-        neighbours.update(real)
-        kept.update(real, batch["label"])
+    neighbours, kept = NearestNeighbours(queries, device), ClassSubset(len(id2label), num_diversity_images)
+
+    def of_batch(batch: dict[str, torch.Tensor]) -> tuple[Any, ...]:
+        whole, labels = to_float(batch["image"]), batch["label"]
+        real = area_resize(whole, size)
+        moments = [reference.of_images(whole) for reference in references.values()]
+        return moments, labels, neighbours.nearer(real), kept.wanted(real, labels)
+
+    parts = run_over(shuffled(train, batch_size, seed), of_batch, "cpu", "training images")
+    for moments, labels, nearer, wanted in parts:
+        for reference, of_images in zip(references.values(), moments, strict=True):
+            reference.update(of_images, labels)
+        neighbours.update(*nearer)
+        kept.update(*wanted)
     real, real_labels = kept.collect(id2label)
     _, real_features = classify(classifier, InMemoryImages(real, None), batch_size, device)
 
     distances = neighbours.distances()
     spaces = {"pixels": (images, real), "features": (features, real_features)}
-    figures = {
-        "recognised": {
-            "samples": recognised(logits, samples.labels, id2label),
-            "test": recognised(test_logits, test_labels, id2label),
-        },
-        "stages": stage_moments(made, samples.labels, references),
-        "diversity": {
-            name: diversity(of_samples, samples.labels, of_real, real_labels, id2label, num_diversity_images)
-            for name, (of_samples, of_real) in spaces.items()
-        },
-        "nearest_training_image": nearest_figures(distances[:count], distances[count:]),
-    }
-    return figures, neighbours.nearest[:count].cpu()
+
+    def figures() -> dict[str, Any]:
+        return {
+            "recognised": {
+                "samples": recognised(logits, samples.labels, id2label),
+                "test": recognised(test_logits, test_labels, id2label),
+            },
+            "stages": stage_moments(made, samples.labels, references),
+            "diversity": {
+                name: diversity(of_samples, samples.labels, of_real, real_labels, id2label, num_diversity_images)
+                for name, (of_samples, of_real) in spaces.items()
+            },
+            "nearest_training_image": nearest_figures(distances[:count], distances[count:]),
+        }
+
+    return from_main(figures), neighbours.nearest[:count]
 
 
 def stacked(images: Dataset) -> torch.Tensor:
@@ -214,20 +229,20 @@ def shuffled(dataset: Dataset, batch_size: int, seed: int) -> DataLoader:
 
 
 def classify_real(
-    classifier: Classifier, loader: DataLoader, size: int, num_images: int, device: str
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Logits and labels of all images of `loader`, averaged down to `size`, and the first `num_images` of them."""
+    classifier: Classifier, loader: DataLoader, size: int, device: str
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits and labels of all images of `loader`, averaged down to `size`."""
 
-    def of_batch(batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        real = area_resize(to_float(batch["image"]), size)
-        return classifier(real)[0], batch["label"], real
+    def of_batch(batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+        return classifier(area_resize(to_float(batch["image"]), size))[0], batch["label"]
 
-    parts, first, missing = [], [], num_images
-    for logits, labels, images in run_over(loader, of_batch, device, "test images"):
-        parts.append((logits, labels))
-        first.append(images[:missing].cpu())
-        missing -= len(first[-1])
-    return *joined(parts), torch.cat(first)
+    return joined(run_over(loader, of_batch, device, "test images"))
+
+
+def first_images(loader: DataLoader, size: int, count: int) -> torch.Tensor:
+    """The first (count, C, h, h) of `loader`, averaged down to `size`."""
+    batches = itertools.islice(loader, math.ceil(count / loader.batch_size))
+    return torch.cat([area_resize(to_float(batch["image"]), size) for batch in batches])[:count]
 
 
 def recognised(logits: torch.Tensor, labels: torch.Tensor, id2label: dict[int, str]) -> dict[str, Any]:
@@ -248,11 +263,15 @@ class Moments:
         self.count = torch.zeros(num_classes, dtype=torch.float64)
         self.sums = torch.zeros(2, num_classes, dtype=torch.float64)
 
-    def update(self, images: torch.Tensor, labels: torch.Tensor) -> None:
-        """Images (B, C, R, R) in [-1, 1], R a multiple of the size; labels (B,)."""
+    def of_images(self, images: torch.Tensor) -> torch.Tensor:
+        """Means of pixels and of their squares (2, B) of images (B, C, R, R) in [-1, 1], R a multiple of the size."""
         pixels = area_resize(images, self.size).flatten(1).double()  # (B, D)
+        return torch.stack([pixels.mean(1), pixels.square().mean(1)])
+
+    def update(self, of_images: torch.Tensor, labels: torch.Tensor) -> None:
+        """What `of_images` says of images with the labels (B,)."""
         self.count.index_add_(0, labels, torch.ones(len(labels), dtype=torch.float64))
-        self.sums.index_add_(1, labels, torch.stack([pixels.mean(1), pixels.square().mean(1)]))
+        self.sums.index_add_(1, labels, of_images)
 
     def figures(self) -> dict[str, float]:
         """Mean and standard deviation of what came along."""
@@ -267,7 +286,7 @@ def stage_moments(
     figures = {}
     for name, images in stages.items():
         moments = Moments(len(references[name].count), images.shape[-1])
-        moments.update(images, labels)
+        moments.update(moments.of_images(images), labels)
         of_samples, of_data = moments.figures(), references[name].figures()
         difference = {key: of_samples[key] - of_data[key] for key in of_data}
         figures[name] = {"size": moments.size, "samples": of_samples, "data": of_data, "difference": difference}
@@ -281,8 +300,13 @@ class ClassSubset:
         self.count = count
         self.images = [[] for _ in range(num_classes)]
 
+    def wanted(self, images: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Of images (B, C, H, W) and labels (B,) those of classes that are not complete."""
+        is_wanted = torch.tensor([len(of_class) < self.count for of_class in self.images])[labels]
+        return images[is_wanted], labels[is_wanted]
+
     def update(self, images: torch.Tensor, labels: torch.Tensor) -> None:
-        """Images (B, C, H, W) and labels (B,)."""
+        """What is `wanted` of images that come along."""
         for image, label in zip(images, labels.tolist(), strict=True):
             if len(self.images[label]) < self.count:
                 self.images[label].append(image.clone())
@@ -336,20 +360,30 @@ class NearestNeighbours:
 
     def __init__(self, queries: torch.Tensor, device: str):
         self.queries = queries.to(device)
-        self.nearest = torch.zeros_like(self.queries)
-        self.smallest = torch.full((len(queries),), math.inf, device=device)
+        self.nearest = torch.zeros_like(queries)
+        self.smallest = torch.full((len(queries),), math.inf)
 
-    def update(self, images: torch.Tensor) -> None:
-        """Images (B, C, H, W)."""
-        images = torch.cat([images, images.flip(-1)]).to(self.queries.device)
-        smallest, index = torch.cdist(self.queries.flatten(1), images.flatten(1)).min(1)
-        nearer = smallest < self.smallest
-        self.smallest[nearer] = smallest[nearer]
-        self.nearest[nearer] = images[index[nearer]]
+    def nearer(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """
+        Of which queries the nearest of images (B, C, H, W) is nearer than any before: their numbers (n,), the
+        distances (n,), and those images (n, C, H, W).
+        """
+        images = torch.cat([images, images.flip(-1)])
+        distances = torch.cdist(self.queries.flatten(1), images.to(self.queries.device).flatten(1))
+        smallest, index = (of_queries.cpu() for of_queries in distances.min(1))
+        which = torch.nonzero(smallest < self.smallest)[:, 0]
+        return which, smallest[which], images[index[which]]
+
+    def update(self, which: torch.Tensor, smallest: torch.Tensor, images: torch.Tensor) -> None:
+        """What is `nearer` of images that come along."""
+        is_nearer = smallest < self.smallest[which]
+        which = which[is_nearer]
+        self.smallest[which] = smallest[is_nearer]
+        self.nearest[which] = images[is_nearer]
 
     def distances(self) -> torch.Tensor:
         """(Q,); computed anew, since `cdist` is inexact for images that are nearly the same."""
-        return (self.queries - self.nearest).flatten(1).norm(dim=1).cpu()
+        return (self.queries.cpu() - self.nearest).flatten(1).norm(dim=1)
 
 
 def nearest_figures(of_samples: torch.Tensor, of_test: torch.Tensor) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from ..data.memory import ImageSubset
 from ..files import reveal, temporary_name
+from ..processes import from_main
 from .batches import run_over
 from .features import FeatureExtractor, extract
 from .metrics import FeatureStatistics, frechet_distance
@@ -40,14 +41,13 @@ def reference_statistics(
     """
 
     def compute() -> dict[str, torch.Tensor]:
-        def of_batch(batch: dict[str, torch.Tensor]) -> FeatureStatistics:
-            return FeatureStatistics.from_features(extractor(batch["image"])[0].cpu())
-
-        parts = run_over(DataLoader(dataset, batch_size), of_batch, device, "reference statistics")
+        loader = DataLoader(dataset, batch_size)
+        features = run_over(loader, lambda batch: extractor(batch["image"])[0], device, "reference statistics")
+        parts = map(FeatureStatistics.from_features, features)
         statistics = functools.reduce(lambda whole, part: FeatureStatistics.merge([whole, part]), parts)
         return {"mean": statistics.mean, "covariance": statistics.covariance}
 
-    source = origin(dataset, extractor)
+    source = from_main(lambda: origin(dataset, extractor))
     return _as_statistics(_cached(cache_dir, "statistics", source, compute), source)
 
 
@@ -65,7 +65,8 @@ def reference_features(
         features, logits = extract(extractor, dataset, batch_size, device)
         return {"features": features} if logits is None else {"features": features, "logits": logits}
 
-    tensors = _cached(cache_dir, "features", origin(dataset, extractor), compute)
+    source = from_main(lambda: origin(dataset, extractor))
+    tensors = _cached(cache_dir, "features", source, compute)
     return tensors["features"], tensors.get("logits")
 
 
@@ -86,7 +87,7 @@ def real_distance(
     order = torch.randperm(len(other), generator=torch.Generator().manual_seed(0))
     features, _ = reference_features(ImageSubset(other, order[:count].tolist()), extractor, cache_dir, **options)
     statistics = reference_statistics(dataset, extractor, cache_dir, **options)
-    return frechet_distance(FeatureStatistics.from_features(features), statistics)
+    return from_main(lambda: frechet_distance(FeatureStatistics.from_features(features), statistics))
 
 
 def read_statistics(file: str | os.PathLike, dataset: Dataset, extractor: FeatureExtractor) -> FeatureStatistics:
@@ -96,8 +97,8 @@ def read_statistics(file: str | os.PathLike, dataset: Dataset, extractor: Featur
     Raises:
         ValueError: the file is of another kind, of other images or of another extractor.
     """
-    source = origin(dataset, extractor)
-    return _as_statistics(_read(Path(file), source), source)
+    source = from_main(lambda: origin(dataset, extractor))
+    return _as_statistics(from_main(lambda: _read(Path(file), source)), source)
 
 
 def origin(dataset: Dataset, extractor: FeatureExtractor) -> dict[str, str]:
@@ -120,14 +121,18 @@ def _cached(
 ) -> dict[str, torch.Tensor]:
     key = hashlib.sha256(json.dumps(source, sort_keys=True).encode()).hexdigest()[:16]
     file = Path(cache_dir).expanduser() / f"{kind}-{key}.safetensors"
-    if file.is_file():
-        return _read(file, source)
-    tensors = compute()
+    tensors = from_main(lambda: _read(file, source) if file.is_file() else None)
+    if tensors is None:
+        tensors = compute()
+        from_main(lambda: _save(tensors, file, source))
+    return tensors
+
+
+def _save(tensors: dict[str, torch.Tensor], file: Path, source: dict[str, str]) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     temporary = temporary_name(file)
     save_file(tensors, temporary, metadata=source)
     reveal(temporary, file)
-    return tensors
 
 
 def _read(file: Path, source: dict[str, str]) -> dict[str, torch.Tensor]:

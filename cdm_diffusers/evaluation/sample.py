@@ -9,28 +9,26 @@ import hashlib
 import json
 import os
 import time
-from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import PartialState
-from accelerate.utils import broadcast_object_list, parse_flag_from_env
+from accelerate.utils import broadcast_object_list
 
 from ..data.transforms import to_uint8
 from ..pipelines import CascadedDiffusionPipeline
 from ..pipelines.inputs import resolve_class_labels
 from ..pipelines.pipeline_base import noise_rule, num_classes_of
-from ..processes import ending_together, held_by_main
+from ..processes import ending_together, held_by_main, open_state
 from .config import SampleConfig
 from .records import fingerprint, provenance
 from .sample_store import LowResImages, SampleStore
-from .seeded_sampling import check_call, counted_evaluations, draw, sample_batches
+from .seeded_sampling import check_call, counted_evaluations, draw_images, sample_batches
 
 
 DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-LONGEST_WAIT = timedelta(days=7)  # of one process for another; see `ending_together` for those that are gone
 
 
 def sample(config: SampleConfig, pipeline: CascadedDiffusionPipeline | None = None) -> None:
@@ -65,24 +63,6 @@ def sample(config: SampleConfig, pipeline: CascadedDiffusionPipeline | None = No
 def how_to_go_on(output_dir: Path) -> str:
     """What to do when some processes of a command that goes on by itself have ended."""
     return f"What is finished is kept in {str(output_dir)!r}: start the command again, and it goes on from there."
-
-
-def open_state() -> PartialState:
-    """
-    The processes that `accelerate launch` or `torchrun` started, this one among them.
-
-    Raises:
-        ValueError: they do not know of each other.
-    """
-    cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
-    state = PartialState(cpu=cpu, timeout=LONGEST_WAIT)
-    started = int(os.environ.get("WORLD_SIZE", 1))
-    if state.num_processes != started:
-        raise ValueError(
-            f"{started} processes were started, but accelerate sees {state.num_processes}: each would make all "
-            "images. Configure it with `accelerate config`, or start them with torchrun."
-        )
-    return state
 
 
 class SamplingJob:
@@ -202,7 +182,7 @@ class SamplingJob:
         began = time.perf_counter()
         low_res = None if self.low_res is None else self.low_res[indices]
         with counted_evaluations(self.pipeline) as counts:
-            stages = draw(
+            stages = draw_images(
                 self.pipeline, indices, self.labels, self.config.seed, low_res, self.first_stage, **self.options
             )
         images = {name: stages[name] for name in self.kept}

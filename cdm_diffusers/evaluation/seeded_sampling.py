@@ -28,7 +28,7 @@ def image_generator(seed: int, index: int, first_stage: int = 0) -> torch.Genera
     return torch.Generator().manual_seed(int(state[0]))
 
 
-def draw(
+def draw_images(
     pipeline: CascadedDiffusionPipeline,
     indices: torch.Tensor,
     labels: torch.Tensor | None,
@@ -86,7 +86,7 @@ def check_call(pipeline: CascadedDiffusionPipeline, labels, seed: int, low_res, 
     One step of one image: the pipeline checks all of its arguments before that.
 
     Raises:
-        ValueError: an argument of `draw` is out of range or does not fit the stages.
+        ValueError: an argument of `draw_images` is out of range or does not fit the stages.
     """
 
     def stop(pipe, step, timestep, tensors):
@@ -94,7 +94,7 @@ def check_call(pipeline: CascadedDiffusionPipeline, labels, seed: int, low_res, 
         return {}
 
     first = torch.tensor([0])
-    draw(pipeline, first, labels, seed, low_res, first_stage, callback_on_step_end=stop, **options)
+    draw_images(pipeline, first, labels, seed, low_res, first_stage, callback_on_step_end=stop, **options)
 
 
 @contextmanager

@@ -10,11 +10,13 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from accelerate import PartialState
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch.utils.data import default_collate
@@ -28,16 +30,18 @@ from ..data.transforms import area_resize, to_float, to_uint8, to_unit
 from ..files import write_json
 from ..pipelines import CascadedDiffusionPipeline, SuperResolutionPipeline
 from ..pipelines.pipeline_base import NOISE_RULE
+from ..processes import ending_together, from_main, open_state
 from ..training.checkpoints import EMA_NAME, checkpoints_in, step_of
 from ..training.export import save_pipeline, stage_pipeline
 from ..training.resolve import preset_of
 from ..training.stage import build_stage
+from .batches import in_order
 from .config import SelectionConfig
 from .features import FeatureExtractor, extract, load_extractor
 from .metrics import FeatureStatistics, frechet_distance, frechet_standard_error
 from .records import open_report
 from .references import real_distance, reference_statistics
-from .seeded_sampling import draw, image_generator, sample_batches
+from .seeded_sampling import draw_images, image_generator, sample_batches
 from .tables import selection_table
 
 
@@ -47,7 +51,8 @@ REPORT_NAME = "checkpoint_selection.json"
 
 def select_checkpoint(config: SelectionConfig) -> dict[str, Any]:
     """
-    Measures the EMA weights of all checkpoints of `config.run`, then the best of them once more.
+    Measures the EMA weights of all checkpoints of `config.run`, then the best of them once more; with any number of
+    processes.
 
     Returns:
         `dict`: what is in `config.output`: "checkpoints" with their distances, "selected" and "final".
@@ -55,8 +60,15 @@ def select_checkpoint(config: SelectionConfig) -> dict[str, Any]:
     Raises:
         ValueError: there is no run, no checkpoint, too few images, or `config.output` holds figures of other settings.
     """
+    state = open_state()
+    with ending_together(state):
+        return select_together(config, state)
+
+
+def select_together(config: SelectionConfig, state: PartialState) -> dict[str, Any]:
+    """[`select_checkpoint`] by processes of which none goes on alone."""
     run = Path(config.run)
-    checkpoints = checkpoints_in(run)
+    checkpoints = from_main(lambda: checkpoints_in(run))  # a training may be adding and removing some
     if not checkpoints or not (run / "training_config.json").is_file():
         raise ValueError(f"`run` is {config.run!r}, which holds no checkpoints of a training: give its --output_dir.")
     resolved = json.loads((run / "training_config.json").read_text())
@@ -73,17 +85,18 @@ def select_checkpoint(config: SelectionConfig) -> dict[str, Any]:
     check_export(config.export)
     output = Path(config.output) if config.output else run / REPORT_NAME
     new = {"checkpoints": {}, "selected": None, "final": None}
-    report = open_report(output, selection_settings(config, selecting, reporting), new, "output")
+    report = from_main(lambda: open_report(output, selection_settings(config, selecting, reporting), new, "output"))
     output.parent.mkdir(parents=True, exist_ok=True)
 
     for checkpoint in checkpoints:
-        weights = weights_hash(checkpoint)
+        weights = from_main(partial(weights_hash, checkpoint))
         if report["checkpoints"].get(checkpoint.name, {}).get("weights") != weights:
             pipeline = checkpoint_pipeline(checkpoint, resolved).to(config.device)
             figures = selecting.distance(pipeline, config.num_images, config.seed)
             figures = {"step": step_of(checkpoint), "weights": weights, **figures}
             report["checkpoints"][checkpoint.name] = figures
-            write_json(output, report)
+            if state.is_main_process:
+                write_json(output, report)
     measured = {checkpoint: report["checkpoints"][checkpoint.name]["distance"] for checkpoint in checkpoints}
     best = min(measured, key=measured.get)
     weights = report["checkpoints"][best.name]["weights"]
@@ -95,15 +108,17 @@ def select_checkpoint(config: SelectionConfig) -> dict[str, Any]:
             selecting.split: selecting.distance_of_real_images(reporting, config.num_images),
             reporting.split: reporting.distance_of_real_images(selecting, config.num_final_images),
         }
-        write_json(output, report)
-    if config.export is not None:
+        if state.is_main_process:
+            write_json(output, report)
+    if config.export is not None and state.is_main_process:
         figures = {
             f"distance to {selecting.split}, which selected step {step_of(best)}": measured[best],
             f"distance to {reporting.split}": report["final"]["distance"],
         }
         save_pipeline(checkpoint_pipeline(best, resolved), resolved, figures, None, Path(config.export))
         write_json(Path(config.export) / REPORT_NAME, report)
-    print(selection_table(report))
+    if state.is_main_process:
+        print(selection_table(report))
     return report
 
 
@@ -165,7 +180,10 @@ class Comparison:
             ValueError: there are not so many low-resolution images.
         """
         if self.unet["low_res_size"] is not None and count > len(self.source):
-            raise ValueError(f"{count} samples were asked for, but there are {len(self.source)} images to start from.")
+            raise ValueError(
+                f"{count} samples were asked for, but there are {len(self.source)} images to start from: give a "
+                "smaller `num_images` or `num_final_images`, or more images as `low_res`."
+            )
 
     def distance(self, pipeline: Pipeline, count: int, seed: int) -> dict[str, float | int]:
         """Of `count` samples, with its standard error over the draw of them."""
@@ -176,12 +194,14 @@ class Comparison:
         is_base = self.unet["low_res_size"] is None
         images = self.base_samples(pipeline, count, seed) if is_base else self.super_resolved(pipeline, count, seed)
         features, _ = extract(self.extractor, InMemoryImages(images, None), self.config.batch_size, self.config.device)
-        return {
-            "distance": frechet_distance(self.statistics, FeatureStatistics.from_features(features)),
-            "standard_error": frechet_standard_error(self.statistics, features),
-            "num_samples": count,
-            "num_real_images": self.statistics.count,
-        }
+        return from_main(
+            lambda: {
+                "distance": frechet_distance(self.statistics, FeatureStatistics.from_features(features)),
+                "standard_error": frechet_standard_error(self.statistics, features),
+                "num_samples": count,
+                "num_real_images": self.statistics.count,
+            }
+        )
 
     def distance_of_real_images(self, other: "Comparison", count: int) -> float:
         """Of `count` real images of the other split."""
@@ -195,7 +215,7 @@ class Comparison:
         options = {"num_inference_steps": self.config.num_inference_steps}
 
         def make(indices: torch.Tensor) -> torch.Tensor:
-            return draw(pipeline, indices, labels, seed, **options)["base"]
+            return draw_images(pipeline, indices, labels, seed, **options)["base"]
 
         return self.samples(make, count)
 
@@ -218,8 +238,10 @@ class Comparison:
 
     def samples(self, make: Callable[[torch.Tensor], torch.Tensor], count: int) -> torch.Tensor:
         """All that `make` returns, float (B, C, H, W) in [0, 1] for numbers (B,), as uint8 (N, C, H, W) on the CPU."""
-        batches = torch.arange(count).split(self.config.batch_size)
-        return torch.cat([to_uint8(2 * images - 1).cpu() for images in sample_batches(make, batches, count)])
+        state = PartialState()
+        share = torch.arange(count).split(self.config.batch_size)[state.process_index :: state.num_processes]
+        made = sample_batches(make, share, sum(map(len, share)), disable=not state.is_main_process)
+        return torch.cat(list(in_order(to_uint8(2 * images - 1).cpu() for images in made)))
 
 
 def data_config(resolved: dict[str, Any], split: str, train_data_dir: str | None) -> DataConfig:
@@ -228,7 +250,7 @@ def data_config(resolved: dict[str, Any], split: str, train_data_dir: str | None
     arguments = {name: resolved["data"][name] for name in names}
     arguments |= {"dataset_split": split, "streaming": False}
     if train_data_dir is not None:
-        arguments |= {"train_data_dir": train_data_dir, "dataset_name": None}
+        arguments |= {"train_data_dir": train_data_dir, "dataset_name": None, "dataset_revision": None}
     return DataConfig(**arguments)
 
 

@@ -2,18 +2,14 @@
 
 from typing import Any
 
+from ..model_cards import figure_names
 from ..tables import escaped, markdown_table, plus_minus
 
 
 def quality_table(report: dict[str, Any]) -> str:
     """Of `evaluation/evaluate.py`."""
     samples, figures = report["samples"], report["figures"]
-    names = {
-        "frechet_distance": report["distance"],
-        "precision": "precision",
-        "recall": "recall",
-        "kernel_distance": "kernel distance",
-    }
+    names = figure_names(report["distance"])
     rows = [
         _quality_row(f"{names[name]}, {split!r}", figure)
         for split, of_split in figures.items()

@@ -51,6 +51,7 @@ def _same_or_by_level(kind: Kind) -> Kind:
 # Far above every published network. Without such bounds a damaged config builds for minutes, or takes all memory.
 MOST_LEVELS = 16
 MOST_BLOCKS = 64  # a level
+MOST_BLOCKS_IN_ALL = 128  # on the way down
 MOST_WEIGHTS = 10**10
 
 SIZE = _integer(1, 2**20)
@@ -126,3 +127,10 @@ def check_arguments(config: Mapping[str, Any]) -> None:
         kind = f.metadata["kind"]
         if not kind.has(config[f.name]):
             raise ValueError(f"`{f.name}` is {reprlib.repr(config[f.name])}; it must be {kind.words}.")
+    levels, layers = len(config["block_out_channels"]), config["layers_per_block"]
+    blocks = levels * layers if isinstance(layers, int) else sum(layers)
+    if blocks > MOST_BLOCKS_IN_ALL:
+        raise ValueError(
+            f"`layers_per_block` is {layers}, which makes {blocks} blocks in {levels} levels; it must make at most "
+            f"{MOST_BLOCKS_IN_ALL}."
+        )

@@ -25,6 +25,7 @@ from diffusers.models.unets.unet_2d_blocks import (
     UpBlock2D,
 )
 
+from ..plain import plain
 from .arguments import MOST_WEIGHTS, check_arguments
 
 
@@ -147,6 +148,7 @@ class CascadedUNet2DModel(ModelMixin, AttentionMixin, PeftAdapterMixin, ConfigMi
         patch_size: int = 1,
     ):
         super().__init__()
+        self.register_to_config(**plain(self.config))
         check_arguments(self.config)
         self._check_fit()
         self._check_number_of_weights()
@@ -174,8 +176,8 @@ class CascadedUNet2DModel(ModelMixin, AttentionMixin, PeftAdapterMixin, ConfigMi
                 what, _, _ = str(error).partition(". If you want")
                 raise OSError(f"The weights of {name} are of another architecture than its config: {what}.") from error
             raise
-        missing, surplus = info["missing_keys"], info["unexpected_keys"]
-        if missing or (surplus and getattr(model, "hf_quantizer", None) is None):  # which may add entries of its own
+        missing, surplus = _missing_and_surplus(model, info)
+        if missing or surplus:
             what = f"lacks {len(missing)} of" if missing else f"has {len(surplus)} weights besides"
             raise OSError(
                 f"The checkpoint {name} {what} the network's weights, {min(missing or surplus)!r} among them: it is "
@@ -561,6 +563,23 @@ def side_factor(config: Any) -> int:
     """
     ratio = config.sample_size // math.gcd(config.sample_size, config.low_res_size or config.sample_size)
     return math.lcm(_patch_factor(config), ratio)
+
+
+def _missing_and_surplus(model: CascadedUNet2DModel, info: dict[str, Any]) -> tuple[list[str], list[str]]:
+    """
+    Names of weights that `info`, which Diffusers gives of loading, or the network itself tells of.
+
+    A quantizer may add entries of its own to those of a layer, which are not left over, and Quanto's hides that the
+    parts of a quantized weight are missing: they stay on the meta device.
+    """
+    missing, surplus = info["missing_keys"], info["unexpected_keys"]
+    if getattr(model, "hf_quantizer", None) is None:
+        return missing, surplus
+    weights = {name: weight for name, weight in model.state_dict().items() if torch.is_tensor(weight)}
+    layers = tuple(name.rpartition(".")[0] + "." for name in weights)
+    if not getattr(model, "hf_device_map", None):  # which may leave weights on a disk
+        missing = [*missing, *(name for name, weight in weights.items() if weight.is_meta)]
+    return missing, [name for name in surplus if not name.startswith(layers)]
 
 
 def _patch_factor(config: Any) -> int:

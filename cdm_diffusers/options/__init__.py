@@ -4,7 +4,7 @@ Options and settings: declared once as a dataclass, checked whole, and read from
 Nothing here imports torch or numpy, so that `--help` and a misspelt option answer at once.
 """
 
-from .command_line import parse, run
+from .command_line import parse
 from .declarations import from_json, option, options
 from .errors import errors_as_lines
 from .hub import HubOptions
@@ -23,5 +23,4 @@ __all__ = [
     "option",
     "options",
     "parse",
-    "run",
 ]

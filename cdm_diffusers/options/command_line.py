@@ -8,11 +8,11 @@ import re
 import shutil
 import sys
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, NoReturn, TypeVar, get_args
 
-from .errors import errors_as_lines, fail
+from .errors import fail
 from .kinds import alternatives_of, item_of, kinds_of, origin_of
 from .problems import did_you_mean
 
@@ -195,11 +195,3 @@ def _read_as(words: list[str], kind: Any) -> Any:
             raise ValueError
         return _TRUTH[word.lower()]
     return origin(word) if origin in (int, float, Path) else word
-
-
-def run(
-    function: Callable[[T], Any], kind: type[T], arguments: list[str] | None = None, prog: str | None = None
-) -> Any:
-    """Calls `function` with the options that a command line gives; see [`parse`] and [`errors_as_lines`]."""
-    with errors_as_lines(prog or Path(sys.argv[0]).name):
-        return function(parse(kind, arguments, prog))

@@ -51,6 +51,12 @@ def check_same_forward_process(before: CascadeStage, stage: CascadeStage):
     Raises:
         ValueError: the processes differ in length, or anywhere in alpha_bar.
     """
+    if before.scheduler.config.get("rescale_betas_zero_snr"):
+        raise ValueError(
+            f"`rescale_betas_zero_snr` of stage `{before.name}` is True; it must be False: then its process ends "
+            f"without any signal (zero terminal SNR), while that of the inputs which stage `{stage.name}` was trained "
+            f"on ends with some. Give stage `{before.name}` the scheduler that its network was trained with."
+        )
     table, noising_table = scheduler_of(before, ANCESTRAL).table, stage.noising_scheduler.table
     if len(table) != len(noising_table) or not torch.allclose(
         table.alphas_cumprod.logit(), noising_table.alphas_cumprod.logit(), rtol=0, atol=LOG_SNR_TOLERANCE

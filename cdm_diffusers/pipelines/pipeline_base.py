@@ -2,8 +2,9 @@
 
 import os
 import re
+import sys
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from diffusers import DiffusionPipeline, SchedulerMixin
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
+from diffusers.pipelines.pipeline_loading_utils import LOADABLE_CLASSES
 from diffusers.utils.hub_utils import _add_variant
 from diffusers.utils.torch_utils import randn_tensor
 from typing_extensions import Self
@@ -134,27 +136,66 @@ def load_index(kind: type[DiffusionPipeline], name: str | os.PathLike) -> dict[s
 
     Raises:
         OSError: there is none, or it is no JSON.
-        ValueError: it is not that of a pipeline, or of a component it says something else than library and class.
+        ValueError: it is not that of a pipeline, or names as a component what is none.
     """
     try:
         index = kind.load_config(name)
     except RecursionError:
         index = []
-    components, _ = kind._get_signature_keys(kind)
+    file = f"The model_index.json of {os.fspath(name)!r}"
     if not isinstance(index, dict):
         problem = f"is of type {type(index).__name__}; it must be an object"
     elif not isinstance(index.get("_class_name"), str | list):
         problem = f"has the `_class_name` {index.get('_class_name')!r}; it must be the name of a class"
-    elif wrong := [part for part in components if part in index and not _is_library_and_class(index[part])]:
-        problem = f"has {index[wrong[0]]!r} as `{wrong[0]}`; it must be [library, class], or [null, null] for none"
     else:
+        check_components(kind, index, file, name)
         return index
-    raise ValueError(f"The model_index.json of {os.fspath(name)!r} {problem}: take a whole copy of the pipeline.")
+    raise ValueError(f"{file} {problem}: take a whole copy of the pipeline.")
 
 
-def _is_library_and_class(entry: Any) -> bool:
-    is_pair = isinstance(entry, list) and len(entry) == 2
-    return is_pair and (entry == [None, None] or all(isinstance(part, str) for part in entry))
+def check_components(
+    kind: type[DiffusionPipeline],
+    index: Mapping[str, Any],
+    file: str = "The model_index.json",
+    folder: str | os.PathLike | None = None,
+) -> None:
+    """
+    Args:
+        file: how errors call it.
+        folder: where components may carry their own code. Without it, what such code may hold is left to Diffusers.
+
+    Raises:
+        ValueError: an entry of `index` is not the library and class of a network or scheduler, as its name wants.
+    """
+    components, _ = kind._get_signature_keys(kind)
+    for part in components:
+        wanted = SchedulerMixin if part.endswith("scheduler") else CascadedUNet2DModel
+        if part in index and not _is_component(part, index[part], wanted.__name__, folder):
+            raise ValueError(
+                f"{file} has {index[part]!r} as `{part}`; it must be [library, class] of a {wanted.__name__}, or "
+                "[null, null] for none: take a whole copy of the pipeline, or import the library first if it is yours."
+            )
+
+
+def _is_component(part: str, entry: Any, wanted: str, folder: str | os.PathLike | None) -> bool:
+    if not isinstance(entry, list | tuple) or len(entry) != 2:
+        return False
+    library, name = entry
+    if library is name is None:
+        return True
+    if not isinstance(library, str) or not isinstance(name, str):
+        return False
+    found = component_class(entry)
+    if found is None and library not in LOADABLE_CLASSES:
+        return folder is None or Path(folder, part, f"{library}.py").is_file()
+    # by name, since the code that a folder carries has classes of its own
+    return wanted in [base.__name__ for base in getattr(found, "__mro__", ())]
+
+
+def component_class(entry: Sequence[str]) -> Any:
+    """What an entry [library, class] names, None where that is nothing: no library is imported because a file says."""
+    library, name = entry
+    return getattr(sys.modules.get(library), name, None)
 
 
 class StepEnd:
@@ -222,8 +263,8 @@ class PixelDiffusionPipeline(DiffusionPipeline):
     def guidance_scale(self) -> float | None:
         """
         The weight w of the stage that is sampled at the moment, or was last. A callback that sets
-        `pipe._guidance_scale` changes it from the next step of the stage on. Unlike in Diffusers' pipelines, 1 is no
-        guidance, and 0 the null class alone. It is a finite number in -1e6..1e6.
+        `pipe._guidance_scale` changes it from the next step of the stage on, those after a restart too. Unlike in
+        Diffusers' pipelines, 1 is no guidance, and 0 the null class alone. It is a finite number in -1e6..1e6.
         """
         return self._guidance_scale
 
@@ -254,6 +295,19 @@ class PixelDiffusionPipeline(DiffusionPipeline):
             return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
         except OSError as error:
             raise OSError(f"{pretrained_model_name_or_path} is incomplete or damaged: {error}") from error
+
+    @classmethod
+    def extract_init_dict(
+        cls, config_dict: Mapping[str, Any], **kwargs
+    ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+        """
+        What [`DiffusionPipeline.from_pretrained`] makes of `model_index.json`, whichever class it is called on.
+
+        Raises:
+            ValueError: it names as a component what is none.
+        """
+        check_components(cls, config_dict)
+        return super().extract_init_dict(config_dict, **kwargs)
 
     @classmethod
     def _from_hub(cls, name: str, kwargs: dict[str, Any]) -> Self:
@@ -392,9 +446,9 @@ class PixelDiffusionPipeline(DiffusionPipeline):
                 for index, timestep in enumerate(sampler.timesteps):
                     if self.interrupt:
                         break
-                    denoiser.guidance_scale = check_guidance_scale(name, self.guidance_scale, denoiser.unet)
                     sample = sampler.step(index, denoiser, sample, generator)
                     sample = on_step_end(self, index, timestep, sample)
+                    denoiser.guidance_scale = check_guidance_scale(name, self.guidance_scale, denoiser.unet)
                     progress_bar.update()
         finally:
             self._current_stage = None

@@ -384,8 +384,9 @@ class CascadedDiffusionPipeline(PixelDiffusionPipeline):
             callback_on_step_end (`Callable`, *optional*):
                 Called as `callback(pipe, step, timestep, {"sample": x})` after each step of each stage
                 (`pipe.current_stage`); a "sample" in the dict it returns replaces x. Setting `pipe._guidance_scale`
-                changes w for the steps of the stage that follow. Setting `pipe._interrupt = True` ends sampling there,
-                and the images are those of the stage that was interrupted.
+                changes w for the steps of the stage that follow, those after a restart too. Setting
+                `pipe._interrupt = True` ends sampling there, and the images are those of the stage that was
+                interrupted.
             callback_on_step_end_tensor_inputs (`list[str]`, defaults to `["sample"]`): tensors for the callback.
             return_dict (`bool`, defaults to `True`):
                 Whether to return a [`CascadedDiffusionPipelineOutput`] or a tuple (images, and stages if asked for).

@@ -12,6 +12,7 @@ from diffusers.utils.torch_utils import randn_tensor
 
 from ..diffusion import DiffusionTable, betas_for, diffuse, limit_x_0, look_up, prediction_for
 from ..draws import draw
+from ..plain import plain
 
 
 MOST_STEPS = 10**6
@@ -53,6 +54,7 @@ class AncestralScheduler(SchedulerMixin, ConfigMixin):
 
     def _set_up(self):
         """Checks the config and builds the training table and the full-length grid; ends a subclass's `__init__`."""
+        self.register_to_config(**plain(self.config))
         config = self.config
         if config.variance_type not in self.variance_types:
             raise ValueError(f"`variance_type` is {config.variance_type!r}; it must be one of {self.variance_types}.")
@@ -134,7 +136,11 @@ class AncestralScheduler(SchedulerMixin, ConfigMixin):
         positions[timesteps] = torch.arange(len(timesteps))
         self._positions = positions.to(device)
 
-    def _check_set_timesteps(self, num_inference_steps: int, stop_at: int, start_at: int | None):
+    def _checked_grid(
+        self, num_inference_steps: int, stop_at: int, start_at: int | None
+    ) -> tuple[int, int, int | None]:
+        """The arguments as Python's integers; refuses what is none, or out of range."""
+        num_inference_steps, stop_at, start_at = plain((num_inference_steps, stop_at, start_at))
         num_train_timesteps = self.config.num_train_timesteps
         _check_steps("num_inference_steps", num_inference_steps)
         for name, time in (("stop_at", stop_at), ("start_at", start_at)):
@@ -144,6 +150,7 @@ class AncestralScheduler(SchedulerMixin, ConfigMixin):
                 )
         if start_at is not None and start_at <= stop_at:
             raise ValueError(f"`start_at` is {start_at}; it must be above `stop_at`, which is {stop_at}.")
+        return num_inference_steps, stop_at, start_at
 
     def __len__(self) -> int:
         return self.config.num_train_timesteps

@@ -9,6 +9,7 @@ import torch
 from diffusers.configuration_utils import register_to_config
 
 from ..draws import draw
+from ..plain import plain
 from .ancestral import AncestralScheduler, TrainingTimes
 
 
@@ -105,7 +106,7 @@ class CascadedDDPMScheduler(AncestralScheduler):
                 raise ValueError("`num_inference_steps` and `timesteps` were both given; it must be one of them.")
             timesteps = self._checked_timesteps(timesteps)
             num_inference_steps = len(timesteps)
-        self._check_set_timesteps(num_inference_steps, stop_at, start_at)
+        num_inference_steps, stop_at, start_at = self._checked_grid(num_inference_steps, stop_at, start_at)
         self.num_inference_steps = num_inference_steps
         grid = self._linspace(num_inference_steps) if timesteps is None else torch.tensor(timesteps[::-1])
         if start_at is not None:
@@ -114,7 +115,7 @@ class CascadedDDPMScheduler(AncestralScheduler):
         self._set_grid(grid, self.table.respace(grid, start=float(self.table.alpha_bar(stop_at))), device)
 
     def _checked_timesteps(self, timesteps: Sequence[int]) -> list[int]:
-        values = timesteps.tolist() if isinstance(timesteps, (torch.Tensor, np.ndarray)) else timesteps
+        values = timesteps.tolist() if isinstance(timesteps, (torch.Tensor, np.ndarray)) else plain(timesteps)
         are_indices = isinstance(values, (list, tuple, range)) and all(type(value) is int for value in values)
         falls = are_indices and len(values) > 0 and all(one > next_one for one, next_one in pairwise(values))
         if not falls or values[0] >= len(self.table) or values[-1] < 0:

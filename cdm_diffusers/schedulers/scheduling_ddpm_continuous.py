@@ -93,7 +93,7 @@ class ContinuousDDPMScheduler(AncestralScheduler):
             stop_at (`int`, defaults to 0), start_at (`int`, *optional*):
                 Times of the training schedule in 0..T between which sampling runs, as in [`CascadedDDPMScheduler`].
         """
-        self._check_set_timesteps(num_inference_steps, stop_at, start_at)
+        num_inference_steps, stop_at, start_at = self._checked_grid(num_inference_steps, stop_at, start_at)
         self.num_inference_steps = num_inference_steps
         levels = self._inference_levels(num_inference_steps)
         if start_at is not None:

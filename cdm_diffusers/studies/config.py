@@ -326,7 +326,7 @@ ClassificationSection = some_of(
 
 @options
 class StageSource(Section):
-    """A stage that is trained from a preset, or one of a cascade that is there already."""
+    """A stage that is trained from a preset, or one (its only one without `stage`) of a pipeline that is there."""
 
     preset: str | None = None
     options: TrainingOptions | None = None
@@ -334,10 +334,10 @@ class StageSource(Section):
     stage: str | None = None
 
     def __post_init__(self):
-        if (self.preset is None) == (self.pipeline is None) or (self.pipeline is None) != (self.stage is None):
+        if (self.preset is None) == (self.pipeline is None) or (self.preset is not None and self.stage is not None):
             raise ValueError(
                 f"a stage has `preset` {self.preset!r}, `pipeline` {self.pipeline!r} and `stage` {self.stage!r}; it "
-                "must have a preset, or a pipeline and the name of its stage."
+                "must have a preset, or a pipeline and the name of its stage (none for a pipeline of one stage)."
             )
         if self.pipeline is not None and self.options is not None:
             raise ValueError("`options` are those of a training, and a stage of a `pipeline` is not trained.")
@@ -425,6 +425,7 @@ def read_settings(config: ReproduceConfig) -> StudySettings:
         )
     if config.dataset_name is not None or config.train_data_dir is not None:
         given["data"] |= {"dataset_name": config.dataset_name, "train_data_dir": config.train_data_dir}
+        given["data"].pop("dataset_revision", None)
     for part, name, value in (
         ("sampling", "num_images", config.num_images),
         ("sampling", "seeds", config.sampling_seeds),

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from ..options import NonNegativeInt, PositiveInt
+from ..options import NonNegativeFloat, NonNegativeInt, PositiveInt
 
 
 PAPER_COLUMNS = ("FID vs train", "FID vs validation", "IS")
@@ -42,12 +42,15 @@ class Arm:
         ground_truth: the split ("train" or "validation") whose images, averaged down, the last stage takes instead of
             samples.
         blur_sigma: blurs what the last stage takes by a Gaussian of this width, in pixels.
+        noise: puts Gaussian noise of this deviation, of images in [-1, 1], on what the last stage takes, which is not
+            told.
     """
 
     stages: tuple[StageRecipe, ...]
     sampling: dict[str, Any] = field(default_factory=dict)
     ground_truth: str | None = None
     blur_sigma: float | None = None
+    noise: float | None = None
 
 
 def stage_names(count: int) -> list[str]:
@@ -95,6 +98,20 @@ class Experiment:
     images: bool = False
     classification: bool = False
     paper_accuracies: dict[str, tuple[str, str]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class AugmentationExperiment(Experiment):
+    """
+    Rows of one heading and label differ in the training of the last stage. See docs/results.md for the words.
+
+    Args:
+        gate: how many times the ground truth's distance the weak base's must be before s is swept.
+        margin: a share of the distance; an effect within it is none.
+    """
+
+    gate: float = 1.3
+    margin: float = 0.03
 
 
 # ------------------------------------------------------------------------------------------------------------------
@@ -363,6 +380,82 @@ def figure7(stages: list[str], **sampling) -> Experiment:
     return replace(whole, title="Figure 7: classification accuracy score by class", rows=whole.rows[-1:])
 
 
+# ------------------------------------------------------------------------------------------------------------------
+# Section 3: conditioning augmentation where there is an error to repair, and where there is none
+# ------------------------------------------------------------------------------------------------------------------
+
+GOOD, WEAK, TRAIN, VALIDATION = "good base", "weak base", "ground truth training data", "ground truth validation data"
+CONTROL, SOLVER_CHECK = "positive control", "solver check: weak base"
+SWEPT_LEVELS = (0, 100, 250, 500, 1000, 1500, 2000, 2500, 3200)
+
+
+def augmentation(
+    good: list[str],
+    weak: list[str],
+    super_res: list[str],
+    num_inference_steps: dict[str, PositiveInt],
+    weak_num_inference_steps: dict[str, PositiveInt] | None = None,
+    levels: list[NonNegativeInt] = SWEPT_LEVELS,
+    control_noise: NonNegativeFloat = 0.2,
+    check_steps: PositiveInt | None = None,
+    gate: NonNegativeFloat = 1.3,
+    margin: NonNegativeFloat = 0.03,
+    **sampling,
+) -> Experiment:
+    """
+    Quality over s on samples of a good and of a weak base and on real images, with several trainings of the
+    super-resolution stage (docs/results.md, "Design").
+
+    Args:
+        good, weak: stages up to the last one's input.
+        super_res: trainings of the last stage.
+        weak_num_inference_steps: where the weak stages take other steps than `num_inference_steps`.
+        control_noise: deviation of the noise on real images, in [-1, 1], that the positive control repairs.
+        check_steps: ancestral steps that check the solver on one row.
+
+    Raises:
+        ValueError: there are fewer than two levels, no trainings, or bases of other numbers of stages.
+    """
+    if len(good) != len(weak) or not super_res or len(set(levels)) < 2:
+        raise ValueError(
+            f"`good` is {good}, `weak` {weak}, `super_res` {super_res} and `levels` {list(levels)}; there must be as "
+            "many good stages as weak ones, a training and two levels."
+        )
+    levels, last = sorted(set(levels)), f"super_res_{len(good)}"
+    weak_steps = {**num_inference_steps, **(weak_num_inference_steps or {})}
+
+    def rows(heading: str, before: list[str], level: int, label: str = "", x: float | None = None, **options):
+        steps = weak_steps if before is weak else num_inference_steps
+        arm = {"num_inference_steps": steps, "augmentation_levels": {last: level}, **options.pop("sampling", {})}
+        for name in super_res:
+            stages = tuple(StageRecipe(stage) for stage in (*before, name))
+            yield Row(heading, label or f"s = {level}", Arm(stages, {**sampling, **arm}, **options), x)
+
+    table = []
+    for heading, before, truth in ((GOOD, good, None), (WEAK, weak, None), (TRAIN, good, "train")):
+        table += [row for s in levels for row in rows(heading, before, s, x=s, ground_truth=truth)]
+    table += [row for s in levels for row in rows(VALIDATION, good, s, x=s, ground_truth="validation")]
+    table += [row for s in levels for row in rows(CONTROL, good, s, ground_truth="train", noise=control_noise)]
+    if check_steps is not None:
+        steps = {"num_inference_steps": {**weak_steps, last: check_steps}}
+        steps["scheduler"] = _per_stage(sampling.get("scheduler"), len(good)) | {last: "ancestral"}
+        level = levels[len(levels) // 2]
+        table += rows(SOLVER_CHECK, weak, level, f"{check_steps} ancestral steps, s = {level}", sampling=steps)
+    return AugmentationExperiment(
+        "Conditioning augmentation where there is an error to repair",
+        tuple(table),
+        "s (augmentation level)",
+        paper_columns=(),
+        gate=gate,
+        margin=margin,
+    )
+
+
+def _per_stage(value: Any, count: int) -> dict[str, Any]:
+    """A value for all stages before the last, or for some of them, by stage."""
+    return dict(value or {}) if isinstance(value, dict | None) else dict.fromkeys(stage_names(count), value)
+
+
 def _only(names: list[str], value: Any) -> Any:
     return {name: value[name] for name in names if name in value} if isinstance(value, dict) else value
 
@@ -370,6 +463,6 @@ def _only(names: list[str], value: Any) -> Any:
 EXPERIMENTS: dict[str, Callable[..., Experiment]] = {
     function.__name__: function
     for function in (
-        table1, table2a, table2b, table3a, table3b, table4a, table4b, table5, figure7, figure9, figure10
+        table1, table2a, table2b, table3a, table3b, table4a, table4b, table5, figure7, figure9, figure10, augmentation
     )
 }  # fmt: skip

@@ -80,6 +80,8 @@ def write_table(report: dict[str, Any], experiment: Experiment, output_dir: Path
         if real != next_real:
             lines.append(["real images", *real])
     parts = [f"**{experiment.title}**", markdown_table(header, lines), caption(report, first)]
+    if "comparisons" in report:
+        parts.append(comparison_lines(report))
     if "classification" in report["rows"][-1]["runs"][0]:
         reports = [run["classification"] for run in report["rows"][-1]["runs"]]
         parts.append(classification_lines(reports, experiment.paper_accuracies))
@@ -143,6 +145,46 @@ def classification_lines(reports: list[dict[str, Any]], paper: dict[str, tuple[s
             f"{first['classes_where_samples_beat_real']} of {first['num_classes']} classes."
         )
     return text
+
+
+def comparison_lines(report: dict[str, Any]) -> str:
+    """The gate, and what s changes on each input beyond what it changes on real images (docs/results.md, "Design")."""
+    gate, rows = report["gate"], []
+    for one in report["comparisons"]:
+        changes = [f"{_signed(one[name])} ({_between(one[name])})" for name in ("beyond_ground_truth", "change")]
+        words = [one["prediction"], one["verdict"], one["verdict_of_these_trainings"]]
+        rows.append([one["input"], one["level"], f"{one['distance']:.4g}", *changes, *words])
+    header = [
+        "",
+        "best s",
+        "D(0)",
+        "change beyond ground truth's",
+        "change",
+        "predicted",
+        "verdict",
+        "of these trainings",
+    ]
+    lines = [
+        f"At s = {gate['level']} the weak base's distance is {gate['weak']:.4g} and that on real training images "
+        f"{gate['ground_truth']:.4g}, a ratio of {gate['ratio']:.3g} (gate: {gate['needed']:g}); the good base's is "
+        f"{gate['good']:.4g}.",
+        markdown_table(header, rows),
+    ]
+    if "solver_check" in report:
+        check = report["solver_check"]
+        lines.append(
+            f"Distance with the solver over that with {check['label']}: {check['value']:.3g} ({_between(check)})."
+        )
+    return "\n\n".join(lines)
+
+
+def _signed(figure: dict[str, Any]) -> str:
+    return f"{figure['value']:+.4g}"
+
+
+def _between(figure: dict[str, Any]) -> str:
+    low, high = figure["interval"]
+    return f"{low:.4g} to {high:.4g}"
 
 
 def over_reports(figures: list[dict[str, float | None]]) -> dict[str, float | None]:

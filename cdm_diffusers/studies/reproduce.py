@@ -9,6 +9,7 @@ what they have in common, and a changed configuration touches nothing that was m
 import dataclasses
 import itertools
 import json
+from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -26,19 +27,21 @@ from ..evaluation.classification_accuracy_score import classification_accuracy_s
 from ..evaluation.config import ClassificationAccuracyConfig, EvaluateConfig, SampleConfig
 from ..evaluation.evaluate import evaluate
 from ..evaluation.features import load_extractor
+from ..evaluation.likelihood import load_pipeline
 from ..evaluation.records import digest, fingerprint, provenance
-from ..evaluation.sample import DTYPES, how_to_go_on, open_state, sample
+from ..evaluation.sample import DTYPES, how_to_go_on, sample
 from ..evaluation.sample_store import LowResImages, SampleStore, store_real_images
 from ..files import write_json
 from ..pipelines import CascadedDiffusionPipeline, SuperResolutionPipeline
 from ..pipelines.pipeline_base import noise_rule
 from ..presets import GaussianAugmentationPreset, StagePreset, get_preset
-from ..processes import ending_together
+from ..processes import ending_together, from_main, held_by_main, open_state
 from ..training.config import TrainingConfig
 from ..training.loop import train
 from ..training.resolve import resolve_preset
+from .augmentation import measure_augmentation
 from .config import DATA_OPTIONS, ReproduceConfig, StudySettings, read_settings
-from .experiments import Arm, Experiment, Row, StageRecipe, stage_names
+from .experiments import Arm, AugmentationExperiment, Experiment, Row, StageRecipe, stage_names
 from .reports import write_figure, write_table
 
 
@@ -51,21 +54,26 @@ def reproduce(config: ReproduceConfig) -> dict[str, Any]:
     `config.output_dir`.
 
     Raises:
-        ValueError: the configuration does not fit the experiment, or what it names does not fit together.
+        ValueError: the configuration does not fit the experiment, what it names does not fit together, or another
+            experiment is at work in the folder.
     """
     settings, output_dir = read_settings(config), Path(config.output_dir)
     experiment = settings.experiment(config.name)
     study = Study(settings, output_dir)
-    with ending_together(study.state, lambda: how_to_go_on(output_dir)):
+    state, task = study.state, f"the experiment {config.name}"
+    with ending_together(state, lambda: how_to_go_on(output_dir)), held_by_main(state, output_dir, task):
         study.check(experiment)
         report = {
             "name": config.name,
             "title": experiment.title,
             "settings": settings.given,
             **provenance("torch", "diffusers", "numpy"),
-            "rows": [study.measure(row, experiment) for row in experiment.rows],
         }
-        if study.state.is_main_process:
+        if isinstance(experiment, AugmentationExperiment):
+            report |= measure_augmentation(study, experiment)
+        else:
+            report["rows"] = [study.measure(row, experiment) for row in experiment.rows]
+        if state.is_main_process:
             write_json(output_dir / f"{config.name}.json", report)
             print(write_table(report, experiment, output_dir))
             write_figure(report, experiment, output_dir)
@@ -78,6 +86,7 @@ class Study:
 
         stages/NAME-KEY/        a training run's output folder
         samples/KEY/            an output folder of `evaluation/sample.py`, with figures.json
+        features/               of samples, where an experiment compares them image by image
         low_res/KEY/            low-resolution images that are not samples: real, or blurred
 
     A KEY is a hash of all that decides the content.
@@ -106,13 +115,19 @@ class Study:
                 self.stages.check(recipe, experiment.title, levels.get(name))
         self.figures.measured_with  # noqa: B018 - fails here, and not after training, where something is missing
 
+    def real_images(self) -> dict[str, Dataset]:
+        """Of both splits."""
+        return {split: open_real_images(self.settings, split) for split in SPLITS}
+
+    def training_seeds(self, arm: Arm) -> list[int | None]:
+        """Of an arm's trainings; [None] where all stages were trained elsewhere, once."""
+        are_given = all(self.settings.stages[recipe.name].is_given for recipe in arm.stages)
+        return [None] if are_given else self.settings.training.seeds
+
     def measure(self, row: Row, experiment: Experiment) -> dict[str, Any]:
         """All runs of a row: one for each training seed and sampling seed."""
-        seeds = self.settings.training.seeds
-        if all(self.settings.stages[recipe.name].is_given for recipe in row.arm.stages):
-            seeds = [None]  # trained elsewhere, once
         runs = []
-        for training_seed, seed in itertools.product(seeds, self.settings.sampling.seeds):
+        for training_seed, seed in itertools.product(self.training_seeds(row.arm), self.settings.sampling.seeds):
             samples = self.samples.of(row.arm, training_seed, seed)
             figures = self.figures.of(samples)
             run = {"training_seed": training_seed, "sampling_seed": seed, "samples": samples.name, **figures}
@@ -224,8 +239,12 @@ class Stages:
         """A stage of a cascade that is there already, and its key."""
         if recipe.name not in self.given:
             source = self.settings.stages[recipe.name]
-            cascade = CascadedDiffusionPipeline.from_pretrained(source.pipeline, dtype=self.dtype)
-            part = cascade.stage_pipeline(source.stage)
+            part = load_pipeline(source.pipeline, dtype=self.dtype)
+            if source.stage is not None:
+                part = part.stage_pipeline(source.stage)
+            elif len(part.stages) > 1:
+                names = [stage.name for stage in part.stages]
+                raise ValueError(f"`stage` of the pipeline {source.pipeline!r} is None; it must be one of {names}.")
             defaults = {name: value for name, value in part.config.items() if name.startswith("default_")}
             self.given[recipe.name] = part, {"weights_and_schedulers": fingerprint(part.stages), "defaults": defaults}
         return self.given[recipe.name]
@@ -261,6 +280,7 @@ class Samples:
             low_res_dir = str(self.low_res(arm, names, training_seed, seed))
             options = {**restricted(options, names[-1:]), "restart_timestep": None, "low_res_dir": low_res_dir}
         key = [self.stages.key(recipe, training_seed) for recipe in arm.stages], arm.ground_truth, arm.blur_sigma
+        key += () if arm.noise is None else (arm.noise,)
         return self.sample(cascade, [key, arm.sampling], options, seed)
 
     def sample(self, cascade: CascadedDiffusionPipeline, key: Any, options: dict[str, Any], seed: int) -> Path:
@@ -282,7 +302,9 @@ class Samples:
             key = [self.stages.key(recipe, training_seed) for recipe in arm.stages[:-1]], options
             options = {**options, "last_stage": names[-2], "keep_stages": True}
             folder = self.sample(self.stages.cascade(arm.stages, training_seed), key, options, seed)
-        return folder if arm.blur_sigma is None else self.blurred(folder, names[-2], arm.blur_sigma)
+        if arm.blur_sigma is not None:
+            folder = self.blurred(folder, names[-2], arm.blur_sigma)
+        return folder if arm.noise is None else self.noised(folder, names[-2], arm.noise)
 
     def ground_truth(self, arm: Arm, stage: str) -> Path:
         """Area averages of images of a split, as if `stage` had made them."""
@@ -300,17 +322,42 @@ class Samples:
 
     def blurred(self, source: Path, stage: str, sigma: float) -> Path:
         """What `stage` left in `source`, blurred."""
-        folder = self.output_dir / "low_res" / digest({"source": source.name, "sigma": sigma})
+
+        def blur(images: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
+            return gaussian_blur(images, torch.full((len(images),), sigma))
+
+        return self.changed(source, stage, {"sigma": sigma}, {"blur_sigma": sigma}, blur)
+
+    def noised(self, source: Path, stage: str, deviation: float) -> Path:
+        """What `stage` left in `source` with noise of a deviation, of images in [-1, 1], cut off at their range."""
+        shape = LowResImages(source, stage).images.shape
+        noise = deviation / 2 * torch.randn(shape, generator=torch.Generator().manual_seed(0))
+
+        def add_noise(images: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
+            return (images + noise[indices]).clamp(0, 1)
+
+        return self.changed(source, stage, {"noise": deviation}, {"noise": deviation}, add_noise)
+
+    def changed(
+        self,
+        source: Path,
+        stage: str,
+        key: dict[str, Any],
+        settings: dict[str, Any],
+        change: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+    ) -> Path:
+        """The folder of a source's images after `change`, which takes them, in [0, 1], and their numbers."""
+        folder = self.output_dir / "low_res" / digest({"source": source.name, **key})
         low_res = LowResImages(source, stage)
-        own = {"stages": {stage: low_res.images.shape[-1]}, "kept_stages": [stage], "blur_sigma": sigma}
+        own = {"stages": {stage: low_res.images.shape[-1]}, "kept_stages": [stage], **settings}
         store = SampleStore(folder, {**low_res.settings, **own})
         store.check()
         if self.state.is_main_process and store.damage() is not None:
             batches = []
             for indices in store.micro_batches():
-                images = gaussian_blur(low_res[indices], torch.full((len(indices),), sigma))
+                images = change(low_res[indices], indices)
                 batches.append({stage: images.numpy(), "images": to_uint8(2 * images - 1).numpy()})
-            store.fill(batches, low_res.labels, "storing blurred images")
+            store.fill(batches, low_res.labels, "storing changed images")
         self.state.wait_for_everyone()
         return folder
 
@@ -339,10 +386,9 @@ class Figures:
     def of(self, samples: Path) -> dict[str, Any]:
         """What `evaluation/evaluate.py` says of the samples; measured once."""
         file = samples / f"figures-{digest([self.options, self.measured_with])}.json"
-        if not file.is_file() and self.state.is_main_process:
+        if not from_main(file.is_file):
             evaluate(EvaluateConfig(samples=str(samples), output=str(file), **self.options))
-        self.state.wait_for_everyone()
-        report = json.loads(file.read_text())
+        report = from_main(lambda: json.loads(file.read_text()))
         return {name: report[name] for name in ("extractor", "distance", "figures", "warnings")}
 
     def classification(self, samples: Path, with_real_images: bool) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import dataclasses
 import itertools
 import json
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,20 +31,23 @@ from ..evaluation.features import ClassifierExtractor, extract, load_extractor
 from ..evaluation.metrics import FeatureStatistics, frechet_distance
 from ..evaluation.records import check_same_settings, digest, fingerprint, provenance, weights_fingerprint
 from ..evaluation.references import real_distance, reference_statistics
-from ..evaluation.sample import DTYPES, all_labels, call_options, how_to_go_on, open_state, sample
+from ..evaluation.sample import DTYPES, all_labels, call_options, how_to_go_on, sample
 from ..evaluation.sample_store import RESULTS_NAME, store_real_images
 from ..evaluation.seeded_sampling import check_call
 from ..files import read_json, reveal, temporary_name, write_json
 from ..pipelines import CascadedDiffusionPipeline
 from ..pipelines.pipeline_base import NOISE_RULE, num_classes_of
 from ..pipelines.solvers import solver_name
-from ..processes import ending_together, held_by_main
+from ..processes import ending_together, from_main, held_by_main, open_state
 from .config import SearchConfig, Setting
 from .search_report import summarise, write_best, write_report
 
 
 SEARCH_NAME = "search.json"
 LINES_NAME = "results.jsonl"
+
+# What names of solvers stand for now that stood for something else before; results that do not say so are of that.
+SOLVER_RULES = {"heun": "with Karras's levels"}
 
 
 def search(config: SearchConfig) -> list[dict[str, Any]]:
@@ -69,6 +73,9 @@ def search_alone(config: SearchConfig, state: PartialState) -> list[dict[str, An
     todo = [(seed, setting) for seed in config.seeds for setting in run.settings]
     todo = [(seed, setting) for seed, setting in todo if run.find(seed, setting) is None]
     state.wait_for_everyone()  # all have looked before one writes
+    if old := len(run.lines()) - len(run.results()):
+        names = ", ".join(f"`{name}` ({rule})" for name, rule in SOLVER_RULES.items())
+        state.print(f"{old} lines of {run.folder / LINES_NAME} are not used, of names that mean others now: {names}.")
     if state.is_main_process:
         run.begin()
     for number, (seed, setting) in enumerate(todo, 1):
@@ -77,8 +84,9 @@ def search_alone(config: SearchConfig, state: PartialState) -> list[dict[str, An
     state.wait_for_everyone()
     select_split, limit = config.select_split, config.max_evaluations
     rows = summarise(run.results(), run.stage, config.seeds, select_split, limit, only_storable=config.write_best)
+    real_distances = run.real_distances()
     if state.is_main_process:
-        write_report(rows, run.real_distances(), run.description, run.folder, select_split, limit)
+        write_report(rows, real_distances, run.description, run.folder, select_split, limit)
         if config.write_best:
             about = {"selected_by": select_split, "output_dir": config.output_dir}
             write_best(rows, run.pipeline, run.stage, Path(config.pipeline), about)
@@ -206,10 +214,14 @@ class Search:
 
     # Results
 
-    def results(self) -> list[dict[str, Any]]:
-        """The lines of `results.jsonl`, one per setting and seed."""
+    def lines(self) -> list[dict[str, Any]]:
+        """All of `results.jsonl`."""
         file = self.folder / LINES_NAME
         return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+
+    def results(self) -> list[dict[str, Any]]:
+        """The lines of `results.jsonl`, one per setting and seed, but those of another meaning of a solver's name."""
+        return [line for line in self.lines() if line.get("solver_rule") == solver_rule(line["setting"])]
 
     def find(self, seed: int, setting: Setting) -> dict[str, Any] | None:
         """The result of a setting and seed, if there is one."""
@@ -226,7 +238,7 @@ class Search:
     def append(self, line: dict[str, Any]) -> None:
         """The file is replaced as a whole, so that a kill leaves no half a line."""
         temporary = temporary_name(self.folder / LINES_NAME)
-        temporary.write_text("".join(json.dumps(line) + "\n" for line in [*self.results(), line]))
+        temporary.write_text("".join(json.dumps(line) + "\n" for line in [*self.lines(), line]))
         reveal(temporary, self.folder / LINES_NAME)
 
     # One setting
@@ -243,7 +255,8 @@ class Search:
 
     def sample_and_measure(self, seed: int, setting: Setting) -> None:
         """Adds the result of a setting and seed."""
-        samples = self.folder / "samples" / digest([seed, setting.as_dict()])
+        rule = solver_rule(setting.as_dict())
+        samples = self.folder / "samples" / digest([seed, setting.as_dict(), *([rule] if rule else [])])
         first_stage = self.first_stage(setting)
         options = {"output_dir": str(samples)}
         if first_stage == 0:
@@ -252,6 +265,7 @@ class Search:
             low_res_dir = self.low_res_images(seed, setting.conditioning)
             options |= {"low_res_dir": str(low_res_dir), "low_res_stage": self.before[first_stage - 1]}
         sample(self.sample_config(seed, setting, **options), self.pipeline)
+        figures, num_features = self.measure(samples)
         if self.state.is_main_process:
             record = json.loads((samples / RESULTS_NAME).read_text())
             evaluations = record["evaluations"]
@@ -260,9 +274,9 @@ class Search:
                 evaluations = {
                     name: before[name] for name in self.before[:first_stage] if name in before
                 } | evaluations
-            figures, num_features = self.measure(samples)
             line = {
                 "setting": setting.as_dict(),
+                **({"solver_rule": rule} if rule else {}),
                 "seed": seed,
                 "figures": figures,
                 "num_features": num_features,
@@ -303,7 +317,7 @@ class Search:
         for split, dataset in self.real_images().items():
             options = {"batch_size": config.batch_size, "device": device}
             reference = reference_statistics(dataset, self.extractor, config.cache_dir, **options)
-            figures[split] = frechet_distance(of_samples, reference)
+            figures[split] = from_main(partial(frechet_distance, of_samples, reference))
         if self.classifier is not None and images.labels is not None:
             if config.classifier is not None:
                 loader = DataLoader(images, config.batch_size)
@@ -332,6 +346,11 @@ class Search:
             )
             for split, other in itertools.permutations(images)
         }
+
+
+def solver_rule(setting: dict[str, Any]) -> str | None:
+    """The one of [`SOLVER_RULES`] by which a setting is sampled."""
+    return SOLVER_RULES.get(setting.get("scheduler"))
 
 
 def resolved(settings: list[Setting], pipeline: CascadedDiffusionPipeline, stage: str) -> list[Setting]:

@@ -2,6 +2,7 @@
 
 from typing import Literal
 
+from ..data.config import REVISION
 from ..options import (
     Fraction,
     HubOptions,
@@ -44,6 +45,7 @@ class TrainingConfig(HubOptions):
     # Data
     dataset_name: str | None = option("A data set of the Hub, e.g. zalando-datasets/fashion_mnist.", None)
     dataset_config_name: str | None = option("Configuration of the Hub data set.", None)
+    dataset_revision: str | None = option(REVISION, None)
     train_data_dir: str | None = option(
         "Folder of images (one sub-folder per class), of parquet files, or of MNIST-style IDX files.", None
     )

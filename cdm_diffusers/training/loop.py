@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -12,7 +13,6 @@ from accelerate import Accelerator, PartialState
 from accelerate.utils import (
     DataLoaderConfiguration,
     GradientAccumulationPlugin,
-    parse_flag_from_env,
     patch_environment,
     set_seed,
 )
@@ -21,7 +21,7 @@ from diffusers.utils import logging
 from PIL import Image
 from tqdm.auto import tqdm
 
-from ..data.fingerprints import with_identity
+from ..data.fingerprints import commit_of, identity_of
 from ..data.memory import ImageData, held_in_memory
 from ..data.sources import open_images
 from ..data.survey import check_before_training
@@ -31,7 +31,7 @@ from ..files import replace_folder, reveal, temporary_name, write_json, writing
 from ..models import CascadedUNet2DModel
 from ..pipelines import CascadedDiffusionPipeline, SuperResolutionPipeline
 from ..presets import StagePreset
-from ..processes import ending_together, held_by_main
+from ..processes import ending_together, from_main, held_by_main, open_state
 from ..publishing import prepare_if_asked, push_if_asked
 from .batches import BATCH, ImageBatches, Noise, Split, StreamBatches
 from .checkpoints import (
@@ -105,28 +105,30 @@ def train(config: TrainingConfig, super_resolution: bool) -> None:
     """
     output_dir = Path(config.output_dir)
     is_sharded = sharding_asked()
-    # Without an accelerator, accelerate must be told so, or torchrun's processes do not know of each other.
-    on_cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
-    state = PartialState(cpu=on_cpu)
+    state = open_state()
     with ending_together(state, lambda: how_to_go_on(output_dir)), held_by_main(state, output_dir, "a training"):
-        train_alone(config, super_resolution, on_cpu, is_sharded)
+        train_alone(config, super_resolution, state, is_sharded)
 
 
-def train_alone(config: TrainingConfig, super_resolution: bool, on_cpu: bool, is_sharded: bool) -> None:
+def train_alone(config: TrainingConfig, super_resolution: bool, state: PartialState, is_sharded: bool) -> None:
     """[`train`] in a folder that no other run has."""
     checkpoint = checkpoint_to_resume(config.resume_from_checkpoint, Path(config.output_dir))
     saved = None if checkpoint is None else read_checkpoint(checkpoint)[0]
-    preset = resolve_preset(config, super_resolution, PartialState(cpu=on_cpu).num_processes, saved)
-    accelerator = make_accelerator(config, preset, on_cpu)
+    preset = resolve_preset(config, super_resolution, state.num_processes, saved)
+    accelerator = make_accelerator(config, preset, state)
     if accelerator.is_main_process:
         prepare_if_asked(config, config.output_dir)
     if is_sharded:
         check_sharding(config, accelerator.num_processes)
     channels_last = not is_sharded and resolve_channels_last(config, saved, accelerator.device)
     config = dataclasses.replace(config, channels_last=channels_last)
+    if config.dataset_revision is not None:  # resolved once, since branches and tags move
+        commit = from_main(partial(commit_of, config.dataset_name, config.dataset_revision))
+        config = dataclasses.replace(config, dataset_revision=commit)
     with accelerator.main_process_first():
         of_data = data_config(config, preset)
-        data = with_identity(open_images(of_data), of_data)
+        data = open_images(of_data)
+    data = dataclasses.replace(data, identity=from_main(lambda: identity_of(data, of_data)))
     check_before_training(data, preset.training.train_batch_size, accelerator.is_main_process)
     if data.id2label is not None:
         unet = dataclasses.replace(preset.unet, num_classes=len(data.id2label))
@@ -142,19 +144,19 @@ def train_alone(config: TrainingConfig, super_resolution: bool, on_cpu: bool, is
         trainer.finish()
 
 
-def make_accelerator(config: TrainingConfig, preset: StagePreset, on_cpu: bool) -> Accelerator:
+def make_accelerator(config: TrainingConfig, preset: StagePreset, state: PartialState) -> Accelerator:
     """Accelerate's object for this run: precision, accumulation, trackers."""
     # Shards are made by this package, see `shard`.
     with patch_environment(ACCELERATE_USE_FSDP="false"):
         accelerator = Accelerator(
-            cpu=on_cpu,
+            cpu=state.device.type == "cpu",
             mixed_precision=preset.training.mixed_precision,
             gradient_accumulation_plugin=GradientAccumulationPlugin(
                 num_steps=config.gradient_accumulation_steps, sync_with_dataloader=False
             ),
             dataloader_config=DataLoaderConfiguration(
                 # With several processes, one reads the stream and hands out the batches.
-                dispatch_batches=config.streaming and PartialState().num_processes > 1,
+                dispatch_batches=config.streaming and state.num_processes > 1,
             ),
             log_with=None if config.report_to == "none" else config.report_to,
             project_dir=str(Path(config.output_dir) / config.logging_dir),
@@ -525,7 +527,7 @@ class Trainer:
         """Puts the whole state of a run back, after checking that it is this run's."""
         saved, progress = read_checkpoint(checkpoint)
         check_resumable(saved, self.resolved, checkpoint)
-        check_same_data(checkpoint, self.data.identity)
+        from_main(lambda: check_same_data(checkpoint, self.data.identity))
         if progress["step"] > self.preset.training.max_train_steps:
             raise ValueError(
                 f"`max_train_steps` is {self.preset.training.max_train_steps}, but {checkpoint} is at step "

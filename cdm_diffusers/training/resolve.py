@@ -32,6 +32,7 @@ AUGMENTATIONS = {"gaussian": GaussianAugmentationPreset, "blur": BlurAugmentatio
 
 # What a resumed run may change; everything else would make it another run.
 MAY_CHANGE = {
+    "data.dataset_revision",  # see same_data.py
     "data.train_data_dir",
     "training.max_train_steps",
     "training.learning_rate",

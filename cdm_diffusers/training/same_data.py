@@ -29,10 +29,12 @@ def check_same_data(checkpoint: Path, identity: dict[str, Any]) -> None:
         logger.warning(f"{checkpoint} does not say what it was trained on: see to it that this is the same data.")
         return
     with loading(checkpoint):
-        found = differences(read_json(file, dict[str, Any], "training"), json.loads(json.dumps(identity)))
+        saved = read_json(file, dict[str, Any], "training")
+        found = differences(saved, json.loads(json.dumps(identity)))
     if found:
+        revision = f" (`--dataset_revision {saved['revision']}`)" if "revision" in saved else ""
         raise ValueError(
             f"`resume_from_checkpoint` is {str(checkpoint)!r}, but this is other data than it was trained on: "
-            f"{'; '.join(found)}. Give the data of the first run, or another `output_dir` and no "
+            f"{'; '.join(found)}. Give the data of the first run{revision}, or another `output_dir` and no "
             "`resume_from_checkpoint`."
         )
