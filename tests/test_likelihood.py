@@ -29,7 +29,7 @@ from cdm_diffusers.evaluation.likelihood import (
     stage_figures,
 )
 from cdm_diffusers.losses import HybridLoss
-from cdm_diffusers.pipelines.pipeline_base import CascadeStage
+from cdm_diffusers.pipelines.stages import CascadeStage
 
 
 def fake_unet(time_conditioning="timestep", **config):

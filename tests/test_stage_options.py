@@ -14,7 +14,7 @@ from cdm_diffusers import (
 )
 from cdm_diffusers.model_cards import write_card
 from cdm_diffusers.pipelines.fit import check_same_forward_process
-from cdm_diffusers.pipelines.pipeline_base import CascadeStage
+from cdm_diffusers.pipelines.stages import CascadeStage
 
 
 BARE = {"default_num_inference_steps": None, "default_augmentation_levels": None}

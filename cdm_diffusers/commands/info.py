@@ -9,7 +9,7 @@ from huggingface_hub import ModelCard
 from huggingface_hub.errors import EntryNotFoundError
 
 from ..pipelines import SuperResolutionPipeline
-from ..pipelines.pipeline_base import CascadeStage
+from ..pipelines.stages import CascadeStage
 from ..tables import markdown_table
 from .config import InfoConfig
 from .loading import Pipeline, load_without_weights

@@ -6,7 +6,7 @@ from diffusers import DiffusionPipeline
 from ..evaluation.sample import DTYPES
 from ..models import CascadedUNet2DModel
 from ..pipelines import CascadedDiffusionPipeline, SuperResolutionPipeline
-from ..pipelines.pipeline_base import component_class, load_index
+from ..pipelines.model_index import component_class, load_index
 from ..publishing import hub_errors
 
 

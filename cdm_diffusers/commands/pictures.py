@@ -10,8 +10,8 @@ from PIL import Image
 from ..data.pictures import labelled_grid
 from ..data.transforms import image_to_tensor, to_float, to_unit
 from ..pipelines import CascadedDiffusionPipeline, SuperResolutionPipeline
-from ..pipelines.pipeline_base import num_classes_of
 from ..pipelines.solvers import scheduler_of
+from ..pipelines.stages import num_classes_of
 from .config import PicturesConfig, SuperResolveConfig
 from .loading import load_pipeline
 

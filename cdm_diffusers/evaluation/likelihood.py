@@ -31,8 +31,8 @@ from ..files import write_json
 from ..pipelines import CascadedDiffusionPipeline, SuperResolutionPipeline
 from ..pipelines.denoising import Denoiser
 from ..pipelines.fit import check_same_forward_process
-from ..pipelines.pipeline_base import CascadeStage, num_classes_of
 from ..pipelines.solvers import OWN_SCHEDULERS, scheduler_of
+from ..pipelines.stages import CascadeStage, num_classes_of
 from ..processes import ending_together, open_state
 from .batches import joined, run_over, share_of
 from .config import LikelihoodConfig

@@ -16,7 +16,7 @@ from typing_extensions import TypedDict
 from ..added import defaults_of_added
 from ..files import read_json
 from ..models.arguments import UNetArguments
-from ..pipelines.pipeline_base import CascadeStage
+from ..pipelines.stages import CascadeStage
 
 
 # Arguments of networks that came later, with their defaults: networks that do not use them keep their hashes.

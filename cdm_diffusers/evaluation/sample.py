@@ -20,7 +20,7 @@ from accelerate.utils import broadcast_object_list
 from ..data.transforms import to_uint8
 from ..pipelines import CascadedDiffusionPipeline
 from ..pipelines.inputs import resolve_class_labels
-from ..pipelines.pipeline_base import noise_rule, num_classes_of
+from ..pipelines.stages import noise_rule, num_classes_of
 from ..processes import ending_together, held_by_main, open_state
 from .config import SampleConfig
 from .records import fingerprint, provenance

@@ -10,7 +10,7 @@ import torch
 from tqdm.auto import tqdm
 
 from ..pipelines import CascadedDiffusionPipeline
-from ..pipelines.pipeline_base import num_classes_of
+from ..pipelines.stages import num_classes_of
 
 
 def image_generator(seed: int, index: int, first_stage: int = 0) -> torch.Generator:

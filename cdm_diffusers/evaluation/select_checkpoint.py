@@ -29,7 +29,7 @@ from ..data.splits import open_split
 from ..data.transforms import area_resize, to_float, to_uint8, to_unit
 from ..files import write_json
 from ..pipelines import CascadedDiffusionPipeline, SuperResolutionPipeline
-from ..pipelines.pipeline_base import NOISE_RULE
+from ..pipelines.stages import NOISE_RULE
 from ..processes import ending_together, from_main, open_state
 from ..training.checkpoints import EMA_NAME, checkpoints_in, step_of
 from ..training.export import save_pipeline, stage_pipeline

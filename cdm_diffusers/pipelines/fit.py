@@ -5,9 +5,9 @@ import itertools
 import torch
 from diffusers.utils import logging
 
-from .pipeline_base import CascadeStage, num_classes_of
 from .solver_names import ANCESTRAL
 from .solvers import scheduler_of
+from .stages import CascadeStage, num_classes_of
 
 
 logger = logging.get_logger(__name__)

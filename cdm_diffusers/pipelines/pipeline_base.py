@@ -1,201 +1,28 @@
-"""What both pipelines share: stages, and the loop that samples one of them."""
+"""What both pipelines share: loading and saving, callbacks, and the loop that samples a stage."""
 
 import os
 import re
-import sys
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-from diffusers import DiffusionPipeline, SchedulerMixin
+from diffusers import DiffusionPipeline
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
-from diffusers.pipelines.pipeline_loading_utils import LOADABLE_CLASSES
-from diffusers.utils.hub_utils import _add_variant
 from diffusers.utils.torch_utils import randn_tensor
 from typing_extensions import Self
 
-from ..models import CascadedUNet2DModel
 from ..publishing import hub_errors, keep_documents, upload
-from ..schedulers import CascadedDDPMScheduler, ContinuousDDPMScheduler
-from ..schedulers.ancestral import MOST_STEPS
 from .denoising import AncestralSampler, Denoiser, SolverSampler
-from .inputs import check_augmentation_level, check_count, check_guidance_scale
-from .solvers import OWN_SCHEDULERS
+from .inputs import check_guidance_scale
+from .model_index import check_complete, check_components
+from .stages import CascadeStage
 
 
 # Of `from_pretrained`, which find the other files of a repository; and of `save_pretrained`, which say where to upload
 HUB_OPTIONS = ("revision", "token", "cache_dir")
 PUBLICATION = ("repo_id", "private", "token", "commit_message", "create_pr")
-
-# Which draws make the image of a seed. It changes whenever the same seed begins to make other images, so that samples
-# of the old rule are not mixed with those of the new one.
-NOISE_RULE = "the noise of conditioning augmentation, whatever s is, before x_T"
-
-
-def noise_rule(stages: "list[CascadeStage]", augmentation_levels: dict[str, int], truncated: bool) -> str | None:
-    """[`NOISE_RULE`] where its last change changed the images of a seed, at s = 0 and when truncated; else None."""
-    levels = [augmentation_levels[stage.name] for stage in stages if stage.noising_scheduler is not None]
-    return NOISE_RULE if levels and (truncated or 0 in levels) else None
-
-
-class StageOptions(NamedTuple):
-    """How a stage is sampled: number of steps, s, and w of guidance. None is the default, and s of stages without."""
-
-    num_inference_steps: int | None = None
-    augmentation_level: int | None = None
-    guidance_scale: float | None = None
-
-
-@dataclass(frozen=True)
-class CascadeStage:
-    r"""
-    One stage of a cascade: `name` ("base", "super_res_1", ...), the network, the scheduler it samples with, and the
-    forward process of its Gaussian conditioning augmentation (None for a base and for stages without).
-    """
-
-    name: str
-    unet: CascadedUNet2DModel
-    scheduler: SchedulerMixin
-    noising_scheduler: CascadedDDPMScheduler | ContinuousDDPMScheduler | None = None
-
-    def __post_init__(self):
-        takes_level = self.unet.config.augmentation_level_embedding
-        if self.noising_scheduler is None and takes_level:
-            raise ValueError(
-                f"The network of stage `{self.name}` is told an augmentation level, but the stage has no "
-                "`noising_scheduler` to make the noise with."
-            )
-        if self.noising_scheduler is not None and not isinstance(self.noising_scheduler, OWN_SCHEDULERS):
-            raise ValueError(
-                f"The `noising_scheduler` of stage `{self.name}` is a {type(self.noising_scheduler).__name__}; it "
-                "must be the CascadedDDPMScheduler or ContinuousDDPMScheduler of the preceding stage's training."
-            )
-
-    def default_num_inference_steps(self, recommended: int | None) -> int:
-        """What was recommended, else T for CascadedDDPMScheduler and 100 for others; Diffusers' take at most 100 and
-        half of T, since solvers need few steps and cannot use all of a cosine schedule."""
-        num_train_timesteps = self.scheduler.config.num_train_timesteps
-        if isinstance(self.scheduler, CascadedDDPMScheduler):
-            return recommended or num_train_timesteps
-        if isinstance(self.scheduler, ContinuousDDPMScheduler):
-            return recommended or min(100, num_train_timesteps)
-        return min(recommended or 100, 100, max(1, num_train_timesteps // 2))
-
-    def _check_default(self, default: StageOptions):
-        for option, lowest in (("num_inference_steps", 1), ("augmentation_level", 0)):
-            value = getattr(default, option)
-            if value is not None:
-                check_count(f"The default `{option}` of stage `{self.name}`", value, lowest, MOST_STEPS)
-
-    def options(self, given: StageOptions, default: StageOptions) -> StageOptions:
-        """
-        What was given, else the default, else [`default_num_inference_steps`], s = 0 and no guidance.
-
-        Raises:
-            ValueError: a number is out of range, or the stage takes no s or no guidance.
-        """
-        self._check_default(default)
-        steps, level, scale = given
-        if steps is None:
-            steps = self.default_num_inference_steps(default.num_inference_steps)
-        if level is None and self.noising_scheduler is not None:
-            level = default.augmentation_level or 0
-        if scale is None:
-            scale = 1.0 if default.guidance_scale is None else default.guidance_scale
-        return StageOptions(
-            check_count(f"`num_inference_steps` of stage `{self.name}`", steps, highest=MOST_STEPS),
-            check_augmentation_level(self.name, level, self.noising_scheduler),
-            check_guidance_scale(self.name, scale, self.unet),
-        )
-
-    def denoiser(
-        self, class_labels: torch.Tensor | None, low_res: torch.Tensor | None, level: int | None, guidance_scale: float
-    ) -> Denoiser:
-        """The network with its conditions; those that it was trained without are left out."""
-        config = self.unet.config
-        return Denoiser(
-            self.unet,
-            class_labels=None if config.num_classes is None else class_labels,
-            low_res=low_res,
-            augmentation_level=level if config.augmentation_level_embedding else None,
-            guidance_scale=guidance_scale,
-        )
-
-
-def num_classes_of(stages: list[CascadeStage]) -> int | None:
-    """Classes of the conditional stages, None if there are none."""
-    return next((stage.unet.config.num_classes for stage in stages if stage.unet.config.num_classes is not None), None)
-
-
-def load_index(kind: type[DiffusionPipeline], name: str | os.PathLike) -> dict[str, Any]:
-    """
-    `model_index.json` of a folder or of a Hub id.
-
-    Raises:
-        OSError: there is none, or it is no JSON.
-        ValueError: it is not that of a pipeline, or names as a component what is none.
-    """
-    try:
-        index = kind.load_config(name)
-    except RecursionError:
-        index = []
-    file = f"The model_index.json of {os.fspath(name)!r}"
-    if not isinstance(index, dict):
-        problem = f"is of type {type(index).__name__}; it must be an object"
-    elif not isinstance(index.get("_class_name"), str | list):
-        problem = f"has the `_class_name` {index.get('_class_name')!r}; it must be the name of a class"
-    else:
-        check_components(kind, index, file, name)
-        return index
-    raise ValueError(f"{file} {problem}: take a whole copy of the pipeline.")
-
-
-def check_components(
-    kind: type[DiffusionPipeline],
-    index: Mapping[str, Any],
-    file: str = "The model_index.json",
-    folder: str | os.PathLike | None = None,
-) -> None:
-    """
-    Args:
-        file: how errors call it.
-        folder: where components may carry their own code. Without it, what such code may hold is left to Diffusers.
-
-    Raises:
-        ValueError: an entry of `index` is not the library and class of a network or scheduler, as its name wants.
-    """
-    components, _ = kind._get_signature_keys(kind)
-    for part in components:
-        wanted = SchedulerMixin if part.endswith("scheduler") else CascadedUNet2DModel
-        if part in index and not _is_component(part, index[part], wanted.__name__, folder):
-            raise ValueError(
-                f"{file} has {index[part]!r} as `{part}`; it must be [library, class] of a {wanted.__name__}, or "
-                "[null, null] for none: take a whole copy of the pipeline, or import the library first if it is yours."
-            )
-
-
-def _is_component(part: str, entry: Any, wanted: str, folder: str | os.PathLike | None) -> bool:
-    if not isinstance(entry, list | tuple) or len(entry) != 2:
-        return False
-    library, name = entry
-    if library is name is None:
-        return True
-    if not isinstance(library, str) or not isinstance(name, str):
-        return False
-    found = component_class(entry)
-    if found is None and library not in LOADABLE_CLASSES:
-        return folder is None or Path(folder, part, f"{library}.py").is_file()
-    # by name, since the code that a folder carries has classes of its own
-    return wanted in [base.__name__ for base in getattr(found, "__mro__", ())]
-
-
-def component_class(entry: Sequence[str]) -> Any:
-    """What an entry [library, class] names, None where that is nothing: no library is imported because a file says."""
-    library, name = entry
-    return getattr(sys.modules.get(library), name, None)
 
 
 class StepEnd:
@@ -291,7 +118,7 @@ class PixelDiffusionPipeline(DiffusionPipeline):
             pipeline._hub_options = {name: kwargs[name] for name in HUB_OPTIONS if name in kwargs}
             return pipeline
         try:
-            cls._check_complete(pretrained_model_name_or_path, pretrained_model_name_or_path, kwargs)
+            check_complete(cls, pretrained_model_name_or_path, pretrained_model_name_or_path, kwargs)
             return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
         except OSError as error:
             raise OSError(f"{pretrained_model_name_or_path} is incomplete or damaged: {error}") from error
@@ -319,28 +146,8 @@ class PixelDiffusionPipeline(DiffusionPipeline):
             except (OSError, ValueError):  # it never came
                 folder = None
             if folder is not None:
-                cls._check_complete(name, folder, kwargs)
+                check_complete(cls, name, folder, kwargs)
             raise
-
-    @classmethod
-    def _check_complete(cls, name: str | os.PathLike, folder: str | os.PathLike, kwargs: dict[str, Any]) -> None:
-        index = load_index(cls, folder)
-        components, _ = cls._get_signature_keys(cls)
-        absent = [part for part in components if part not in (*index, *kwargs, *cls._optional_components)]
-        if absent:
-            raise ValueError(f"{name} holds a {index['_class_name']} without {absent}, which is not a {cls.__name__}.")
-        for part in components:
-            if part not in index or index[part][0] is None or part in kwargs:
-                continue
-            if not os.path.isdir(os.path.join(folder, part)):
-                raise OSError(f"the folder of component `{part}` is missing.")
-            pickle, safetensors = (_weights_file(Path(folder, part), kind, kwargs) for kind in ("bin", "safetensors"))
-            if kwargs["use_safetensors"] and pickle is not None and safetensors is None:
-                raise ValueError(
-                    f"{name} holds the weights of `{part}` as a pickle, {pickle.name}; pickles are not read, "
-                    "since they can run code: where you trust it, load it once with `use_safetensors=False`, and save "
-                    "the pipeline by `save_pretrained`."
-                )
 
     def save_pretrained(
         self,
@@ -458,10 +265,3 @@ class PixelDiffusionPipeline(DiffusionPipeline):
                 "bfloat16 and float32 do not) and `guidance_scale`."
             )
         return sample
-
-
-def _weights_file(folder: Path, kind: str, kwargs: dict[str, Any]) -> Path | None:
-    """The file of weights, or the index of its shards, that loading with `kwargs` looks for."""
-    names = (f"diffusion_pytorch_model.{kind}", f"diffusion_pytorch_model.{kind}.index.json")
-    files = (folder / _add_variant(name, kwargs.get("variant")) for name in names)
-    return next(filter(Path.is_file, files), None)

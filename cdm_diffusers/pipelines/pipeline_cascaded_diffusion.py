@@ -27,10 +27,11 @@ from .inputs import (
     resolve_class_labels,
     tensor_to_images,
 )
-from .pipeline_base import CascadeStage, PixelDiffusionPipeline, StageOptions, StepEnd, num_classes_of
+from .pipeline_base import PixelDiffusionPipeline, StepEnd
 from .pipeline_output import CascadedDiffusionPipelineOutput
 from .pipeline_super_resolution import SuperResolutionPipeline
 from .solvers import OWN_SCHEDULERS, scheduler_of, with_inference_schedule
+from .stages import CascadeStage, StageOptions, num_classes_of
 
 
 logger = logging.get_logger(__name__)

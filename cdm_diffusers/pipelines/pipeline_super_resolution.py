@@ -22,7 +22,8 @@ from .inputs import (
     resolve_class_labels,
     tensor_to_images,
 )
-from .pipeline_base import CascadeStage, PixelDiffusionPipeline, StageOptions, StepEnd
+from .pipeline_base import PixelDiffusionPipeline, StepEnd
+from .stages import CascadeStage, StageOptions
 
 
 class SuperResolutionPipeline(PixelDiffusionPipeline):

@@ -13,7 +13,7 @@ from .solver_names import ANCESTRAL, SOLVER_NAMES, SOLVERS
 
 
 if TYPE_CHECKING:
-    from .pipeline_base import CascadeStage
+    from .stages import CascadeStage
 
 
 OWN_SCHEDULERS = (CascadedDDPMScheduler, ContinuousDDPMScheduler)

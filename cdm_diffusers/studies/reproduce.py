@@ -33,7 +33,7 @@ from ..evaluation.sample import DTYPES, how_to_go_on, sample
 from ..evaluation.sample_store import LowResImages, SampleStore, store_real_images
 from ..files import write_json
 from ..pipelines import CascadedDiffusionPipeline, SuperResolutionPipeline
-from ..pipelines.pipeline_base import noise_rule
+from ..pipelines.stages import noise_rule
 from ..presets import GaussianAugmentationPreset, StagePreset, get_preset
 from ..processes import ending_together, from_main, held_by_main, open_state
 from ..training.config import TrainingConfig

@@ -36,8 +36,8 @@ from ..evaluation.sample_store import RESULTS_NAME, store_real_images
 from ..evaluation.seeded_sampling import check_call
 from ..files import read_json, reveal, temporary_name, write_json
 from ..pipelines import CascadedDiffusionPipeline
-from ..pipelines.pipeline_base import NOISE_RULE, num_classes_of
 from ..pipelines.solvers import solver_name
+from ..pipelines.stages import NOISE_RULE, num_classes_of
 from ..processes import ending_together, from_main, held_by_main, open_state
 from .config import SearchConfig, Setting
 from .search_report import summarise, write_best, write_report

@@ -1,0 +1,114 @@
+"""Stages of a cascade, and the options that each takes."""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from diffusers import SchedulerMixin
+
+from ..models import CascadedUNet2DModel
+from ..schedulers import CascadedDDPMScheduler, ContinuousDDPMScheduler
+from ..schedulers.ancestral import MOST_STEPS
+from .denoising import Denoiser
+from .inputs import check_augmentation_level, check_count, check_guidance_scale
+from .solvers import OWN_SCHEDULERS
+
+
+# Which draws make the image of a seed. It changes whenever the same seed begins to make other images, so that samples
+# of the old rule are not mixed with those of the new one.
+NOISE_RULE = "the noise of conditioning augmentation, whatever s is, before x_T"
+
+
+def noise_rule(stages: "list[CascadeStage]", augmentation_levels: dict[str, int], truncated: bool) -> str | None:
+    """[`NOISE_RULE`] where its last change changed the images of a seed, at s = 0 and when truncated; else None."""
+    levels = [augmentation_levels[stage.name] for stage in stages if stage.noising_scheduler is not None]
+    return NOISE_RULE if levels and (truncated or 0 in levels) else None
+
+
+class StageOptions(NamedTuple):
+    """How a stage is sampled: number of steps, s, and w of guidance. None is the default, and s of stages without."""
+
+    num_inference_steps: int | None = None
+    augmentation_level: int | None = None
+    guidance_scale: float | None = None
+
+
+@dataclass(frozen=True)
+class CascadeStage:
+    r"""
+    One stage of a cascade: `name` ("base", "super_res_1", ...), the network, the scheduler it samples with, and the
+    forward process of its Gaussian conditioning augmentation (None for a base and for stages without).
+    """
+
+    name: str
+    unet: CascadedUNet2DModel
+    scheduler: SchedulerMixin
+    noising_scheduler: CascadedDDPMScheduler | ContinuousDDPMScheduler | None = None
+
+    def __post_init__(self):
+        takes_level = self.unet.config.augmentation_level_embedding
+        if self.noising_scheduler is None and takes_level:
+            raise ValueError(
+                f"The network of stage `{self.name}` is told an augmentation level, but the stage has no "
+                "`noising_scheduler` to make the noise with."
+            )
+        if self.noising_scheduler is not None and not isinstance(self.noising_scheduler, OWN_SCHEDULERS):
+            raise ValueError(
+                f"The `noising_scheduler` of stage `{self.name}` is a {type(self.noising_scheduler).__name__}; it "
+                "must be the CascadedDDPMScheduler or ContinuousDDPMScheduler of the preceding stage's training."
+            )
+
+    def default_num_inference_steps(self, recommended: int | None) -> int:
+        """What was recommended, else T for CascadedDDPMScheduler and 100 for others; Diffusers' take at most 100 and
+        half of T, since solvers need few steps and cannot use all of a cosine schedule."""
+        num_train_timesteps = self.scheduler.config.num_train_timesteps
+        if isinstance(self.scheduler, CascadedDDPMScheduler):
+            return recommended or num_train_timesteps
+        if isinstance(self.scheduler, ContinuousDDPMScheduler):
+            return recommended or min(100, num_train_timesteps)
+        return min(recommended or 100, 100, max(1, num_train_timesteps // 2))
+
+    def _check_default(self, default: StageOptions):
+        for option, lowest in (("num_inference_steps", 1), ("augmentation_level", 0)):
+            value = getattr(default, option)
+            if value is not None:
+                check_count(f"The default `{option}` of stage `{self.name}`", value, lowest, MOST_STEPS)
+
+    def options(self, given: StageOptions, default: StageOptions) -> StageOptions:
+        """
+        What was given, else the default, else [`default_num_inference_steps`], s = 0 and no guidance.
+
+        Raises:
+            ValueError: a number is out of range, or the stage takes no s or no guidance.
+        """
+        self._check_default(default)
+        steps, level, scale = given
+        if steps is None:
+            steps = self.default_num_inference_steps(default.num_inference_steps)
+        if level is None and self.noising_scheduler is not None:
+            level = default.augmentation_level or 0
+        if scale is None:
+            scale = 1.0 if default.guidance_scale is None else default.guidance_scale
+        return StageOptions(
+            check_count(f"`num_inference_steps` of stage `{self.name}`", steps, highest=MOST_STEPS),
+            check_augmentation_level(self.name, level, self.noising_scheduler),
+            check_guidance_scale(self.name, scale, self.unet),
+        )
+
+    def denoiser(
+        self, class_labels: torch.Tensor | None, low_res: torch.Tensor | None, level: int | None, guidance_scale: float
+    ) -> Denoiser:
+        """The network with its conditions; those that it was trained without are left out."""
+        config = self.unet.config
+        return Denoiser(
+            self.unet,
+            class_labels=None if config.num_classes is None else class_labels,
+            low_res=low_res,
+            augmentation_level=level if config.augmentation_level_embedding else None,
+            guidance_scale=guidance_scale,
+        )
+
+
+def num_classes_of(stages: list[CascadeStage]) -> int | None:
+    """Classes of the conditional stages, None if there are none."""
+    return next((stage.unet.config.num_classes for stage in stages if stage.unet.config.num_classes is not None), None)
