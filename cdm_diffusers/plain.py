@@ -7,9 +7,9 @@ import numpy as np
 
 
 def plain(value: Any) -> Any:
-    """`value` with numpy's numbers, also those in lists, tuples and mappings, as Python's; all else as it is."""
+    """`value` with numpy's numbers and arrays, also in lists, tuples and mappings, as Python's; all else as it is."""
     if isinstance(value, Mapping):
         return {key: plain(item) for key, item in value.items()}
     if type(value) in (list, tuple):
         return type(value)(map(plain, value))
-    return value.item() if isinstance(value, np.generic) else value
+    return value.tolist() if isinstance(value, np.generic | np.ndarray) else value

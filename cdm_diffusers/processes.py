@@ -18,7 +18,6 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, parse_flag_from_env
 from diffusers.utils import logging
-from torch.distributed import DistNetworkError, DistStoreError, PrefixStore, Store, TCPStore
 
 from .files import held
 
@@ -52,7 +51,7 @@ def open_state() -> PartialState:
     # Without an accelerator, accelerate must be told so, or torchrun's processes do not know of each other.
     cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
     state = PartialState(cpu=cpu, timeout=LONGEST_WAIT)
-    del meeting  # their group has one of its own
+    del meeting  # the group has a store of its own
     started = int(os.environ.get("WORLD_SIZE", 1))
     if state.num_processes != started:
         raise ValueError(
@@ -62,11 +61,13 @@ def open_state() -> PartialState:
     return state
 
 
-def _meet() -> Store | None:
-    """Waits for all processes that the environment tells of, and returns what they meet at."""
+def _meet() -> Any:
+    """Waits for all processes that the environment tells of, and returns what they meet at; None for none."""
     names = ("RANK", "WORLD_SIZE", "MASTER_PORT")
-    if not {*names, "MASTER_ADDR"} <= os.environ.keys() or torch.distributed.is_initialized():
+    if not all(map(os.environ.get, (*names, "MASTER_ADDR"))) or torch.distributed.is_initialized():
         return None
+    from torch.distributed import DistNetworkError, DistStoreError, PrefixStore, TCPStore  # not in every build
+
     rank, size, port = (int(os.environ[name]) for name in names)
     is_host = rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != str(True)  # else torchrun is
     keys = [f"{os.environ.get('TORCHELASTIC_RESTART_COUNT')}/{process}" for process in range(size)]

@@ -35,7 +35,7 @@ MAY_IMPORT = {
     "schedulers": {"diffusion", "draws", "plain"},
     "losses": {"diffusion", "draws"},
     "conditioning_augmentation": {"diffusion", "draws"},
-    "pipelines": {"_lazy", "models", "schedulers", "diffusion", "publishing"},
+    "pipelines": {"_lazy", "models", "plain", "schedulers", "diffusion", "publishing"},
     "data": {"draws", "files", "options"},
 }
 for part in ("training", "evaluation", "conversion", "studies", "commands"):  # each may import all of those before it

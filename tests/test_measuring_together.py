@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from accelerate import PartialState
+from accelerate import Accelerator, PartialState
 from forkserver import FORKSERVER
 from small_cascade import small_cascade
 from test_select_checkpoint import config_for, make_run, root  # noqa: F401
@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader
 from cdm_diffusers import CascadedUNet2DModel
 from cdm_diffusers.data.memory import InMemoryImages
 from cdm_diffusers.evaluation.batches import joined, run_over
-from cdm_diffusers.evaluation.classifier import Classifier, ClassifierConfig, build_classifier
+from cdm_diffusers.evaluation.classifier import Classifier, ClassifierConfig, accuracies_on, build_classifier
 from cdm_diffusers.evaluation.config import EvaluateConfig, LikelihoodConfig, RecognitionConfig, SampleConfig
 from cdm_diffusers.evaluation.evaluate import evaluate
 from cdm_diffusers.evaluation.likelihood import measure_likelihood
@@ -225,6 +225,25 @@ def test_checkpoint_selection(root, tmp_path):  # noqa: F811
     alone, first, second = check_same_work(select_checkpoint, config, config.output, CascadedUNet2DModel)
     # In batches of 4, 8 samples of each checkpoint and 10 of the best, in two steps.
     assert (alone, first, second) == (2 * (3 * 8 + 10), 2 * (3 * 4 + 6), 2 * (3 * 4 + 4))
+
+
+def buffers_that_differ(folder):
+    """A classifier's buffers after its accuracy was measured, which each process had changed before."""
+    open_state()
+    torch.manual_seed(0)
+    accelerator = Accelerator(cpu=True)
+    classifier = Classifier.from_pretrained(folder)
+    for buffer in classifier.buffers():
+        buffer += accelerator.process_index
+    size = classifier.config.image_size
+    images = InMemoryImages(torch.zeros(4, 1, size, size, dtype=torch.uint8), torch.zeros(4, dtype=torch.int64))
+    accuracies_on(DataLoader(images, 2), accelerator.prepare(classifier), classifier.config.id2label, accelerator)
+    return [buffer.tolist() for buffer in classifier.buffers()]
+
+
+def test_accuracies_are_of_one_network(world):
+    first, second = in_processes(2, buffers_that_differ, str(world[0] / "classifier"))
+    assert first == second
 
 
 def without_times(rows):

@@ -155,6 +155,8 @@ def test_distance_to_an_exact_copy_is_zero():
     for batch in images.split(15):
         neighbours.update(*neighbours.nearer(batch))
     assert torch.equal(neighbours.distances(), torch.zeros(30))
+    few = NearestNeighbours(images[:30], "cpu").nearer(images[30:32])
+    assert len(few[0]) == 30 and len(few[-1]) <= 4  # an image is handed over once, however many queries it is for
 
 
 def test_wilson_interval():

@@ -383,6 +383,10 @@ def test_a_given_stage_is_a_trainings_folder(study_folder):
         stages = Study(settings_of(study_folder), study_folder / "study").stages
         with pytest.raises(ValueError, match=r"is None; it must be one of \['base', 'super_res_1'\]"):
             stages.given_stage(StageRecipe("b"))
+    with configured(study_folder, stages={"u": {"pipeline": str(up), "stage": "super_res_1"}}):
+        stages = Study(settings_of(study_folder), study_folder / "study").stages
+        with pytest.raises(ValueError, match=r"is 'super_res_1'; it must be one of \['super_res'\]"):
+            stages.given_stage(StageRecipe("u"))
 
 
 @pytest.mark.parametrize("name", ["table2a", "table3b", "figure10"])

@@ -289,6 +289,13 @@ def test_bad_runs(root, tmp_path):
         select_checkpoint(config_for(root, run))
 
 
-def test_the_papers_numbers_are_the_defaults():
-    config = SelectionConfig(run="run", extractor="inception")
-    assert (config.num_images, config.num_final_images) == (10_000, 50_000)
+def test_the_papers_numbers_are_the_defaults(root, tmp_path, monkeypatch):
+    """Or all images to start from, if fewer."""
+    counts = []
+    figures = {"distance": 1.0, "standard_error": 0.1, "num_samples": 1}
+    monkeypatch.setattr(module.Comparison, "distance", lambda self, pipe, count, seed: counts.append(count) or figures)
+    monkeypatch.setattr(module.Comparison, "distance_of_real_images", lambda self, other, count: 0.0)
+    for stage in ("base", "super_res"):
+        run = make_run(root, tmp_path / stage, stage, (10,))
+        select_checkpoint(config_for(root, run, num_images=None, num_final_images=None))
+    assert counts == [10_000, 50_000, 36, 27]

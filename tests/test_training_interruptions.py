@@ -397,6 +397,16 @@ class PretendHub:
         return load_dataset(self.folder, **options)
 
 
+def ask_no_hub():
+    fingerprints.HfApi = None
+
+
+def test_folders_have_no_revision(options, tmp_path):
+    options |= {"output_dir": str(tmp_path / "run"), "dataset_revision": "main"}
+    with pytest.raises(ValueError, match="`dataset_revision` is 'main', but a folder has none"):
+        run(options, ask_no_hub)
+
+
 def test_a_stream_goes_on_at_its_revision_after_a_commit(options, tmp_path):
     data = tmp_path / "data"
     data.mkdir()

@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from accelerate import Accelerator
-from accelerate.utils import DataLoaderConfiguration, set_seed
+from accelerate import Accelerator, PartialState
+from accelerate.utils import DataLoaderConfiguration, broadcast, set_seed
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
@@ -22,6 +22,7 @@ from ..data.memory import ImageData
 from ..data.splits import open_splits
 from ..data.transforms import random_flip, to_float
 from ..files import write_json
+from ..processes import ending_together, held_by_main, open_state
 from ..training.cpu import check_mixed_precision, warn_of_slow_cpu
 from .batches import joined, run_over
 from .config import ClassifierConfig
@@ -123,14 +124,17 @@ def train_classifier(config: ClassifierConfig) -> dict[str, Any]:
         ValueError: for data that do not fit, or splits with different classes.
         RuntimeError: when the loss is not finite.
     """
-    data_config = config.data_config(config.image_size, config.num_channels, config.padding)
-    train, test = open_splits(data_config, config.eval_split)
-    return fit_classifier(config, train, test.dataset)
+    state, output_dir = open_state(), Path(config.output_dir)
+    with ending_together(state), held_by_main(state, output_dir, "a training of a classifier"):
+        data_config = config.data_config(config.image_size, config.num_channels, config.padding)
+        train, test = open_splits(data_config, config.eval_split)
+        return fit_classifier(config, train, test.dataset)
 
 
 def fit_classifier(config: ClassifierConfig, train: ImageData, test: Dataset) -> dict[str, Any]:
     """`train_classifier` on data that are already open."""
     accelerator = Accelerator(
+        cpu=PartialState().device.type == "cpu",
         mixed_precision=config.mixed_precision,
         dataloader_config=DataLoaderConfiguration(use_seedable_sampler=True, data_seed=config.seed),
     )
@@ -268,6 +272,8 @@ def accuracies_on(
 ) -> dict[str, Any]:
     """`accuracies` on all images of `loader`, over all processes."""
     network = accelerator.unwrap_model(classifier).eval()  # processes may have different numbers of batches
+    for buffer in network.buffers():  # each process has the statistics of its own last batch
+        broadcast(buffer, from_process=0)
 
     def of_batch(batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
         return network(to_float(batch["image"]))[0], batch["label"]

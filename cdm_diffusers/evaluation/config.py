@@ -248,8 +248,13 @@ class SelectionConfig:
         None,
     )
     low_res_stage: str | None = option("Of a folder of sample.py: the stage to start from.", None)
-    num_images: TwoOrMore = option("Samples of each checkpoint, to select by.", 10_000)
-    num_final_images: TwoOrMore = option("Samples of the selected one, drawn anew, for the final figure.", 50_000)
+    num_images: TwoOrMore | None = option(
+        "Samples of each checkpoint, to select by. Default: 10,000, or all images to start from, if fewer.",
+        None,
+    )
+    num_final_images: TwoOrMore | None = option(
+        "Samples of the selected one, drawn anew, for the final figure. Default: 50,000, likewise.", None
+    )
     num_inference_steps: PositiveInt | None = option("Sampling steps. Default: the stage's own.", None)
     augmentation_level: NonNegativeInt | None = option("s of a stage that takes one. Default: the stage's own.", None)
     seed: NonNegativeInt = option("Image i is drawn from the generator of (seed, i); the final ones from seed + 1.", 0)

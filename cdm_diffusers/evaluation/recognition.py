@@ -173,14 +173,13 @@ def measure(
         `dict` of figures, and the nearest training images of the first samples, (Q, C, h, h) in [-1, 1].
     """
     id2label = classifier.config.id2label
-    samples, made = last_of(stages), {name: stacked(stage) for name, stage in stages.items()}
-    images = last_of(made)
-    size = images.shape[-1]
+    samples = last_of(stages)
+    size = size_of(samples)
     logits, features = classify(classifier, samples, batch_size, device)
     test_logits, test_labels = classify_real(classifier, shuffled(test, batch_size, seed), size, device)
-    count = min(num_nearest_images, len(images), len(test))
-    queries = torch.cat([images[:count], first_images(shuffled(test, batch_size, seed), size, count)])
-    references = {name: Moments(len(id2label), stage.shape[-1]) for name, stage in made.items()}
+    count = min(num_nearest_images, len(samples), len(test))
+    queries = torch.cat([stacked(samples, count), first_images(shuffled(test, batch_size, seed), size, count)])
+    references = {name: Moments(len(id2label), size_of(stage)) for name, stage in stages.items()}
     neighbours, kept = NearestNeighbours(queries, device), ClassSubset(len(id2label), num_diversity_images)
 
     def of_batch(batch: dict[str, torch.Tensor]) -> tuple[Any, ...]:
@@ -199,9 +198,10 @@ def measure(
     _, real_features = classify(classifier, InMemoryImages(real, None), batch_size, device)
 
     distances = neighbours.distances()
-    spaces = {"pixels": (images, real), "features": (features, real_features)}
 
     def figures() -> dict[str, Any]:
+        made = {name: stacked(stage) for name, stage in stages.items()}
+        spaces = {"pixels": (last_of(made), real), "features": (features, real_features)}
         return {
             "recognised": {
                 "samples": recognised(logits, samples.labels, id2label),
@@ -218,9 +218,14 @@ def measure(
     return from_main(figures), neighbours.nearest[:count]
 
 
-def stacked(images: Dataset) -> torch.Tensor:
-    """All of a set, float (N, C, H, W) in [-1, 1]."""
-    return to_float(torch.stack([images[index]["image"] for index in range(len(images))]))
+def size_of(images: Dataset) -> int:
+    """Side of a set's images."""
+    return images[0]["image"].shape[-1]
+
+
+def stacked(images: Dataset, count: int | None = None) -> torch.Tensor:
+    """All of a set, or its first `count`, float (N, C, H, W) in [-1, 1]."""
+    return to_float(torch.stack([images[index]["image"] for index in range(count or len(images))]))
 
 
 def shuffled(dataset: Dataset, batch_size: int, seed: int) -> DataLoader:
@@ -363,23 +368,24 @@ class NearestNeighbours:
         self.nearest = torch.zeros_like(queries)
         self.smallest = torch.full((len(queries),), math.inf)
 
-    def nearer(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def nearer(self, images: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """
         Of which queries the nearest of images (B, C, H, W) is nearer than any before: their numbers (n,), the
-        distances (n,), and those images (n, C, H, W).
+        distances (n,), which of the last result these are to (n,), and that: the images that are anybody's nearest.
         """
         images = torch.cat([images, images.flip(-1)])
         distances = torch.cdist(self.queries.flatten(1), images.to(self.queries.device).flatten(1))
         smallest, index = (of_queries.cpu() for of_queries in distances.min(1))
         which = torch.nonzero(smallest < self.smallest)[:, 0]
-        return which, smallest[which], images[index[which]]
+        used, place = index[which].unique(return_inverse=True)
+        return which, smallest[which], place, images[used]
 
-    def update(self, which: torch.Tensor, smallest: torch.Tensor, images: torch.Tensor) -> None:
+    def update(self, which: torch.Tensor, smallest: torch.Tensor, place: torch.Tensor, images: torch.Tensor) -> None:
         """What is `nearer` of images that come along."""
         is_nearer = smallest < self.smallest[which]
         which = which[is_nearer]
         self.smallest[which] = smallest[is_nearer]
-        self.nearest[which] = images[is_nearer]
+        self.nearest[which] = images[place[is_nearer]]
 
     def distances(self) -> torch.Tensor:
         """(Q,); computed anew, since `cdist` is inexact for images that are nearly the same."""

@@ -174,7 +174,7 @@ class SamplingJob:
 
         share = pending[state.process_index :: state.num_processes]
         make = partial(self.make, num_processes=state.num_processes)
-        for _ in sample_batches(make, share, total, num_finished, disable=not state.is_main_process):
+        for _ in sample_batches(make, share, total, num_finished, not state.is_main_process, leave=True):
             pass
 
     def make(self, indices: torch.Tensor, num_processes: int) -> None:

@@ -65,6 +65,7 @@ def sample_batches(
     total: int,
     num_finished: Callable[[], int] | None = None,
     disable: bool = False,
+    leave: bool = False,
 ) -> Iterator[Any]:
     """
     What `make` returns for each of `batches`, with a bar that counts images.
@@ -74,8 +75,9 @@ def sample_batches(
         total: images, of all processes.
         num_finished: how many of them there are by now, of all processes; where it is None, those of this loop count.
         disable: whether there is no bar.
+        leave: whether it stays when all is done.
     """
-    with tqdm(total=total, desc="sampling", unit="image", leave=False, disable=disable) as bar:
+    with tqdm(total=total, desc="sampling", unit="image", leave=leave, disable=disable) as bar:
         for indices in batches:
             yield make(indices)
             bar.update(len(indices) if num_finished is None else num_finished() - bar.n)

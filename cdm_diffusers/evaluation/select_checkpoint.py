@@ -24,7 +24,6 @@ from torch.utils.data import default_collate
 from ..data.averages import AreaAverages
 from ..data.config import DataConfig
 from ..data.image_sets import ImageSet, load_image_set
-from ..data.memory import InMemoryImages
 from ..data.splits import open_split
 from ..data.transforms import area_resize, to_float, to_uint8, to_unit
 from ..files import write_json
@@ -37,7 +36,7 @@ from ..training.resolve import preset_of
 from ..training.stage import build_stage
 from .batches import in_order
 from .config import SelectionConfig
-from .features import FeatureExtractor, extract, load_extractor
+from .features import FeatureExtractor, load_extractor
 from .metrics import FeatureStatistics, frechet_distance, frechet_standard_error
 from .records import open_report
 from .references import real_distance, reference_statistics
@@ -47,6 +46,7 @@ from .tables import selection_table
 
 Pipeline = CascadedDiffusionPipeline | SuperResolutionPipeline
 REPORT_NAME = "checkpoint_selection.json"
+PAPERS_COUNT, PAPERS_FINAL_COUNT = 10_000, 50_000  # Section 4
 
 
 def select_checkpoint(config: SelectionConfig) -> dict[str, Any]:
@@ -72,7 +72,8 @@ def select_together(config: SelectionConfig, state: PartialState) -> dict[str, A
     if not checkpoints or not (run / "training_config.json").is_file():
         raise ValueError(f"`run` is {config.run!r}, which holds no checkpoints of a training: give its --output_dir.")
     resolved = json.loads((run / "training_config.json").read_text())
-    extractor = load_extractor(config.extractor, config.device)
+    with state.main_process_first():  # it may download
+        extractor = load_extractor(config.extractor, config.device)
     selecting = Comparison(config, resolved, config.selecting_split or resolved["data"]["dataset_split"], extractor)
     reporting = Comparison(config, resolved, config.reporting_split, extractor)
     if selecting.split == reporting.split:
@@ -80,8 +81,11 @@ def select_together(config: SelectionConfig, state: PartialState) -> dict[str, A
             f"`selecting_split` and `reporting_split` are both {selecting.split!r}: the split that selects must not "
             "be the one that reports."
         )
-    selecting.check(config.num_images)
-    reporting.check(config.num_final_images)
+    counts = {
+        "num_images": selecting.count(config.num_images, PAPERS_COUNT),
+        "num_final_images": reporting.count(config.num_final_images, PAPERS_FINAL_COUNT),
+    }
+    config = dataclasses.replace(config, **counts)
     check_export(config.export)
     output = Path(config.output) if config.output else run / REPORT_NAME
     new = {"checkpoints": {}, "selected": None, "final": None}
@@ -174,16 +178,24 @@ class Comparison:
         self.options = {"batch_size": config.batch_size, "device": config.device}
         self.statistics: FeatureStatistics | None = None
 
-    def check(self, count: int) -> None:
+    def count(self, given: int | None, default: int) -> int:
         """
+        How many samples there are to be: those `given`, else the `default`, but no more than there are images to
+        start from.
+
         Raises:
             ValueError: there are not so many low-resolution images.
         """
-        if self.unet["low_res_size"] is not None and count > len(self.source):
+        if self.unet["low_res_size"] is None:
+            return default if given is None else given
+        if given is None:
+            return min(default, len(self.source))
+        if given > len(self.source):
             raise ValueError(
-                f"{count} samples were asked for, but there are {len(self.source)} images to start from: give a "
+                f"{given} samples were asked for, but there are {len(self.source)} images to start from: give a "
                 "smaller `num_images` or `num_final_images`, or more images as `low_res`."
             )
+        return given
 
     def distance(self, pipeline: Pipeline, count: int, seed: int) -> dict[str, float | int]:
         """Of `count` samples, with its standard error over the draw of them."""
@@ -192,8 +204,7 @@ class Comparison:
             self.statistics = reference_statistics(self.real_images, self.extractor, cache_dir, **self.options)
         pipeline.set_progress_bar_config(disable=True)
         is_base = self.unet["low_res_size"] is None
-        images = self.base_samples(pipeline, count, seed) if is_base else self.super_resolved(pipeline, count, seed)
-        features, _ = extract(self.extractor, InMemoryImages(images, None), self.config.batch_size, self.config.device)
+        features = self.of_base(pipeline, count, seed) if is_base else self.of_super_resolved(pipeline, count, seed)
         return from_main(
             lambda: {
                 "distance": frechet_distance(self.statistics, FeatureStatistics.from_features(features)),
@@ -208,8 +219,8 @@ class Comparison:
         cache_dir = self.config.cache_dir
         return real_distance(self.real_images, other.real_images, count, self.extractor, cache_dir, **self.options)
 
-    def base_samples(self, pipeline: CascadedDiffusionPipeline, count: int, seed: int) -> torch.Tensor:
-        """uint8 (N, C, H, W), balanced over the classes."""
+    def of_base(self, pipeline: CascadedDiffusionPipeline, count: int, seed: int) -> torch.Tensor:
+        """Features (N, D) of samples that are balanced over the classes."""
         num_classes = self.unet["num_classes"]
         labels = None if num_classes is None else torch.arange(count) % num_classes
         options = {"num_inference_steps": self.config.num_inference_steps}
@@ -217,10 +228,10 @@ class Comparison:
         def make(indices: torch.Tensor) -> torch.Tensor:
             return draw_images(pipeline, indices, labels, seed, **options)["base"]
 
-        return self.samples(make, count)
+        return self.features(make, count)
 
-    def super_resolved(self, pipeline: SuperResolutionPipeline, count: int, seed: int) -> torch.Tensor:
-        """uint8 (N, C, H, W), from low-resolution images drawn without replacement."""
+    def of_super_resolved(self, pipeline: SuperResolutionPipeline, count: int, seed: int) -> torch.Tensor:
+        """Features (N, D) of samples from low-resolution images drawn without replacement."""
         chosen = torch.randperm(len(self.source), generator=torch.Generator().manual_seed(seed))[:count]
 
         def make(indices: torch.Tensor) -> torch.Tensor:
@@ -234,14 +245,15 @@ class Comparison:
                 output_type="pt",
             ).images
 
-        return self.samples(make, count)
+        return self.features(make, count)
 
-    def samples(self, make: Callable[[torch.Tensor], torch.Tensor], count: int) -> torch.Tensor:
-        """All that `make` returns, float (B, C, H, W) in [0, 1] for numbers (B,), as uint8 (N, C, H, W) on the CPU."""
+    @torch.no_grad()
+    def features(self, make: Callable[[torch.Tensor], torch.Tensor], count: int) -> torch.Tensor:
+        """(N, D), on the CPU, of all that `make` returns, float (B, C, H, W) in [0, 1] for numbers (B,)."""
         state = PartialState()
         share = torch.arange(count).split(self.config.batch_size)[state.process_index :: state.num_processes]
         made = sample_batches(make, share, sum(map(len, share)), disable=not state.is_main_process)
-        return torch.cat(list(in_order(to_uint8(2 * images - 1).cpu() for images in made)))
+        return torch.cat(list(in_order(self.extractor(to_uint8(2 * images - 1))[0].cpu() for images in made)))
 
 
 def data_config(resolved: dict[str, Any], split: str, train_data_dir: str | None) -> DataConfig:

@@ -71,6 +71,8 @@ def _is_component(part: str, entry: Any, wanted: str, folder: str | os.PathLike 
     found = component_class(entry)
     if found is None and library not in LOADABLE_CLASSES:
         return folder is None or Path(folder, part, f"{library}.py").is_file()
+    if hasattr(found, "_backends"):  # what is missing for it, Diffusers tells
+        return True
     # by name, since the code that a folder carries has classes of its own
     return wanted in [base.__name__ for base in getattr(found, "__mro__", ())]
 

@@ -12,6 +12,7 @@ from diffusers.image_processor import PipelineImageInput
 from diffusers.utils import logging
 
 from ..models import CascadedUNet2DModel
+from ..plain import plain
 from ..schedulers import CascadedDDPMScheduler, ContinuousDDPMScheduler
 from .denoising import AncestralSampler, SolverSampler, make_sampler
 from .fit import check_fit, check_same_forward_process, same_id2label, same_source_resolution
@@ -133,9 +134,9 @@ class CascadedDiffusionPipeline(PixelDiffusionPipeline):
         self.register_to_config(
             id2label=self._checked_id2label(id2label, num_classes_of(self.stages)),
             source_resolution=check_source_resolution(source_resolution),
-            default_num_inference_steps=default_num_inference_steps,
-            default_augmentation_levels=default_augmentation_levels,
-            default_guidance_scales=default_guidance_scales,
+            default_num_inference_steps=plain(default_num_inference_steps),
+            default_augmentation_levels=plain(default_augmentation_levels),
+            default_guidance_scales=plain(default_guidance_scales),
         )
         check_fit(self.stages)
         names = [stage.name for stage in self.stages]

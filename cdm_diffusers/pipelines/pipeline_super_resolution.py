@@ -9,6 +9,7 @@ from diffusers.image_processor import PipelineImageInput
 from diffusers.pipelines.pipeline_utils import ImagePipelineOutput
 
 from ..models import CascadedUNet2DModel
+from ..plain import plain
 from ..schedulers import CascadedDDPMScheduler, ContinuousDDPMScheduler
 from .denoising import make_sampler
 from .inputs import (
@@ -76,9 +77,9 @@ class SuperResolutionPipeline(PixelDiffusionPipeline):
         self.register_to_config(
             id2label=self._checked_id2label(id2label, unet.config.num_classes),
             source_resolution=check_source_resolution(source_resolution),
-            default_num_inference_steps=default_num_inference_steps,
-            default_augmentation_level=default_augmentation_level,
-            default_guidance_scale=default_guidance_scale,
+            default_num_inference_steps=plain(default_num_inference_steps),
+            default_augmentation_level=plain(default_augmentation_level),
+            default_guidance_scale=plain(default_guidance_scale),
         )
         if default_augmentation_level is not None:
             check_augmentation_level(self.stage.name, default_augmentation_level, noising_scheduler)

@@ -45,6 +45,9 @@ from .experiments import Arm, AugmentationExperiment, Experiment, Row, StageReci
 from .reports import write_figure, write_table
 
 
+# How figures are computed; it changes whenever the same samples begin to have other figures, so that a table has none
+# of the old rule beside those of the new one.
+FIGURES_RULE = "kernel distances of all pairs, Inception Scores of splits in order"
 SPLITS = {"train": "dataset_split", "validation": "eval_split"}
 
 
@@ -224,8 +227,7 @@ class Stages:
         config, preset = self.training(recipe, seed)
         is_super_resolution = preset.unet.low_res_size is not None
         folder = self.folder / f"{recipe.name}-{digest(self.key(recipe, seed))}"
-        finished = (folder / "model_index.json").is_file()
-        self.state.wait_for_everyone()  # all processes have looked before one writes
+        finished = from_main((folder / "model_index.json").is_file)
         if not finished:
             forget_precision()
             train(dataclasses.replace(config, output_dir=str(folder)), super_resolution=is_super_resolution)
@@ -240,11 +242,13 @@ class Stages:
         if recipe.name not in self.given:
             source = self.settings.stages[recipe.name]
             part = load_pipeline(source.pipeline, dtype=self.dtype)
-            if source.stage is not None:
+            names = [stage.name for stage in part.stages]
+            if len(names) > 1 and source.stage in names:
                 part = part.stage_pipeline(source.stage)
-            elif len(part.stages) > 1:
-                names = [stage.name for stage in part.stages]
-                raise ValueError(f"`stage` of the pipeline {source.pipeline!r} is None; it must be one of {names}.")
+            elif source.stage not in ([None, *names] if len(names) == 1 else names):
+                raise ValueError(
+                    f"`stage` of the pipeline {source.pipeline!r} is {source.stage!r}; it must be one of {names}."
+                )
             defaults = {name: value for name, value in part.config.items() if name.startswith("default_")}
             self.given[recipe.name] = part, {"weights_and_schedulers": fingerprint(part.stages), "defaults": defaults}
         return self.given[recipe.name]
@@ -385,7 +389,7 @@ class Figures:
 
     def of(self, samples: Path) -> dict[str, Any]:
         """What `evaluation/evaluate.py` says of the samples; measured once."""
-        file = samples / f"figures-{digest([self.options, self.measured_with])}.json"
+        file = samples / f"figures-{digest([self.options, self.measured_with, FIGURES_RULE])}.json"
         if not from_main(file.is_file):
             evaluate(EvaluateConfig(samples=str(samples), output=str(file), **self.options))
         report = from_main(lambda: json.loads(file.read_text()))

@@ -71,8 +71,7 @@ def search_alone(config: SearchConfig, state: PartialState) -> list[dict[str, An
     """[`search`] in a folder that no other one has."""
     run = Search(config, state)
     todo = [(seed, setting) for seed in config.seeds for setting in run.settings]
-    todo = [(seed, setting) for seed, setting in todo if run.find(seed, setting) is None]
-    state.wait_for_everyone()  # all have looked before one writes
+    todo = from_main(lambda: [(seed, setting) for seed, setting in todo if run.find(seed, setting) is None])
     if old := len(run.lines()) - len(run.results()):
         names = ", ".join(f"`{name}` ({rule})" for name, rule in SOLVER_RULES.items())
         state.print(f"{old} lines of {run.folder / LINES_NAME} are not used, of names that mean others now: {names}.")
@@ -121,7 +120,8 @@ class Search:
         for setting in self.settings:
             self.check(setting)
         self.size = pipeline.stages[names.index(self.measured)].unet.config.sample_size
-        self.extractor = load_extractor(config.extractor, state.device)
+        with state.main_process_first():  # it may download
+            self.extractor = load_extractor(config.extractor, state.device)
         self.classifier = self.open_classifier()
         self.data = self.open_splits()
         self.description = json.loads(json.dumps(self.describe()))

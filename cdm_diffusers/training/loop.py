@@ -122,11 +122,11 @@ def train_alone(config: TrainingConfig, super_resolution: bool, state: PartialSt
         check_sharding(config, accelerator.num_processes)
     channels_last = not is_sharded and resolve_channels_last(config, saved, accelerator.device)
     config = dataclasses.replace(config, channels_last=channels_last)
+    of_data = data_config(config, preset)
     if config.dataset_revision is not None:  # resolved once, since branches and tags move
         commit = from_main(partial(commit_of, config.dataset_name, config.dataset_revision))
-        config = dataclasses.replace(config, dataset_revision=commit)
+        config, of_data = (dataclasses.replace(each, dataset_revision=commit) for each in (config, of_data))
     with accelerator.main_process_first():
-        of_data = data_config(config, preset)
         data = open_images(of_data)
     data = dataclasses.replace(data, identity=from_main(lambda: identity_of(data, of_data)))
     check_before_training(data, preset.training.train_batch_size, accelerator.is_main_process)
