@@ -19,7 +19,7 @@ def load_index(kind: type[DiffusionPipeline], name: str | os.PathLike) -> dict[s
 
     Raises:
         OSError: there is none, or it is no JSON.
-        ValueError: it is not that of a pipeline, or names as a component what is none.
+        ValueError: it is not that of a pipeline, or a component that it names is not a network or scheduler.
     """
     try:
         index = kind.load_config(name)
@@ -78,7 +78,7 @@ def _is_component(part: str, entry: Any, wanted: str, folder: str | os.PathLike 
 
 
 def component_class(entry: Sequence[str]) -> Any:
-    """What an entry [library, class] names, None where that is nothing: no library is imported because a file says."""
+    """The class that an entry [library, class] names, if that library is imported: no file imports another."""
     library, name = entry
     return getattr(sys.modules.get(library), name, None)
 

@@ -131,7 +131,7 @@ class PixelDiffusionPipeline(DiffusionPipeline):
         What [`DiffusionPipeline.from_pretrained`] makes of `model_index.json`, whichever class it is called on.
 
         Raises:
-            ValueError: it names as a component what is none.
+            ValueError: a component that it names is not a network or scheduler.
         """
         check_components(cls, config_dict)
         return super().extract_init_dict(config_dict, **kwargs)

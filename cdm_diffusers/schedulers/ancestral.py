@@ -139,7 +139,7 @@ class AncestralScheduler(SchedulerMixin, ConfigMixin):
     def _checked_grid(
         self, num_inference_steps: int, stop_at: int, start_at: int | None
     ) -> tuple[int, int, int | None]:
-        """The arguments as Python's integers; refuses what is none, or out of range."""
+        """The arguments as Python's integers; refuses other types, and what is out of range."""
         num_inference_steps, stop_at, start_at = plain((num_inference_steps, stop_at, start_at))
         num_train_timesteps = self.config.num_train_timesteps
         _check_steps("num_inference_steps", num_inference_steps)

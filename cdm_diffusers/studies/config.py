@@ -424,8 +424,9 @@ def read_settings(config: ReproduceConfig) -> StudySettings:
             f"{list(given['experiments'])}."
         )
     if config.dataset_name is not None or config.train_data_dir is not None:
+        if config.dataset_name != given["data"].get("dataset_name"):
+            given["data"].pop("dataset_revision", None)
         given["data"] |= {"dataset_name": config.dataset_name, "train_data_dir": config.train_data_dir}
-        given["data"].pop("dataset_revision", None)
     for part, name, value in (
         ("sampling", "num_images", config.num_images),
         ("sampling", "seeds", config.sampling_seeds),

@@ -46,7 +46,7 @@ from .search_report import summarise, write_best, write_report
 SEARCH_NAME = "search.json"
 LINES_NAME = "results.jsonl"
 
-# What names of solvers stand for now that stood for something else before; results that do not say so are of that.
+# Names of solvers that once meant something else, and what they mean now; results that do not say so mean the former.
 SOLVER_RULES = {"heun": "with Karras's levels"}
 
 
