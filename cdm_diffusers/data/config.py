@@ -11,7 +11,9 @@ from pydantic import AfterValidator, ValidationInfo
 from ..options import NonNegativeInt, PositiveInt, option, options
 
 
-REVISION = "Branch, tag or commit of the Hub data set; a commit needs no Hub where the data are cached. Default: its newest."
+REVISION = (
+    "Branch, tag or commit of the Hub data set; a commit needs no Hub where the data are cached. Default: its newest."
+)
 
 
 def parse_color(color: str) -> tuple[int, int, int]:
