@@ -7,11 +7,17 @@ import pytest
 import scipy.stats
 import torch
 
-from cdm_diffusers.evaluation.metrics import FeatureStatistics, extrapolated_frechet_distance, frechet_distance
+from cdm_diffusers.evaluation.metrics import (
+    FeatureStatistics,
+    evenly_mixed,
+    extrapolated_frechet_distance,
+    frechet_distance,
+)
 from cdm_diffusers.evaluation.paired import (
     PairedDistances,
     difference_in_differences,
     draw_resamples,
+    extrapolated,
     halves,
     over_trainings,
     paired_bootstrap,
@@ -109,6 +115,38 @@ def test_intervals_cover_the_truth():
     assert 90 <= sum(one.interval[0] <= truth <= one.interval[1] for one in estimates) <= 99
     errors = np.mean([one.standard_error for one in estimates])
     assert 0.9 < errors / np.std([one.value for one in estimates]) < 1.1 * 2**0.5
+
+
+def test_resamples_and_subsets_keep_the_numbers_of_images_of_each_label():
+    labels = torch.arange(100) % 10
+    resamples = draw_resamples(100, 50, 0, labels)
+    assert torch.equal(labels[resamples], labels.expand(50, 100)) and len(resamples[:, 3].unique()) > 5
+    order = torch.randperm(100, generator=seeded(0))
+    mixed = evenly_mixed(order, labels)
+    assert torch.equal(mixed.sort().values, torch.arange(100)) and not torch.equal(
+        mixed, evenly_mixed(order.flip(0), labels)
+    )
+    for num_parts in (2, 3, 4, 5):
+        for part in mixed.tensor_split(num_parts):
+            counts = labels[part].bincount(minlength=10)
+            assert counts.max() - counts.min() <= 1
+    uneven = torch.tensor([0] * 90 + [1] * 10)
+    assert [int(uneven[part].sum()) for part in evenly_mixed(order, uneven).tensor_split(5)] == [2] * 5
+
+
+def test_numbers_of_images_that_are_set_are_no_noise():
+    """Means of two labels far apart: what their numbers would vary by is not in the interval, nor in the limit."""
+    labels, reference = torch.arange(200) % 2, standard(3)
+    errors, limits = {True: [], False: []}, {True: [], False: []}
+    for trial in range(20):
+        row = normal(200, 3, trial) + 6 * labels[:, None]
+        for is_told in (True, False):
+            told = labels if is_told else None
+            distances = PairedDistances.between([row], reference, 100, trial, told)
+            errors[is_told].append(distances.estimate(lambda d: d[..., 0]).standard_error)
+            limits[is_told].append(extrapolated(row, reference, trial, told))
+    assert np.mean(errors[True]) == pytest.approx(np.std(limits[True], ddof=1), rel=0.45)
+    assert np.mean(errors[True]) < np.mean(errors[False]) / 2
 
 
 def test_what_is_chosen_is_tested_on_other_images():

@@ -23,19 +23,20 @@ from cdm_diffusers.evaluation import paired
 from cdm_diffusers.evaluation.classifier import ClassifierConfig, build_classifier, fit_classifier
 from cdm_diffusers.evaluation.evaluate import evaluate
 from cdm_diffusers.evaluation.sample_store import LowResImages
-from cdm_diffusers.studies import augmentation
+from cdm_diffusers.studies import augmentation, verdicts
 from cdm_diffusers.studies import reproduce as module
 from cdm_diffusers.studies.config import ReproduceConfig, StudySettings, read_settings
 from cdm_diffusers.studies.experiments import (
-    CONTROL,
     EXPERIMENTS,
+    FEW_STEPS,
     GOOD,
-    SOLVER_CHECK,
     TRAIN,
     VALIDATION,
     WEAK,
     Experiment,
     StageRecipe,
+    check_heading,
+    control_heading,
     table3a,
 )
 from cdm_diffusers.studies.reports import classification_lines, over_runs, write_table
@@ -104,7 +105,8 @@ def write_config(folder, **changes):
             "augmentation": {
                 **{"good": ["base"], "weak": ["base"], "super_res": ["up"], "num_inference_steps": STEPS},
                 **{"weak_num_inference_steps": {"base": 1}, "scheduler": {"super_res_1": "unipc"}},
-                **{"levels": [0, 500, 4000], "gate": 0.0, "check_steps": 4},
+                **{"levels": [0, 500, 4000], "control_levels": [0, 500, 4000], "validation_levels": [500]},
+                **{"gate": 0.0, "check_steps": 4, "few_steps": 1, "control_noises": [0.2, 0.7]},
             },
         },
     }
@@ -301,32 +303,41 @@ def test_training_options_make_other_stages(study_folder):
 
 
 def test_augmentation_from_nothing_and_again(study_folder, monkeypatch):
-    """Two trainings, five inputs at three s, a check of the solver; and what is there is not made again."""
-    monkeypatch.setattr(augmentation, "NUM_REPLICATES", 20)
+    """Two trainings, six inputs, a check of the solver; and what is there is not made again."""
+    monkeypatch.setattr(verdicts, "NUM_REPLICATES", 20)
+    monkeypatch.setattr(augmentation, "IMAGES_PER_FEATURE", 0)
     monkeypatch.setattr(paired, "NUM_ORDERS", 1)
     options = {"sampling_seeds": [0], "training_seeds": [0, 1], "num_images": 24}
     report = run(study_folder, "augmentation", **options)
     folder = study_folder / "study"
-    assert [(row["heading"], row["label"]) for row in report["rows"][::3]] == [
-        *((heading, "s = 0") for heading in (GOOD, WEAK, TRAIN, VALIDATION, CONTROL)),
-        (SOLVER_CHECK, "4 ancestral steps, s = 500"),
-    ]
-    assert len(report["rows"]) == 16 and all(len(row["runs"]) == 2 for row in report["rows"])
-    assert [one["input"] for one in report["comparisons"]] == [WEAK, GOOD, CONTROL]
-    assert {one["level"] for one in report["comparisons"]} <= {500, 4000}
+    rows = {}
+    for row in report["rows"]:
+        rows.setdefault(row["heading"], []).append(row["label"])
+        assert len(row["runs"]) == 2
+    swept = ["s = 0", "s = 500", "s = 4000"]
+    control = report["control"]["noise"]
+    assert rows == {
+        **dict.fromkeys((GOOD, WEAK, FEW_STEPS, TRAIN), swept),
+        VALIDATION: ["s = 500"],
+        **{control_heading(noise): swept if noise == control else swept[:1] for noise in (0.2, 0.7)},
+        **{check_heading(of): [f"s = {s}, 4 ancestral steps" for s in (0, 500)] for of in (WEAK, TRAIN)},
+    }
+    assert [one["input"] for one in report["comparisons"]] == [WEAK, FEW_STEPS, GOOD, control_heading(control)]
+    assert all(np.shape(one["baselines"][0]["chosen"]) == (2, 2) for one in report["comparisons"])
+    assert report["solver_check"]["num_images"] == 24
     weak, truth = (
         np.mean([run["figures"]["train"]["frechet_distance"]["value"] for run in report["rows"][place]["runs"]])
-        for place in (3, 6)
+        for place in (3, 9)
     )
     assert (report["gate"]["weak"], report["gate"]["ground_truth"]) == pytest.approx((weak, truth))
     # All rows share what they start from, but for the input: one set of low-resolution samples for each base.
     samples = [json.loads((folder / "samples" / one["samples"] / "settings.json").read_text())
                for row in report["rows"] for one in row["runs"]]  # fmt: skip
-    assert len({json.dumps(one["low_res"]) for one in samples}) == 2 * 2 + 3
+    assert len({json.dumps(one["low_res"]) for one in samples}) == 2 * 2 + 4
     assert {one["seed"] for one in samples} == {0}
     text = (folder / "augmentation.md").read_text()
     assert "| *weak base* |" in text and "change beyond ground truth's" in text and "gate: 0" in text
-    assert "Distance with the solver over that with 4 ancestral steps" in text
+    assert "24 images, by the sweep's solver and by the check's: change" in text and "swept: 0." in text
     assert Image.open(folder / "augmentation.png").size[0] > 500
 
     def fail(*arguments, **options):
@@ -338,10 +349,11 @@ def test_augmentation_from_nothing_and_again(study_folder, monkeypatch):
     assert again["rows"] == json.loads(json.dumps(report["rows"])) and again["comparisons"] == report["comparisons"]
 
 
-def test_augmentation_of_a_base_without_an_error_is_not_swept(study_folder):
-    """The gate's rows are sampled, and no other."""
+def test_augmentation_of_a_base_without_an_error_is_not_swept(study_folder, monkeypatch):
+    """The gate's rows are sampled, and no other; and what the settings forbid is refused before that."""
+    monkeypatch.setattr(augmentation, "IMAGES_PER_FEATURE", 0)
     with configured(study_folder) as content:
-        content["experiments"]["augmentation"] |= {"gate": 1000.0, "control_noise": 0.7}
+        content["experiments"]["augmentation"] |= {"gate": 1000.0, "control_noises": [0.3]}
         (study_folder / "config.json").write_text(json.dumps(content))
         before = {path.name for path in (study_folder / "study" / "low_res").glob("*")}
         with pytest.raises(ValueError, match=r"times that on real training images.* must be at least 1000 times"):
@@ -354,19 +366,33 @@ def test_augmentation_of_a_base_without_an_error_is_not_swept(study_folder):
         assert len({path.name for path in (study_folder / "study" / "low_res").glob("*")} - before) == 1
         with pytest.raises(ValueError, match=r"`sampling.seeds` is \[0, 1\]; it must be one seed here"):
             run(study_folder, "augmentation", sampling_seeds=[0, 1])
+        monkeypatch.undo()
+        with pytest.raises(ValueError, match=r"`num_images` is 25; it must be at least \d+, so that either half"):
+            run(study_folder, "augmentation", sampling_seeds=[0], num_images=25)
+        content["stages"]["again"] = content["stages"]["up"]
+        content["experiments"]["augmentation"]["super_res"] = ["up", "again"]
+        (study_folder / "config.json").write_text(json.dumps(content))
+        with pytest.raises(ValueError, match=r"The trainings 'up, seed 0' and 'again, seed 0' .* are the same"):
+            run(study_folder, "augmentation", sampling_seeds=[0])
+        content["evaluation"] |= {"num_reference_images": 20, "seed": 1}
+        (study_folder / "config.json").write_text(json.dumps(content))
+        with pytest.raises(
+            ValueError, match=r"`evaluation` has \['num_reference_images', 'seed'\]; they must be left"
+        ):
+            run(study_folder, "augmentation", sampling_seeds=[0])
 
 
 def test_noise_of_the_positive_control(study_folder, tmp_path):
     settings = settings_of(study_folder, "augmentation")
-    samples = Study(settings, tmp_path).samples
-    arm = next(row.arm for row in settings.experiment("augmentation").rows if row.heading == CONTROL)
+    samples, experiment = Study(settings, tmp_path).samples, settings.experiment("augmentation")
+    arm = next(row.arm for row in experiment.rows if row.heading == control_heading(0.2))
     noised = LowResImages(samples.low_res(arm, ["base", "super_res_1"], 0, 0), "base")
     clean = LowResImages(samples.ground_truth(arm, "base"), "base")
     every = torch.arange(20)
     difference = 2 * (noised[every] - clean[every])
     inside = (noised[every] > 0) & (noised[every] < 1)
     assert difference[inside].std().item() == pytest.approx(0.2, rel=0.15) and inside.float().mean() > 0.8
-    assert torch.equal(noised.labels, clean.labels)
+    assert torch.equal(noised.labels, clean.labels) and torch.equal(clean.labels, every % 2)
 
 
 def test_a_given_stage_is_a_trainings_folder(study_folder):

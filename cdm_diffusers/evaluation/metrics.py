@@ -100,7 +100,12 @@ def frechet_distances(means: torch.Tensor, covariances: torch.Tensor, reference:
 
 
 def extrapolated_frechet_distance(
-    features: torch.Tensor, reference: FeatureStatistics, num_orders: int = 1, *, generator: torch.Generator
+    features: torch.Tensor,
+    reference: FeatureStatistics,
+    num_orders: int = 1,
+    *,
+    labels: torch.Tensor | None = None,
+    generator: torch.Generator,
 ) -> float:
     """
     The distance that infinitely many images would have (Chong and Forsyth, 2020): the finite number N of `features`
@@ -115,6 +120,8 @@ def extrapolated_frechet_distance(
         num_orders: random orders of the images whose subsets are used. More of them take away noise that one adds
             (in simulations with N = 4 D and 8 D a deviation of 1.2 to 2.1 times that of the plain distance with 1
             order, 1.0 to 1.3 times with 5).
+        labels: int64 (N,), where as many images of each were drawn as the distribution has: every subset has its
+            share of each label, as the whole has.
         generator: of the orders, on the CPU.
 
     Raises:
@@ -124,7 +131,8 @@ def extrapolated_frechet_distance(
     whole = frechet_distance(FeatureStatistics.from_features(features), reference)
     points = [(1 / len(features), whole)] * num_orders
     for _ in range(num_orders):
-        order = torch.randperm(len(features), generator=generator).to(features.device)
+        order = torch.randperm(len(features), generator=generator)
+        order = (order if labels is None else evenly_mixed(order, labels)).to(features.device)
         for num_parts in range(2, MAX_PARTS + 1):
             parts = [FeatureStatistics.from_features(features[part]) for part in order.tensor_split(num_parts)]
             subsets = [FeatureStatistics.merge(parts[:place] + parts[place + 1 :]) for place in range(num_parts)]
@@ -132,6 +140,15 @@ def extrapolated_frechet_distance(
             distances = frechet_distances(means, covariances, reference).tolist()
             points += [(1 / subset.count, distance) for subset, distance in zip(subsets, distances, strict=True)]
     return linear_regression(*zip(*points, strict=True)).intercept
+
+
+def evenly_mixed(order: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """The `order` (N,) of images with `labels` (N,), changed so that every part of it has its share of each label."""
+    places = torch.empty(len(order), dtype=torch.float64)
+    for label in labels.unique():
+        own = (labels[order] == label).nonzero()[:, 0]
+        places[own] = (torch.arange(len(own), dtype=torch.float64) + 0.5) / len(own)
+    return order[places.argsort(stable=True)]
 
 
 def frechet_standard_error(reference: FeatureStatistics, features: torch.Tensor) -> float:

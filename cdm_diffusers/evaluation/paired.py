@@ -46,10 +46,17 @@ class Estimate:
 # ------------------------------------------------------------------------------------------------------------------
 
 
-def draw_resamples(num_images: int, num_replicates: int, seed: int) -> torch.Tensor:
-    """int64 (B, N): the numbers of the images in each resample, drawn with replacement."""
+def draw_resamples(
+    num_images: int, num_replicates: int, seed: int, labels: torch.Tensor | None = None
+) -> torch.Tensor:
+    """int64 (B, N): the numbers of the images in each resample, drawn with replacement, within each label."""
     generator = torch.Generator().manual_seed(seed)
-    return torch.randint(num_images, (num_replicates, num_images), generator=generator)
+    labels = torch.zeros(num_images, dtype=torch.int64) if labels is None else labels
+    resamples = torch.empty(num_replicates, num_images, dtype=torch.int64)
+    for label in labels.unique():
+        own = (labels == label).nonzero()[:, 0]
+        resamples[:, own] = own[torch.randint(len(own), (num_replicates, len(own)), generator=generator)]
+    return resamples
 
 
 def paired_bootstrap(
@@ -80,7 +87,7 @@ class PairedDistances:
     Frechet distances of rows of paired images from one reference, extrapolated to infinitely many images.
 
     Args:
-        values: (R,) float64.
+        values: (R,) float64, or of another shape, as the statistics take them.
         replicates: (B, R), how they vary together over resamples of the images. A resample has fewer different images
             than the rows, which makes its plain distances larger: what is kept is their deviation from their mean,
             around `values`. Where a row and the reference agree they deviate up to sqrt(2) times too much.
@@ -91,19 +98,26 @@ class PairedDistances:
 
     @classmethod
     def between(
-        cls, rows: Sequence[torch.Tensor], reference: FeatureStatistics, num_replicates: int = 1000, seed: int = 0
+        cls,
+        rows: Sequence[torch.Tensor],
+        reference: FeatureStatistics,
+        num_replicates: int = 1000,
+        seed: int = 0,
+        labels: torch.Tensor | None = None,
     ) -> "PairedDistances":
         """
         Args:
             rows: features (N, D) of each row.
             seed: of the resamples and of the subsets that distances are extrapolated from; the same for all rows.
+            labels: int64 (N,), where the numbers of images of each label are not drawn but set: resamples and subsets
+                keep them.
 
         Raises:
             ValueError: the rows are not of as many images, or of fewer than 10.
         """
         _check_paired(rows)
-        values = torch.tensor([extrapolated(row, reference, seed) for row in rows], dtype=torch.float64)
-        resamples = draw_resamples(len(rows[0]), num_replicates, seed)
+        values = torch.tensor([extrapolated(row, reference, seed, labels) for row in rows], dtype=torch.float64)
+        resamples = draw_resamples(len(rows[0]), num_replicates, seed, labels)
         counts = torch.zeros(resamples.shape, dtype=torch.float64)
         counts.scatter_add_(1, resamples, torch.ones_like(counts))
         plain = torch.stack([weighted_distances(row, reference, counts) for row in rows], dim=1)
@@ -114,10 +128,12 @@ class PairedDistances:
         return Estimate.of(statistic(self.values).item(), statistic(self.replicates))
 
 
-def extrapolated(features: torch.Tensor, reference: FeatureStatistics, seed: int = 0) -> float:
+def extrapolated(
+    features: torch.Tensor, reference: FeatureStatistics, seed: int = 0, labels: torch.Tensor | None = None
+) -> float:
     """[`extrapolated_frechet_distance`] from subsets that are the same for all rows of as many images."""
     generator = torch.Generator().manual_seed(seed)
-    return extrapolated_frechet_distance(features, reference, NUM_ORDERS, generator=generator)
+    return extrapolated_frechet_distance(features, reference, NUM_ORDERS, labels=labels, generator=generator)
 
 
 def weighted_distances(features: torch.Tensor, reference: FeatureStatistics, counts: torch.Tensor) -> torch.Tensor:

@@ -384,7 +384,14 @@ class LowResImages:
 
 
 def store_real_images(
-    folder: str | Path, dataset: Dataset, stage: str, size: int, num_images: int, seed: int, batch_size: int = 100
+    folder: str | Path,
+    dataset: Dataset,
+    stage: str,
+    size: int,
+    num_images: int,
+    seed: int,
+    batch_size: int = 100,
+    balanced: bool = False,
 ) -> None:
     """
     Real images averaged down to what `stage` makes, in a folder like that of `evaluation/sample.py --keep_stages`: for
@@ -394,12 +401,15 @@ def store_real_images(
         dataset: items {"image": uint8 (C, R, R)}, with "label" for class-conditional stages.
         size: of the stage's images.
         num_images: number of images, drawn without replacement, by `seed`.
+        balanced: whether labels are 0, 1, ..., K - 1, 0, 1, ..., as those of samples are.
 
     Raises:
         ValueError: there are fewer images, or the folder holds something else.
     """
-    if num_images > len(dataset):
-        raise ValueError(f"`num_images` is {num_images}, but there are only {len(dataset)} real images.")
+    drawn = drawn_images(dataset, seed, balanced)
+    if num_images > len(drawn):
+        kind = "real images, as many of each label" if balanced else "real images"
+        raise ValueError(f"`num_images` is {num_images}, but there are only {len(drawn)} {kind}.")
     settings = {
         "num_images": num_images,
         "batch_size": batch_size,
@@ -409,15 +419,28 @@ def store_real_images(
         "kept_stages": [stage],
         "image_format": "npz",
         "real_images": dataset.fingerprint(),
+        **({"balanced": True} if balanced else {}),
     }
     store = SampleStore(folder, settings)
     store.check()
     if store.damage() is None:
         return
-    drawn = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(seed))[:num_images]
     images, labels = [], []
-    for batch in DataLoader(Subset(dataset, drawn.tolist()), batch_size):
+    for batch in DataLoader(Subset(dataset, drawn[:num_images].tolist()), batch_size):
         averaged = area_resize(to_float(batch["image"]), size)
         images.append({stage: to_unit(averaged).numpy(), "images": to_uint8(averaged).numpy()})
         labels.append(batch.get("label"))
     store.fill(images, None if labels[0] is None else torch.cat(labels), "storing real images")
+
+
+def drawn_images(dataset: Dataset, seed: int, balanced: bool = False) -> torch.Tensor:
+    """
+    int64: the numbers of all images in random order; or, `balanced`, of as many of each of the K labels, in an order
+    in which image i has label i mod K. Without labels there is nothing to balance.
+    """
+    order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(seed))
+    if not balanced or dataset.labels is None:
+        return order
+    labels = dataset.labels[order]
+    of_labels = [order[labels == label] for label in range(int(labels.max()) + 1)]
+    return torch.stack([images[: min(map(len, of_labels))] for images in of_labels], dim=1).flatten()

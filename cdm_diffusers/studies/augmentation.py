@@ -1,16 +1,15 @@
 """
-Conditioning augmentation where there is an error to repair, and where there is none: quality over s on samples of a
-good and of a weak base, beside real images, by rows whose images are paired. The design is in docs/results.md.
+Conditioning augmentation where there is an error to repair, and where there is none: quality over s on samples of
+good and of weak bases, beside real images, by rows whose images are paired. The design is in docs/results.md; what the
+features say is in `verdicts.py`.
 """
 
-import dataclasses
 import itertools
-import math
-import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import torch
+from diffusers.utils import logging
 from torch.utils.data import Dataset
 
 from ..data.averages import AreaAverages
@@ -19,77 +18,158 @@ from ..data.memory import ImageSubset
 from ..evaluation.features import load_extractor
 from ..evaluation.intervals import normal_interval
 from ..evaluation.metrics import FeatureStatistics, frechet_standard_error
-from ..evaluation.paired import (
-    PairedDistances,
-    difference_in_differences,
-    extrapolated,
-    halves,
-    over_trainings,
-)
+from ..evaluation.paired import extrapolated
+from ..evaluation.records import digest
 from ..evaluation.references import reference_features, reference_statistics
-from .experiments import CONTROL, GOOD, SOLVER_CHECK, TRAIN, WEAK, AugmentationExperiment, Row
+from ..evaluation.sample_store import LowResImages, drawn_images
+from ..processes import from_main
+from .experiments import SOLVER_CHECK, TRAIN, WEAK, AugmentationExperiment, Row, control_heading, stage_names
+from .verdicts import BENEFIT, PREDICTIONS, Verdicts, check_gate, choose_noise, conclude, noise_ratios
 
 
 if TYPE_CHECKING:
     from .reproduce import Study
 
-NUM_REPLICATES = 1000
-BENEFIT, REFUTED, NONE, WORSE, UNDECIDED, VOID = "benefit", "refuted", "none", "worse", "undecided", "void"
-PREDICTIONS = {WEAK: BENEFIT, GOOD: NONE, CONTROL: BENEFIT}
+logger = logging.get_logger(__name__)
+IMAGES_PER_FEATURE = 2  # for extrapolated distances, in each half of the images
+IGNORED_OPTIONS = ("num_images", "num_reference_images", "seed", "train_statistics", "eval_statistics")
 
 
 def measure_augmentation(study: "Study", experiment: AugmentationExperiment) -> dict[str, Any]:
     """
-    "rows", "gate", "comparisons" and "solver_check" of a report. The gate's rows come first.
+    "rows" and conclusions of a report. The rows of the gate come first, then those of the positive control. What is
+    decided is computed by the main process, for all.
 
     Raises:
-        ValueError: the weak base is not weak enough, or there is more than one sampling seed.
+        ValueError: the weak base is not weak enough, or the settings are not those of paired rows.
     """
-    sweep = Sweep(study, experiment)
-    gate = check_gate(*(sweep.distances(heading, sweep.levels[0]) for heading in (WEAK, TRAIN)), experiment.gate)
-    rows = sweep.rows()
-    report = {"rows": rows, "gate": {**gate, "level": sweep.levels[0]}}
-    report["gate"]["good"] = statistics.fmean(sweep.distances(GOOD, sweep.levels[0]))
-    report["comparisons"] = compare_inputs(sweep.features_by_level(), sweep.references["train"], experiment.margin)
-    check = next((row for row in experiment.rows if row.heading == SOLVER_CHECK), None)
-    if check is not None:
-        level = check.arm.sampling["augmentation_levels"][sweep.last]
-        pairs = zip(sweep.features(WEAK, level), sweep.features(SOLVER_CHECK, level), strict=True)
-        report["solver_check"] = {"label": check.label, **ratio_of(list(pairs), sweep.references["train"])}
-    return report
+    sweep, first = Sweep(study, experiment), experiment.levels[0]
+    sweep.sample((WEAK, TRAIN), [first])
+    verdicts = Verdicts(sweep.features, sweep.references["train"], sweep.labels, experiment.margin)
+    gate = from_main(lambda: check_gate(*(verdicts.values(name, first) for name in (WEAK, TRAIN)), experiment.gate))
+    control = sweep_control(sweep, verdicts, experiment, gate["ratio"])
+    sweep.sample(heading for heading in sweep.groups if heading not in map(control_heading, experiment.control_noises))
+
+    def conclusions() -> dict[str, Any]:
+        ratios = {name: verdicts.ratio(name) for name in PREDICTIONS}
+        check = verdicts.solver_check() if any(name.startswith(SOLVER_CHECK) for name in sweep.groups) else None
+        compared = [verdicts.compare(name, prediction) for name, prediction in PREDICTIONS.items()]
+        return {
+            "rows": sweep.rows(),
+            "gate": {**gate, "level": first, "ratios": ratios},
+            "control": {name: value for name, value in control.items() if name != "comparison"},
+            "comparisons": conclude(compared, control["comparison"], check),
+            "interaction": verdicts.interaction(),
+            "first_step": verdicts.first_step(),
+            **({} if check is None else {"solver_check": check}),
+        }
+
+    return from_main(conclusions)
+
+
+def sweep_control(
+    sweep: "Sweep", verdicts: Verdicts, experiment: AugmentationExperiment, ratio: float
+) -> dict[str, Any]:
+    """
+    The positive control: "noise", that of the row that is swept, "ratios" of all of them, what is stored of them, and
+    the "comparison".
+
+    Args:
+        ratio: of the weak base's distance to that on real images.
+    """
+    headings = {control_heading(noise): noise for noise in experiment.control_noises}
+    sweep.sample(headings, experiment.levels[:1])
+    ratios = from_main(lambda: noise_ratios(verdicts, experiment.control_noises))
+    noise = choose_noise(ratios, ratio)
+    sweep.sample((control_heading(noise), TRAIN), experiment.control_levels)
+    comparison = from_main(lambda: verdicts.compare(control_heading(noise), BENEFIT))
+    if comparison["verdict"] != BENEFIT:
+        logger.warning(
+            f"Void: the positive control's verdict is {comparison['verdict']!r}; it must be {BENEFIT!r} for any "
+            "verdict on a base. Stop the run, or let it go on for the figures."
+        )
+    noises = [{"noise": one, "ratio": ratios[one], **sweep.stored_noise(heading)} for heading, one in headings.items()]
+    return {"noise": noise, "noises": noises, "comparison": comparison}
+
+
+def check_settings(study: "Study") -> None:
+    """
+    Raises:
+        ValueError: there is more than one sampling seed, or an option of the evaluation has no effect.
+    """
+    seeds, evaluation = study.settings.sampling.seeds, study.settings.evaluation.given
+    if len(seeds) != 1:
+        raise ValueError(
+            f"`sampling.seeds` is {seeds}; it must be one seed here, where images and not seeds are paired: give more "
+            "`num_images`."
+        )
+    if ignored := [name for name in IGNORED_OPTIONS if evaluation.get(name) is not None]:
+        raise ValueError(
+            f"`evaluation` has {ignored}; they must be left out here, where all samples are compared with all real "
+            "images."
+        )
 
 
 class Sweep:
     """The rows of an experiment: their samples, features and distances."""
 
     def __init__(self, study: "Study", experiment: AugmentationExperiment):
-        seeds = study.settings.sampling.seeds
-        if len(seeds) != 1:
-            raise ValueError(
-                f"`sampling.seeds` is {seeds}; it must be one seed here, where images and not seeds are paired: give "
-                "more `num_images`."
-            )
-        self.study, self.seed = study, seeds[0]
-        self.last = f"super_res_{len(experiment.rows[0].arm.stages) - 1}"
-        self.groups: dict[tuple[str, int], list[Row]] = {}  # rows that differ in the training only
+        check_settings(study)
+        self.study, self.seed = study, study.settings.sampling.seeds[0]
+        self.last = stage_names(len(experiment.rows[0].arm.stages))[-1]
+        self.groups: dict[str, dict[int, list[Row]]] = {}  # rows that differ in the training only, by heading and s
         for row in experiment.rows:
-            key = row.heading, row.arm.sampling["augmentation_levels"][self.last]
-            self.groups.setdefault(key, []).append(row)
-        self.levels = sorted({level for _, level in self.groups})
-        self.cache: dict[tuple[str, int], list[tuple[str, str, torch.Tensor]]] = {}
-        evaluation, device = study.settings.evaluation, study.state.device
+            level = row.arm.sampling["augmentation_levels"][self.last]
+            self.groups.setdefault(row.heading, {}).setdefault(level, []).append(row)
+        self.check_trainings(self.groups[WEAK][experiment.levels[0]])
+        self.features: dict[str, dict[int, list[torch.Tensor]]] = {}  # of what is sampled so far
+        self.names: dict[tuple[str, int], list[tuple[str, str]]] = {}  # of trainings and of folders of samples
+        self.labels: torch.Tensor | None = None
+        self.measure_real_images(experiment.rows[0])
+        self.check_count()
+
+    def check_trainings(self, rows: list[Row]) -> None:
+        """
+        Raises:
+            ValueError: two are the same.
+        """
+        found: dict[str, str] = {}
+        for row in rows:
+            recipe = row.arm.stages[-1]
+            for seed in self.study.training_seeds(row.arm):
+                name, key = training_name(row, seed), digest(self.study.stages.key(recipe, seed))
+                if key in found:
+                    raise ValueError(
+                        f"The trainings {found[key]!r} and {name!r} of the last stage are the same; they must be "
+                        "different ones: train with other seeds."
+                    )
+                found[key] = name
+
+    def measure_real_images(self, row: Row) -> None:
+        """Both splits as references, and as what they are at best, at the size of the row's samples."""
+        evaluation, device = self.study.settings.evaluation, self.study.state.device
         self.options = {"batch_size": evaluation.batch_size or 100, "device": device}
-        with study.state.main_process_first():  # it may download
+        with self.study.state.main_process_first():  # it may download
             self.extractor = load_extractor(evaluation.extractor, device)
-        real = self.real_images(experiment.rows[0])
+        real = self.real_images(row)
         self.references = {
             split: reference_statistics(images, self.extractor, evaluation.cache_dir, **self.options)
             for split, images in real.items()
         }
-        self.real_figures = {
-            split: self.figure(self.drawn(real[other], evaluation.cache_dir), self.references[split])
-            for split, other in itertools.permutations(real)
-        }
+        self.drawn = {split: self.draw(images, evaluation.cache_dir) for split, images in real.items()}
+
+    def check_count(self) -> None:
+        """
+        Raises:
+            ValueError: there are too few images for extrapolated distances of a half of them.
+        """
+        count, width = self.study.settings.sampling.num_images, len(self.references["train"].mean)
+        needed = 2 * IMAGES_PER_FEATURE * width
+        if count // 2 < IMAGES_PER_FEATURE * width:
+            raise ValueError(
+                f"`num_images` is {count}; it must be at least {needed}, so that either half of the images is "
+                f"{IMAGES_PER_FEATURE} times the {width} features."
+            )
 
     def real_images(self, row: Row) -> dict[str, Dataset]:
         """Of both splits, at the size of the row's samples."""
@@ -100,199 +180,99 @@ class Sweep:
             for split, dataset in images.items()
         }
 
-    def drawn(self, images: Dataset, cache_dir: str) -> torch.Tensor:
-        """Features of as many real images as there are samples in a row, or of all, if fewer."""
-        order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
+    def draw(self, images: Dataset, cache_dir: str) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Features and labels of as many real images as there are samples in a row, or of all, if fewer."""
+        order = drawn_images(images, 0, balanced=True)
         part = ImageSubset(images, order[: self.study.settings.sampling.num_images].tolist())
-        return reference_features(part, self.extractor, cache_dir, **self.options)[0]
+        return reference_features(part, self.extractor, cache_dir, **self.options)[0], part.labels
 
-    def runs(self, heading: str, level: int) -> list[tuple[str, str, torch.Tensor]]:
-        """For each training its name, the folder of its samples, made if not there, and their features (N, D)."""
-        key = heading, level
-        if key not in self.cache:
-            self.cache[key] = []
-            for row in self.groups[key]:
-                for training_seed in self.study.training_seeds(row.arm):
-                    samples = self.study.samples.of(row.arm, training_seed, self.seed)
-                    folder = self.study.samples.output_dir / "features"
-                    features, _ = reference_features(load_image_set(samples), self.extractor, folder, **self.options)
-                    name = row.arm.stages[-1].name
-                    name = name if training_seed is None else f"{name}, seed {training_seed}"
-                    self.cache[key].append((name, samples.name, features))
-        return self.cache[key]
+    def sample(self, headings: Iterable[str], levels: Iterable[int] | None = None) -> None:
+        """Makes what is not there yet of these rows, and puts its features (N, D) into `features`."""
+        for heading in headings:
+            for level in sorted(self.groups[heading] if levels is None else levels):
+                if (heading, level) not in self.names:
+                    names, features = zip(*map(self.run, *self.runs_of(heading, level)), strict=True)
+                    self.names[heading, level] = list(names)
+                    self.features.setdefault(heading, {})[level] = list(features)
 
-    def features(self, heading: str, level: int) -> list[torch.Tensor]:
-        """(N, D) of each training."""
-        return [features for *_, features in self.runs(heading, level)]
+    def runs_of(self, heading: str, level: int) -> tuple[list[Row], list[int | None]]:
+        """Rows and seeds of the trainings."""
+        runs = [(row, seed) for row in self.groups[heading][level] for seed in self.study.training_seeds(row.arm)]
+        return tuple(map(list, zip(*runs, strict=True)))
 
-    def distances(self, heading: str, level: int) -> list[float]:
-        """From the training images, of each training."""
-        return [extrapolated(features, self.references["train"]) for features in self.features(heading, level)]
+    def run(self, row: Row, training_seed: int | None) -> tuple[tuple[str, str], torch.Tensor]:
+        """
+        Names of the training and of the folder of its samples, made if not there, and their features (N, D).
 
-    def features_by_level(self) -> dict[str, dict[int, list[torch.Tensor]]]:
-        """Of the compared inputs and of the real training images, by heading and s, for each training."""
-        return {
-            heading: {level: self.features(heading, level) for level in self.levels}
-            for heading in (WEAK, GOOD, CONTROL, TRAIN)
-        }
+        Raises:
+            ValueError: the images have other labels than those of other rows.
+        """
+        folder = self.study.samples.of(row.arm, training_seed, self.seed)
+        images, cache_dir = load_image_set(folder), self.study.samples.output_dir / "features"
+        if not self.names:
+            self.labels = images.labels
+        labels = None if self.labels is None else self.labels[: len(images)]
+        if labels is not None and (images.labels is None or not torch.equal(images.labels, labels)):
+            raise ValueError(
+                f"The images of {row.heading!r}, {row.label}, have other labels than those of {WEAK!r}; they must be "
+                "the same: give data with the cascade's classes."
+            )
+        features, _ = reference_features(images, self.extractor, cache_dir, **self.options)
+        return (training_name(row, training_seed), folder.name), features
+
+    def stored_noise(self, heading: str) -> dict[str, float]:
+        """What is left of a control's noise, of images in [-1, 1], where values are cut off."""
+        row = next(rows[0] for rows in self.groups[heading].values())
+        stages, seed = stage_names(len(row.arm.stages)), self.study.training_seeds(row.arm)[0]
+        noised = LowResImages(self.study.samples.low_res(row.arm, stages, seed, self.seed), stages[-2])
+        clean = LowResImages(self.study.samples.ground_truth(row.arm, stages[-2]), stages[-2])
+        noise = 2 * (noised.images.astype(float) - clean.images)
+        return {"deviation": float(noise.std()), "shift": float(noise.mean())}
 
     def rows(self) -> list[dict[str, Any]]:
-        """As the reports of `reproduce` have them, with distances that are extrapolated."""
-        rows = []
-        for (heading, level), (row, *_) in self.groups.items():
-            runs = []
-            for name, samples, features in self.runs(heading, level):
-                figures = {
-                    split: {"frechet_distance": {**self.figure(features, reference), "real": self.real_figures[split]}}
-                    for split, reference in self.references.items()
-                }
-                distance = f"{self.extractor.distance_name}, extrapolated,"
-                seeds = {"training_seed": name, "sampling_seed": self.seed}
-                runs.append(
-                    {**seeds, "samples": samples, "extractor": self.extractor.name, "distance": distance}
-                    | {"figures": figures}
-                )
-            rows.append({"heading": heading, "label": row.label, "x": row.x, "paper": [], "runs": runs})
-        return rows
+        """As the reports of `reproduce` have them, with distances that are extrapolated; those that were sampled."""
+        order = [(heading, level) for heading, levels in self.groups.items() for level in levels]
+        real_figures = self.real_figures()
+        return [self.row(*key, real_figures) for key in order if key in self.names]
 
-    def figure(self, features: torch.Tensor, reference: FeatureStatistics) -> dict[str, Any]:
+    def real_figures(self) -> dict[str, dict[str, Any]]:
+        """What real images of the other split reach."""
+        return {
+            split: self.figure(*self.drawn[other], self.references[split])
+            for split, other in itertools.permutations(self.drawn)
+        }
+
+    def row(self, heading: str, level: int, real_figures: dict[str, dict[str, Any]]) -> dict[str, Any]:
+        """One of `rows`."""
+        runs, row = [], self.groups[heading][level][0]
+        for (name, samples), features in zip(self.names[heading, level], self.features[heading][level], strict=True):
+            labels = None if self.labels is None else self.labels[: len(features)]
+            figures = {
+                split: {"frechet_distance": {**self.figure(features, labels, reference), "real": real_figures[split]}}
+                for split, reference in self.references.items()
+            }
+            runs.append(
+                {
+                    "training_seed": name,
+                    "sampling_seed": self.seed,
+                    "samples": samples,
+                    "extractor": self.extractor.name,
+                    "distance": f"{self.extractor.distance_name}, extrapolated,",
+                    "figures": figures,
+                }
+            )
+        return {"heading": heading, "label": row.label, "x": row.x, "paper": [], "runs": runs}
+
+    def figure(
+        self, features: torch.Tensor, labels: torch.Tensor | None, reference: FeatureStatistics
+    ) -> dict[str, Any]:
         """A distance with its interval over the draw of the images."""
-        value = extrapolated(features, reference)
+        value = extrapolated(features, reference, labels=labels)
         interval = normal_interval(value, frechet_standard_error(reference, features))
         return {"value": value, "interval": interval, "num_images": len(features)}
 
 
-# ------------------------------------------------------------------------------------------------------------------
-# What the features say
-# ------------------------------------------------------------------------------------------------------------------
-
-
-def check_gate(weak: Sequence[float], ground_truth: Sequence[float], needed: float) -> dict[str, float]:
-    """
-    Args:
-        weak, ground_truth: distances at the smallest s, of each training.
-        needed: how many times the ground truth's mean the weak base's must be.
-
-    Raises:
-        ValueError: it is less: there is no error that augmentation could repair.
-    """
-    weak, ground_truth = statistics.fmean(weak), statistics.fmean(ground_truth)
-    ratio = weak / ground_truth if ground_truth > 0 else math.inf
-    if weak < needed * ground_truth:
-        raise ValueError(
-            f"The weak base's distance at the smallest s is {weak:.4g}, {ratio:.3g} times that on real training "
-            f"images ({ground_truth:.4g}); it must be at least {needed:g} times, for an error that augmentation could "
-            "repair: take a weaker base, or train the last stage longer."
-        )
-    return {"weak": weak, "ground_truth": ground_truth, "ratio": ratio, "needed": needed}
-
-
-def compare_inputs(
-    features: dict[str, dict[int, list[torch.Tensor]]], reference: FeatureStatistics, margin: float
-) -> list[dict[str, Any]]:
-    """
-    What augmentation does on the samples of both bases and in the positive control; without the effect in the control
-    the other verdicts are "void".
-
-    Args:
-        features: (N, D) of each training, by heading and s.
-        reference: the training images.
-        margin: a share of the distance at the smallest s.
-    """
-    compared = [
-        {"input": heading, "prediction": prediction, **compare(features[heading], features[TRAIN], reference, margin)}
-        for heading, prediction in PREDICTIONS.items()
-    ]
-    control = next(one for one in compared if one["input"] == CONTROL)
-    for one in compared:
-        for key in ("verdict", "verdict_of_these_trainings"):
-            if one is not control and control[key] != BENEFIT:
-                one[key] = VOID
-            elif one["input"] == WEAK and one[key] == NONE:
-                one[key] = REFUTED
-    return compared
-
-
-def compare(
-    generated: dict[int, list[torch.Tensor]],
-    truth: dict[int, list[torch.Tensor]],
-    reference: FeatureStatistics,
-    margin: float,
-) -> dict[str, Any]:
-    """
-    The best s, chosen on the first half of the images, against the smallest, on the second half.
-
-    Args:
-        generated, truth: features (N, D) of each training by s, of one input and of real training images.
-    """
-    first, *levels = sorted(generated)
-    chosen_by = {level: [extrapolated(half, reference) for half in halves(generated[level])[0]] for level in levels}
-    best = min(levels, key=lambda level: statistics.fmean(chosen_by[level]))
-    trainings = zip(generated[best], generated[first], truth[best], truth[first], strict=True)
-    rows = halves([features for training in trainings for features in training])[1]
-    distances = PairedDistances.between(rows, reference, NUM_REPLICATES)
-
-    def of_trainings(d: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        return d.unflatten(-1, (-1, 4)).unbind(-1)
-
-    def beyond(d: torch.Tensor) -> torch.Tensor:
-        return difference_in_differences(*of_trainings(d))
-
-    def change(d: torch.Tensor) -> torch.Tensor:
-        return of_trainings(d)[0] - of_trainings(d)[1]
-
-    figures = {
-        "beyond_ground_truth": over_images_and_trainings(distances, beyond),
-        "change": over_images_and_trainings(distances, change),
-    }
-    distance = of_trainings(distances.values)[1].mean().item()
-    words = {
-        word: verdict_of(*(figure[interval] for figure in figures.values()), margin * distance)
-        for word, interval in (("verdict", "interval"), ("verdict_of_these_trainings", "interval_over_images"))
-    }
-    return {"level": best, "distance": distance, **figures, **words}
-
-
-def over_images_and_trainings(
-    distances: PairedDistances, statistic: Callable[[torch.Tensor], torch.Tensor]
-) -> dict[str, Any]:
-    """
-    The mean over trainings with its interval over the draw of the images, what the trainings say by themselves, and
-    the interval that holds both that and Student's over trainings.
-
-    Args:
-        statistic: takes distances (..., R) and returns a value for each training (..., K).
-    """
-    estimate = distances.estimate(lambda d: statistic(d).mean(-1))
-    of_trainings = over_trainings(statistic(distances.values).tolist())
-    intervals = [estimate.interval, *([of_trainings["interval"]] if of_trainings else [])]
-    lows, highs = zip(*intervals, strict=True)
-    return {
-        "value": estimate.value,
-        "standard_error": estimate.standard_error,
-        "interval": [min(lows), max(highs)],
-        "interval_over_images": estimate.interval,
-        "over_trainings": of_trainings,
-    }
-
-
-def verdict_of(beyond: Sequence[float], change: Sequence[float], margin: float) -> str:
-    """
-    Args:
-        beyond: interval of what s changes beyond its change on real images.
-        change: interval of what it changes.
-        margin: an effect smaller than it, in the units of the distance, is none.
-    """
-    low, high = beyond
-    if -margin <= low and high <= margin:
-        return NONE
-    if high < 0 and change[1] < 0:
-        return BENEFIT
-    return WORSE if low > 0 else UNDECIDED
-
-
-def ratio_of(pairs: Sequence[tuple[torch.Tensor, torch.Tensor]], reference: FeatureStatistics) -> dict[str, Any]:
-    """Of the distances of features (N, D) in each pair, the mean over pairs, with its interval over images."""
-    rows = [features for pair in pairs for features in pair]
-    distances = PairedDistances.between(rows, reference, NUM_REPLICATES)
-    return dataclasses.asdict(distances.estimate(lambda d: (d[..., ::2] / d[..., 1::2]).mean(-1)))
+def training_name(row: Row, seed: int | None) -> str:
+    """Of a training of the row's last stage."""
+    name = row.arm.stages[-1].name
+    return name if seed is None else f"{name}, seed {seed}"

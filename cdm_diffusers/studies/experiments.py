@@ -6,7 +6,8 @@ An experiment is a function of its section in a configuration (`configs/*.json`)
 sample; see `docs/evaluation.md`. The annotations of its parameters are what the section is checked against.
 """
 
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -44,6 +45,8 @@ class Arm:
         blur_sigma: blurs what the last stage takes by a Gaussian of this width, in pixels.
         noise: puts Gaussian noise of this deviation, of images in [-1, 1], on what the last stage takes, which is not
             told.
+        balanced: whether the real images have labels as samples have them, that of image i being i mod K.
+        num_images: of the last stage, where they are fewer than those of other arms.
     """
 
     stages: tuple[StageRecipe, ...]
@@ -51,6 +54,8 @@ class Arm:
     ground_truth: str | None = None
     blur_sigma: float | None = None
     noise: float | None = None
+    balanced: bool = False
+    num_images: int | None = None
 
 
 def stage_names(count: int) -> list[str]:
@@ -108,10 +113,16 @@ class AugmentationExperiment(Experiment):
     Args:
         gate: how many times the ground truth's distance the weak base's must be before s is swept.
         margin: a share of the distance; an effect within it is none.
+        levels: the s of the bases and of real training images.
+        control_levels: those of the positive control and of the few-step base.
+        control_noises: from the smallest on, the noise of each positive control.
     """
 
     gate: float = 1.3
     margin: float = 0.03
+    levels: tuple[int, ...] = ()
+    control_levels: tuple[int, ...] = ()
+    control_noises: tuple[float, ...] = ()
 
 
 # ------------------------------------------------------------------------------------------------------------------
@@ -384,9 +395,21 @@ def figure7(stages: list[str], **sampling) -> Experiment:
 # Section 3: conditioning augmentation where there is an error to repair, and where there is none
 # ------------------------------------------------------------------------------------------------------------------
 
-GOOD, WEAK, TRAIN, VALIDATION = "good base", "weak base", "ground truth training data", "ground truth validation data"
-CONTROL, SOLVER_CHECK = "positive control", "solver check: weak base"
+GOOD, WEAK, FEW_STEPS = "good base", "weak base", "few-step base"
+TRAIN, VALIDATION = "ground truth training data", "ground truth validation data"
+SOLVER_CHECK = "solver check"
+NUM_CHECKED_IMAGES = 500
 SWEPT_LEVELS = (0, 100, 250, 500, 1000, 1500, 2000, 2500, 3200)
+
+
+def control_heading(noise: float) -> str:
+    """Of the rows of the positive control with noise of this deviation."""
+    return f"positive control: noise {noise:g}"
+
+
+def check_heading(checked: str) -> str:
+    """Of the rows that check the solver on those of the heading `checked`."""
+    return f"{SOLVER_CHECK}: {checked}"
 
 
 def augmentation(
@@ -395,8 +418,11 @@ def augmentation(
     super_res: list[str],
     num_inference_steps: dict[str, PositiveInt],
     weak_num_inference_steps: dict[str, PositiveInt] | None = None,
+    few_steps: PositiveInt = 5,
     levels: list[NonNegativeInt] = SWEPT_LEVELS,
-    control_noise: NonNegativeFloat = 0.2,
+    control_levels: list[NonNegativeInt] = (0, 250, 1000, 2000, 3200),
+    validation_levels: list[NonNegativeInt] = (0, 1000, 2500),
+    control_noises: list[NonNegativeFloat] = (0.05, 0.1, 0.2),
     check_steps: PositiveInt | None = None,
     gate: NonNegativeFloat = 1.3,
     margin: NonNegativeFloat = 0.03,
@@ -410,37 +436,46 @@ def augmentation(
         good, weak: stages up to the last one's input.
         super_res: trainings of the last stage.
         weak_num_inference_steps: where the weak stages take other steps than `num_inference_steps`.
-        control_noise: deviation of the noise on real images, in [-1, 1], that the positive control repairs.
-        check_steps: ancestral steps that check the solver on one row.
+        few_steps: of the good base as a second weak one.
+        control_levels: of the positive control and of the few-step base.
+        control_noises: deviations of the noise on real images, in [-1, 1], one of which the positive control repairs.
+        check_steps: ancestral steps that check the solver.
 
     Raises:
-        ValueError: there are fewer than two levels, no trainings, or bases of other numbers of stages.
+        ValueError: there are fewer than three levels, or other ones for the control; no trainings, or one twice; no
+            noise; or bases of other numbers of stages.
     """
-    if len(good) != len(weak) or not super_res or len(set(levels)) < 2:
-        raise ValueError(
-            f"`good` is {good}, `weak` {weak}, `super_res` {super_res} and `levels` {list(levels)}; there must be as "
-            "many good stages as weak ones, a training and two levels."
-        )
-    levels, last = sorted(set(levels)), f"super_res_{len(good)}"
+    _check_sweep(good, weak, super_res, levels, control_levels, control_noises)
+    levels, control_levels, control_noises = (sorted(set(axis)) for axis in (levels, control_levels, control_noises))
+    last = f"super_res_{len(good)}"
     weak_steps = {**num_inference_steps, **(weak_num_inference_steps or {})}
+    real = {"ground_truth": "train", "balanced": True}
 
-    def rows(heading: str, before: list[str], level: int, label: str = "", x: float | None = None, **options):
-        steps = weak_steps if before is weak else num_inference_steps
-        arm = {"num_inference_steps": steps, "augmentation_levels": {last: level}, **options.pop("sampling", {})}
-        for name in super_res:
+    def rows(
+        heading: str, before: list[str], levels: Sequence[int], steps=num_inference_steps, trainings=super_res, **arm
+    ) -> Iterator[Row]:
+        how = {**sampling, "num_inference_steps": steps, **arm.pop("sampling", {})}
+        for level, name in itertools.product(levels, trainings):
             stages = tuple(StageRecipe(stage) for stage in (*before, name))
-            yield Row(heading, label or f"s = {level}", Arm(stages, {**sampling, **arm}, **options), x)
+            options = {**how, "augmentation_levels": {last: level}}
+            yield Row(heading, f"s = {level}", Arm(stages, options, **arm), level)
 
-    table = []
-    for heading, before, truth in ((GOOD, good, None), (WEAK, weak, None), (TRAIN, good, "train")):
-        table += [row for s in levels for row in rows(heading, before, s, x=s, ground_truth=truth)]
-    table += [row for s in levels for row in rows(VALIDATION, good, s, x=s, ground_truth="validation")]
-    table += [row for s in levels for row in rows(CONTROL, good, s, ground_truth="train", noise=control_noise)]
+    def checks(checked: str, before: list[str], steps: dict[str, int], **arm) -> Iterator[Row]:
+        """Few images of the first training, by the other solver."""
+        scheduler = {**_per_stage(sampling.get("scheduler"), len(good)), last: "ancestral"}
+        arm |= {"num_images": NUM_CHECKED_IMAGES, "sampling": {"scheduler": scheduler}}
+        ends = levels[0], levels[len(levels) // 2]
+        for row in rows(check_heading(checked), before, ends, {**steps, last: check_steps}, super_res[:1], **arm):
+            yield replace(row, label=f"{row.label}, {check_steps} ancestral steps", x=None)
+
+    table = [*rows(GOOD, good, levels), *rows(WEAK, weak, levels, weak_steps)]
+    table += rows(FEW_STEPS, good, control_levels, {**num_inference_steps, "base": few_steps})
+    table += rows(TRAIN, good, levels, **real)
+    table += rows(VALIDATION, good, sorted(set(validation_levels)), **real | {"ground_truth": "validation"})
+    for noise in control_noises:
+        table += rows(control_heading(noise), good, control_levels, **real, noise=noise)
     if check_steps is not None:
-        steps = {"num_inference_steps": {**weak_steps, last: check_steps}}
-        steps["scheduler"] = _per_stage(sampling.get("scheduler"), len(good)) | {last: "ancestral"}
-        level = levels[len(levels) // 2]
-        table += rows(SOLVER_CHECK, weak, level, f"{check_steps} ancestral steps, s = {level}", sampling=steps)
+        table += [*checks(WEAK, weak, weak_steps), *checks(TRAIN, good, num_inference_steps, **real)]
     return AugmentationExperiment(
         "Conditioning augmentation where there is an error to repair",
         tuple(table),
@@ -448,7 +483,25 @@ def augmentation(
         paper_columns=(),
         gate=gate,
         margin=margin,
+        levels=tuple(levels),
+        control_levels=tuple(control_levels),
+        control_noises=tuple(control_noises),
     )
+
+
+def _check_sweep(good, weak, super_res, levels, control_levels, control_noises) -> None:
+    if len(good) != len(weak) or not super_res or not control_noises:
+        raise ValueError(
+            f"`good` is {good}, `weak` {weak}, `super_res` {super_res} and `control_noises` {list(control_noises)}; "
+            "there must be as many good stages as weak ones, a training and a noise."
+        )
+    if len(set(super_res)) < len(super_res):
+        raise ValueError(f"`super_res` is {super_res}; it must be different trainings, each of them once.")
+    if len(set(control_levels)) < 3 or not set(control_levels) <= set(levels) or min(control_levels) != min(levels):
+        raise ValueError(
+            f"`control_levels` are {list(control_levels)}; they must be three of `levels`, {list(levels)}, or more, "
+            "among them the smallest."
+        )
 
 
 def _per_stage(value: Any, count: int) -> dict[str, Any]:

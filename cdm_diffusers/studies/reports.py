@@ -2,6 +2,7 @@
 
 import shutil
 import statistics
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -148,43 +149,78 @@ def classification_lines(reports: list[dict[str, Any]], paper: dict[str, tuple[s
 
 
 def comparison_lines(report: dict[str, Any]) -> str:
-    """The gate, and what s changes on each input beyond what it changes on real images (docs/results.md, "Design")."""
+    """What an augmentation experiment concludes (docs/results.md, "Design")."""
     gate, rows = report["gate"], []
     for one in report["comparisons"]:
-        changes = [f"{_signed(one[name])} ({_between(one[name])})" for name in ("beyond_ground_truth", "change")]
-        words = [one["prediction"], one["verdict"], one["verdict_of_these_trainings"]]
-        rows.append([one["input"], one["level"], f"{one['distance']:.4g}", *changes, *words])
-    header = [
-        "",
-        "best s",
-        "D(0)",
-        "change beyond ground truth's",
-        "change",
-        "predicted",
-        "verdict",
-        "of these trainings",
+        for from_one in one["baselines"]:
+            figures = [_signed(from_one[name]) for name in ("beyond_ground_truth", "change", "ground_truth")]
+            ratio = from_one["ratio_of_ratios"]
+            cells = [f"{from_one['distance']:.4g}", *figures, _ratio(ratio), from_one["verdict"]]
+            rows.append([one["input"], from_one["baseline"], _levels(from_one["chosen"]), *cells])
+    header = ["", "from s", "to s*", "D(from)", "change beyond ground truth's", "change", "ground truth's change"]
+    words = ["prediction", "verdict", "verdict_of_these_trainings"]
+    verdicts = [[one["input"], *(one[word] for word in words)] for one in report["comparisons"]]
+    parts = [
+        _gate_line(gate),
+        _control_line(report["control"]),
+        markdown_table([*header, "ratio of ratios", "word"], rows),
+        markdown_table(["", "predicted", "verdict", "of these trainings"], verdicts),
+        _secondary_line(report),
     ]
-    lines = [
+    return "\n\n".join(parts + [_solver_line(report["solver_check"])] * ("solver_check" in report))
+
+
+def _gate_line(gate: dict[str, Any]) -> str:
+    ratios = ", ".join(f"{name} {ratio:.3g}" for name, ratio in gate["ratios"].items())
+    return (
         f"At s = {gate['level']} the weak base's distance is {gate['weak']:.4g} and that on real training images "
-        f"{gate['ground_truth']:.4g}, a ratio of {gate['ratio']:.3g} (gate: {gate['needed']:g}); the good base's is "
-        f"{gate['good']:.4g}.",
-        markdown_table(header, rows),
-    ]
-    if "solver_check" in report:
-        check = report["solver_check"]
-        lines.append(
-            f"Distance with the solver over that with {check['label']}: {check['value']:.3g} ({_between(check)})."
-        )
-    return "\n\n".join(lines)
+        f"{gate['ground_truth']:.4g}, a ratio of {gate['ratio']:.3g} (gate: {gate['needed']:g}). Ratios: {ratios}."
+    )
+
+
+def _control_line(control: dict[str, Any]) -> str:
+    noises = (
+        f"{one['noise']:g} (stored: deviation {one['deviation']:.3g}, shift {one['shift']:+.3g}; ratio "
+        f"{one['ratio']:.3g})"
+        for one in control["noises"]
+    )
+    return f"Noise of the positive control: {', '.join(noises)}; swept: {control['noise']:g}."
+
+
+def _secondary_line(report: dict[str, Any]) -> str:
+    first, second = report["first_step"]["levels"]
+    return (
+        f"Change with the weak base beyond that with the good one: {_signed(report['interaction'])}. Distance on real "
+        f"training images at s = {second} over that at s = {first}: {_ratio(report['first_step']['ratio'])}."
+    )
+
+
+def _solver_line(check: dict[str, Any]) -> str:
+    figures = (
+        f"{name} {_signed(check[key][0])} and {_signed(check[key][1])}"
+        for name, key in (("change", "change"), ("beyond ground truth's", "beyond_ground_truth"))
+    )
+    word = "void (solver)" if not check["agree"] else "agree"
+    return (
+        f"Weak base from s = {check['levels'][0]} to {check['levels'][1]}, {check['num_images']} images, by the "
+        f"sweep's solver and by the check's: {'; '.join(figures)}; difference {_signed(check['difference'])}, margin "
+        f"{check['margin']:.3g}: {word}."
+    )
 
 
 def _signed(figure: dict[str, Any]) -> str:
-    return f"{figure['value']:+.4g}"
-
-
-def _between(figure: dict[str, Any]) -> str:
     low, high = figure["interval"]
-    return f"{low:.4g} to {high:.4g}"
+    return f"{figure['value']:+.4g} ({low:.4g} to {high:.4g})"
+
+
+def _ratio(figure: dict[str, Any] | None) -> str:
+    return "" if figure is None else "{:.3g} ({:.3g} to {:.3g})".format(figure["value"], *figure["interval"])
+
+
+def _levels(chosen: list[list[int]]) -> str:
+    """Each s with how often it was chosen, where they do not agree."""
+    counts = Counter(level for half in chosen for level in half)
+    return ", ".join(f"{s} ({n})" if len(counts) > 1 else f"{s}" for s, n in sorted(counts.items()))
 
 
 def over_reports(figures: list[dict[str, float | None]]) -> dict[str, float | None]:
@@ -215,8 +251,9 @@ def save_curves(rows: list[dict[str, Any]], experiment: Experiment, distance: st
 
     figure = Figure(figsize=(11, 4.2), layout="constrained")
     for axes, column in zip(figure.subplots(1, 2), ("train", "validation"), strict=True):
-        for heading in dict.fromkeys(row["heading"] for row in rows):
-            group = [row for row in rows if row["heading"] == heading and row["x"] is not None]
+        drawn = [row for row in rows if row["x"] is not None]
+        for heading in dict.fromkeys(row["heading"] for row in drawn):
+            group = [row for row in drawn if row["heading"] == heading]
             figures = [row["columns"][column] for row in group]
             mean = [figure["mean"] for figure in figures]
             below = [figure["mean"] - figure["interval"][0] for figure in figures]

@@ -285,12 +285,21 @@ class Samples:
             options = {**restricted(options, names[-1:]), "restart_timestep": None, "low_res_dir": low_res_dir}
         key = [self.stages.key(recipe, training_seed) for recipe in arm.stages], arm.ground_truth, arm.blur_sigma
         key += () if arm.noise is None else (arm.noise,)
-        return self.sample(cascade, [key, arm.sampling], options, seed)
+        key += ("balanced",) if arm.balanced else ()
+        return self.sample(cascade, [key, arm.sampling], options, seed, arm.num_images)
 
-    def sample(self, cascade: CascadedDiffusionPipeline, key: Any, options: dict[str, Any], seed: int) -> Path:
+    def sample(
+        self,
+        cascade: CascadedDiffusionPipeline,
+        key: Any,
+        options: dict[str, Any],
+        seed: int,
+        at_most: int | None = None,
+    ) -> Path:
         """The folder of a set of samples, made or finished; `key` is what decides them besides the scale."""
         scale = {"batch_size": 100, **self.settings.sampling.given, "seed": seed}
         del scale["seeds"]
+        scale["num_images"] = min(scale["num_images"], at_most or scale["num_images"])
         levels = cascade.stage_options(augmentation_levels=options.get("augmentation_levels"))["augmentation_levels"]
         rule = noise_rule(cascade.stages, levels, options.get("truncated", False))
         folder = self.output_dir / "samples" / digest([key, scale] if rule is None else [key, scale, rule])
@@ -315,11 +324,12 @@ class Samples:
         count = self.settings.sampling.num_images
         size = self.stages.cascade(arm.stages[:-1], self.settings.training.seeds[0]).stages[-1].unet.config.sample_size
         key = {"data": self.figures.measured_with["data"][arm.ground_truth], "count": count, "size": size}
+        key |= {"balanced": True} if arm.balanced else {}
         folder = self.output_dir / "low_res" / digest(key)
         if folder not in self.real_images:
             dataset = open_real_images(self.settings, arm.ground_truth)
             if self.state.is_main_process:
-                store_real_images(folder, dataset, stage, size, count, seed=0)
+                store_real_images(folder, dataset, stage, size, count, seed=0, balanced=arm.balanced)
             self.state.wait_for_everyone()
             self.real_images.add(folder)
         return folder
