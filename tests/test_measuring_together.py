@@ -271,22 +271,37 @@ def test_search(world, tmp_path):
     assert alone == 2 * 10 + 50 + 33 + 2 * 10 == first + second and min(first, second) > 0.35 * alone
 
 
-def test_reproduction(world, tmp_path):
-    folder, data = world
+def experiment(world, folder, base):
+    """Of a stage `base`, in a folder."""
+    files, data = world
     content = {
         "name": "tiny",
         "data": {"train_data_dir": data["train_data_dir"]},
         "training": {"seeds": [0], "num_channels": 1},
         "sampling": {"num_images": 20, "seeds": [0], "batch_size": 6},
         "evaluation": {"source_resolution": 16, "num_channels": 1, "batch_size": 7},
-        "stages": {"base": {"pipeline": str(folder / "cascade"), "stage": "base"}},
+        "stages": {"base": base},
         "experiments": {"table2a": {"base": "base", "num_inference_steps": {"base": 2}, "restart_timestep": 9}},
     }
     content["evaluation"] |= {
-        "extractor": str(folder / "classifier-of-base"),
-        "cache_dir": str(tmp_path / "out" / "cache"),
+        "extractor": str(files / "classifier-of-base"),
+        "cache_dir": str(folder / "out" / "cache"),
     }
-    (tmp_path / "config.json").write_text(json.dumps(content))
-    config = ReproduceConfig(name="table2a", config=str(tmp_path / "config.json"), output_dir=str(tmp_path / "out"))
+    (folder / "config.json").write_text(json.dumps(content))
+    return ReproduceConfig(name="table2a", config=str(folder / "config.json"), output_dir=str(folder / "out"))
+
+
+def test_reproduction_with_a_training(world, tmp_path):
+    """The training leaves the processes connected."""
+    options = {"block_out_channels": [8, 8], "norm_num_groups": 4, "attention_head_dim": 4, "train_batch_size": 4}
+    size = CascadedUNet2DModel.load_config(world[0] / "cascade", subfolder="base_unet")["sample_size"]
+    options |= {"sample_size": size, "source_resolution": 16, "padding": 0, "attention_resolutions": [0]}
+    base = {"preset": "fashion_mnist_8", "options": {**options, "max_train_steps": 1, "label_dropout": 0.0}}
+    first, second = in_processes(2, reproduce, experiment(world, tmp_path, base))
+    assert first == second and first["rows"][0]["runs"][0]["training_seed"] == 0
+
+
+def test_reproduction(world, tmp_path):
+    config = experiment(world, tmp_path, {"pipeline": str(world[0] / "cascade"), "stage": "base"})
     alone, first, second = check_same_work(reproduce, config, tmp_path / "out" / "table2a.json")
     assert alone == 2 * 20 + 2 * 20 + 50 + 33 == first + second and min(first, second) > 0.35 * alone

@@ -105,9 +105,12 @@ def train(config: TrainingConfig, super_resolution: bool) -> None:
     """
     output_dir = Path(config.output_dir)
     is_sharded = sharding_asked()
+    opened_before = torch.distributed.is_available() and torch.distributed.is_initialized()  # by an experiment
     state = open_state()
     with ending_together(state, lambda: how_to_go_on(output_dir)), held_by_main(state, output_dir, "a training"):
         train_alone(config, super_resolution, state, is_sharded)
+    if not opened_before:
+        state.destroy_process_group()
 
 
 def train_alone(config: TrainingConfig, super_resolution: bool, state: PartialState, is_sharded: bool) -> None:
@@ -338,7 +341,8 @@ class Trainer:
                 self.stop(self.signals.received)
             print(farewell(self.config, self.preset), flush=True)
             push_if_asked(self.config, self.output_dir)
-        self.accelerator.end_training()
+        for tracker in self.accelerator.trackers:
+            tracker.finish()
 
     def stop_if_asked(self) -> None:
         """Saves and stops after this step, if any process has received a signal."""
