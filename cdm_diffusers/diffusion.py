@@ -10,6 +10,10 @@ Tables are float64; what they hand out for use on images is float32.
 import math
 
 import torch
+import torch.nn.functional as F
+
+
+HOLDING_ROUNDS = 4  # see `held_to`
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -267,6 +271,21 @@ def limit_x_0(x_0: torch.Tensor, config) -> torch.Tensor:
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Likelihood terms of Eq. (1), in nats per value
+
+
+def held_to(x_0: torch.Tensor, low_res: torch.Tensor) -> torch.Tensor:
+    """
+    x_0 (B, C, H, W) moved so that its area averages are `low_res` (B, C, h, w), both in [-1, 1]: those pixels of each
+    block that have not reached the limit are shifted by what the average lacks, and clipped; `HOLDING_ROUNDS` times,
+    since clipping undoes a part.
+    """
+    factor = x_0.shape[-1] // low_res.shape[-1]
+    for _ in range(HOLDING_ROUNDS):
+        lacking = F.interpolate(low_res - F.avg_pool2d(x_0, factor), scale_factor=factor)
+        is_free = ((x_0 < 1) & (lacking > 0) | (x_0 > -1) & (lacking < 0)).to(x_0.dtype)
+        share = F.interpolate(F.avg_pool2d(is_free, factor), scale_factor=factor)
+        x_0 = (x_0 + is_free * lacking / share.clamp(min=1 / factor**2)).clamp(-1, 1)
+    return x_0
 
 
 def gaussian_kl(mean_1, log_variance_1, mean_2, log_variance_2) -> torch.Tensor:

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import scipy.special
 import torch
+import torch.nn.functional as F
 
 from cdm_diffusers.diffusion import (
     DiffusionTable,
@@ -16,6 +17,7 @@ from cdm_diffusers.diffusion import (
     discretized_gaussian_nll,
     epsilon_from_x_0,
     gaussian_kl,
+    held_to,
     limit_x_0,
     linear_betas,
     prediction_for,
@@ -383,3 +385,20 @@ def test_gradients_of_the_nll_in_the_tails(x_0, deviations):
     mean = torch.tensor(mean, requires_grad=True)
     discretized_gaussian_nll(torch.tensor(x_0), mean, torch.tensor(math.log(scale))).backward()
     assert mean.grad.item() == pytest.approx(expected, rel=2e-3, abs=0.05)
+
+
+def test_images_are_held_to_their_averages():
+    """By the smallest change that there is, where nothing is clipped; and also where nearly all of it is."""
+    generator = torch.Generator().manual_seed(0)
+    x_0 = torch.rand(2, 3, 12, 12, generator=generator) - 0.5
+    low_res = F.avg_pool2d(x_0, 4) + 0.3
+    held = held_to(x_0, low_res)
+    assert (held - x_0 - 0.3).abs().max() < 1e-6
+    assert (held_to(held, low_res) - held).abs().max() < 1e-6
+    for level in (-1.0, -0.98, 0.0, 0.98, 1.0):
+        wanted = torch.full((2, 3, 3, 3), level)
+        extreme = (4 * torch.randn(2, 3, 12, 12, generator=generator)).clamp(-1, 1)
+        held = held_to(extreme, wanted)
+        assert (F.avg_pool2d(held, 4) - wanted).abs().max() < 0.02 and held.abs().max() <= 1
+        lacks = F.interpolate(wanted - F.avg_pool2d(extreme, 4), scale_factor=4)
+        assert ((held - extreme) * lacks.sign() > -0.05).all()  # pixels move the way that the average has to

@@ -1,5 +1,6 @@
 """Pipelines: Algorithm 2, conditions, restarts, guidance, inputs, outputs, saving and loading."""
 
+import itertools
 import json
 import os
 import re
@@ -14,6 +15,7 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
+import torch.nn.functional as F
 from diffusers import DDIMScheduler, DiffusionPipeline, SchedulerMixin
 from diffusers.callbacks import PipelineCallback
 from known_gaussian import GaussianDenoiser
@@ -24,6 +26,7 @@ from cdm_diffusers import CascadedDDPMScheduler, CascadedUNet2DModel, Continuous
 from cdm_diffusers.commands.loading import load_without_weights
 from cdm_diffusers.pipelines import CascadedDiffusionPipeline, SuperResolutionPipeline
 from cdm_diffusers.pipelines.denoising import Denoiser
+from cdm_diffusers.pipelines.solver_names import SOLVER_NAMES
 
 
 T = 40
@@ -1263,3 +1266,46 @@ def test_pickled_weights_are_not_loaded_unasked(folder, tmp_path):
 def test_the_wrong_kind_of_folder(folder):
     with pytest.raises(ValueError, match=r"holds a CascadedDiffusionPipeline without \['scheduler', 'unet'\]"):
         SuperResolutionPipeline.from_pretrained(folder)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Keeping to the low-resolution image
+
+
+def deviations(stages) -> list[float]:
+    """Of area averages of each stage's images from those of the stage before."""
+    pairs = itertools.pairwise(stages.values())
+    return [(F.avg_pool2d(high, 2) - low).abs().max().item() for low, high in pairs]
+
+
+@pytest.mark.parametrize("solver", SOLVER_NAMES)
+def test_stages_keep_to_their_input(cascade, solver):
+    """Also where s noises it, with every solver, and with a learned variance."""
+    pipe = cascade.with_schedulers({"super_res_1": solver, "super_res_2": solver})
+    options = {"num_inference_steps": 4, "augmentation_levels": {"super_res_1": 3}, "output_type": "pt"}
+    free, held = (
+        quiet(pipe)([0, 1], consistency=value, generator=seeded(), output_stages=True, **options).stages
+        for value in (False, True)
+    )
+    assert max(deviations(held)) < 0.005 < 0.02 < min(deviations(free))
+    assert torch.equal(held["base"], free["base"])
+
+
+def test_a_stage_keeps_to_a_given_image(cascade):
+    image = torch.rand(2, 1, 4, 4, generator=seeded())
+    pipe = quiet(cascade.stage_pipeline("super_res_1"))
+    held = tensors(pipe, image, [0, 1], consistency=True, augmentation_level=5, num_inference_steps=4)
+    assert (F.avg_pool2d(held, 2) - image).abs().max() < 0.02
+    assert torch.equal(tensors(pipe, image, [0, 1]), tensors(pipe, image, [0, 1], consistency=False))
+    whole = tensors(cascade, [0, 1], image=image, consistency=True, num_inference_steps=4)
+    assert (F.avg_pool2d(whole, 4) - image).abs().max() < 0.02
+
+
+def test_what_has_no_image_to_keep_to(cascade):
+    with pytest.raises(ValueError, match="`consistency` and `truncated` are both True"):
+        cascade([0], consistency=True, truncated=True)
+    unet = CascadedUNet2DModel.from_config(cascade.super_res_1_unet.config, sample_size=6)
+    pipe = SuperResolutionPipeline(unet, cascade.super_res_1_scheduler, cascade.super_res_1_noising_scheduler)
+    message = r"`consistency` is True, but the images of stage `super_res`, 6x6 .* 4x4 of 1"
+    with pytest.raises(ValueError, match=message):
+        pipe(torch.rand(1, 1, 4, 4), [0], consistency=True)

@@ -32,9 +32,13 @@ class Denoiser:
         low_res (`torch.Tensor` of shape `(B, C, h, w)`, *optional*): the conditioning image, noise included.
         augmentation_level (`int`, *optional*): s, for a network that is told it.
         guidance_scale (`float`, defaults to 1.0): w, which may be set between steps; 1 is no guidance.
+        refine (`Callable`, *optional*): takes the limited x_0 of each step, and the result; returns what to use.
     """
 
-    def __init__(self, unet, class_labels=None, low_res=None, augmentation_level=None, guidance_scale=1.0):
+    def __init__(
+        self, unet, class_labels=None, low_res=None, augmentation_level=None, guidance_scale=1.0, refine=None
+    ):
+        self.refine = refine
         self.unet = unet
         self.guidance_scale = guidance_scale
         self.is_finite = True  # on the device from the first call on: whether all outputs of the network are
@@ -104,6 +108,7 @@ class AncestralSampler:
     def step(self, index, denoise: Denoiser, sample, generator) -> torch.Tensor:
         """x_{t-1} from `sample` = x_t, t being `timesteps[index]`."""
         output = torch.cat(denoise(sample, self.times[index]), dim=1)
+        self.scheduler.refine = denoise.refine
         return self.scheduler.step(output, self.timesteps[index], sample, generator=generator, return_dict=False)[0]
 
 
@@ -149,6 +154,7 @@ class SolverSampler:
         x_t = self.scheduler.scale_model_input(sample, timestep)
         prediction, _ = denoise(x_t, self.times[index])
         x_0 = limit_x_0(self.prediction.x_0(prediction, x_t, alpha, sigma), self.limits)
+        x_0 = x_0 if denoise.refine is None else denoise.refine(x_0)
         epsilon = epsilon_from_x_0(x_0, x_t, alpha, sigma)
         extra = dict.fromkeys(self.extra_step_arguments, generator)
         return self.scheduler.step(epsilon, timestep, sample, **extra, return_dict=False)[0]

@@ -259,6 +259,8 @@ class PixelDiffusionPipeline(DiffusionPipeline):
                     progress_bar.update()
         finally:
             self._current_stage = None
+        if denoiser.refine is not None and not self.interrupt:
+            sample = denoiser.refine(sample)  # some solvers end beside their last x_0
         if not sample.isfinite().all() & denoiser.is_finite:
             raise ValueError(
                 f"Stage `{name}` made NaN or infinite values: check its weights, its dtype (float16 overflows where "

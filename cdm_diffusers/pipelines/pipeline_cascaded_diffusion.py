@@ -341,6 +341,7 @@ class CascadedDiffusionPipeline(PixelDiffusionPipeline):
         truncated: bool = False,
         restart_timestep: int | None = None,
         guidance_scale: float | dict[str, float] | None = None,
+        consistency: bool = False,
         image: PipelineImageInput | None = None,
         generator: torch.Generator | list[torch.Generator] | None = None,
         output_type: str = "pil",
@@ -373,6 +374,10 @@ class CascadedDiffusionPipeline(PixelDiffusionPipeline):
             guidance_scale (`float` or `dict[str, float]`, *optional*):
                 w of classifier-free guidance, for stages trained with label dropout; 1 is none. A single number is for
                 those of the stages, with a warning where there are others. Where none is given the config's, else 1.
+            consistency (`bool`, defaults to `False`):
+                Whether super-resolution stages keep to their input: at each step x_0 is moved so that its area
+                averages are that image, without the noise of s. What s > 0 would let a stage correct, it then corrects
+                only within each low-resolution pixel.
             image (`PIL.Image.Image`, `np.ndarray`, `torch.Tensor` or a list of them, *optional*):
                 Clean low-resolution images to start from, at the stage that takes their size: PIL in mode "L" or
                 "RGB", or floats in [0, 1] as arrays `(N, h, h, C)` or tensors `(N, C, h, h)`; one for each label or
@@ -433,18 +438,22 @@ class CascadedDiffusionPipeline(PixelDiffusionPipeline):
         if truncated and all(stage.noising_scheduler is None for stage in stages):
             raise ValueError("`truncated=True` needs a stage with Gaussian conditioning augmentation; there is none.")
         self._check_restart(stages, restart_timestep)
+        if consistency:
+            self._check_consistency(stages, truncated)
         runs = self._runs(stages, options, truncated, restart_timestep, device)
 
         # 2. sample stage by stage, each conditioned on the result of the one before
         self._interrupt = False
         samples = {}
         for run in runs:
-            stage = run.stage
+            stage, held_to_image = run.stage, low_res if consistency else None
             if stage.noising_scheduler is not None:
                 # drawn also where it is not used: then every s sees the same x_T
                 noised = stage.noising_scheduler.forward_marginal(low_res, run.options.augmentation_level, generator)
                 low_res = low_res if run.input_is_noisy else noised
-            denoiser = stage.denoiser(labels, low_res, run.options.augmentation_level, run.options.guidance_scale)
+            denoiser = stage.denoiser(
+                labels, low_res, run.options.augmentation_level, run.options.guidance_scale, held_to_image
+            )
             sample = self._initial_noise(stage, run.sampler, count, generator)
             sample = self._denoise(stage.name, run.sampler, denoiser, sample, generator, on_step_end)
             if run.restart_sampler is not None and not self.interrupt:
@@ -517,6 +526,16 @@ class CascadedDiffusionPipeline(PixelDiffusionPipeline):
             raise ValueError(f"`restart_timestep` is {restart_timestep}, but with `image` the base does not run.")
         num_train_timesteps = stages[0].scheduler.config.num_train_timesteps
         check_count("`restart_timestep`", restart_timestep, highest=num_train_timesteps)
+
+    def _check_consistency(self, stages: list[CascadeStage], truncated: bool):
+        if truncated:
+            raise ValueError(
+                "`consistency` and `truncated` are both True; one of them must be False, since a truncated input is "
+                "noisy, and there is no image to keep to."
+            )
+        for stage in stages:
+            if stage.name != "base":
+                stage.check_consistency()
 
     def _runs(
         self,

@@ -129,6 +129,7 @@ class SuperResolutionPipeline(PixelDiffusionPipeline):
         augmentation_level: int | None = None,
         num_inference_steps: int | None = None,
         guidance_scale: float | None = None,
+        consistency: bool = False,
         generator: torch.Generator | list[torch.Generator] | None = None,
         output_type: str = "pil",
         callback_on_step_end: Callable | None = None,
@@ -153,6 +154,9 @@ class SuperResolutionPipeline(PixelDiffusionPipeline):
             guidance_scale (`float`, *optional*):
                 w of classifier-free guidance, for a network trained with label dropout; 1 is none. By default the
                 config's, else 1.
+            consistency (`bool`, defaults to `False`):
+                Whether the images keep to `image`: at each step x_0 is moved so that its area averages are the clean
+                image. What s > 0 would let the stage correct, it then corrects only within each low-resolution pixel.
             generator (`torch.Generator` or a list of them, one per image, *optional*):
                 Decides all noise; calls that differ in s alone see the same, also at s = 0. With a list, an image does
                 not depend on the others beyond float rounding.
@@ -191,13 +195,16 @@ class SuperResolutionPipeline(PixelDiffusionPipeline):
         check_generator(generator, batch_size)
         on_step_end = StepEnd(callback_on_step_end, callback_on_step_end_tensor_inputs, self._callback_tensor_inputs)
         options = StageOptions(**self.stage_options(num_inference_steps, augmentation_level, guidance_scale))
+        if consistency:
+            stage.check_consistency()
         sampler = make_sampler(stage.name, stage.unet, stage.scheduler, options.num_inference_steps, device)
 
         # 2. noise the image, then sample
         self._interrupt = False
+        held_to_image = low_res if consistency else None
         if stage.noising_scheduler is not None:
             low_res = stage.noising_scheduler.forward_marginal(low_res, options.augmentation_level, generator)
-        denoiser = stage.denoiser(labels, low_res, options.augmentation_level, options.guidance_scale)
+        denoiser = stage.denoiser(labels, low_res, options.augmentation_level, options.guidance_scale, held_to_image)
         sample = self._initial_noise(stage, sampler, batch_size, generator)
         sample = self._denoise(stage.name, sampler, denoiser, sample, generator, on_step_end)
 

@@ -1,11 +1,13 @@
 """Stages of a cascade, and the options that each takes."""
 
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import torch
 from diffusers import SchedulerMixin
 
+from ..diffusion import held_to
 from ..models import CascadedUNet2DModel
 from ..schedulers import CascadedDDPMScheduler, ContinuousDDPMScheduler
 from ..schedulers.ancestral import MOST_STEPS
@@ -96,9 +98,19 @@ class CascadeStage:
         )
 
     def denoiser(
-        self, class_labels: torch.Tensor | None, low_res: torch.Tensor | None, level: int | None, guidance_scale: float
+        self,
+        class_labels: torch.Tensor | None,
+        low_res: torch.Tensor | None,
+        level: int | None,
+        guidance_scale: float,
+        held_to_image: torch.Tensor | None = None,
     ) -> Denoiser:
-        """The network with its conditions; those that it was trained without are left out."""
+        """
+        The network with its conditions; those that it was trained without are left out.
+
+        Args:
+            held_to_image: (B, C, h, h) in [-1, 1]; area averages that x_0 keeps to, see [`held_to`].
+        """
         config = self.unet.config
         return Denoiser(
             self.unet,
@@ -106,7 +118,22 @@ class CascadeStage:
             low_res=low_res,
             augmentation_level=level if config.augmentation_level_embedding else None,
             guidance_scale=guidance_scale,
+            refine=None if held_to_image is None else partial(held_to, low_res=held_to_image.clamp(-1, 1)),
         )
+
+    def check_consistency(self) -> None:
+        """
+        Raises:
+            ValueError: the stage's images have no area averages that are images like its input.
+        """
+        config = self.unet.config
+        channels = config.low_res_channels or config.in_channels
+        if config.sample_size % config.low_res_size or channels != config.out_channels:
+            made, taken = (f"{size}x{size}" for size in (config.sample_size, config.low_res_size))
+            raise ValueError(
+                f"`consistency` is True, but the images of stage `{self.name}`, {made} of {config.out_channels} "
+                f"channels, have no area averages like its input, {taken} of {channels}: leave it out."
+            )
 
 
 def num_classes_of(stages: list[CascadeStage]) -> int | None:

@@ -1,6 +1,6 @@
 """What both schedulers share: the forward process, and ancestral sampling along any grid of its noise levels."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -51,6 +51,8 @@ class AncestralScheduler(SchedulerMixin, ConfigMixin):
     @classmethod
     def _get_compatibles(cls) -> list[type[SchedulerMixin]]:
         return [cls, *super()._get_compatibles()]
+
+    refine: Callable[[torch.Tensor], torch.Tensor] | None = None  # of x_0, once it is limited, at each step
 
     def _set_up(self):
         """Checks the config and builds the training table and the full-length grid; ends a subclass's `__init__`."""
@@ -246,6 +248,7 @@ class AncestralScheduler(SchedulerMixin, ConfigMixin):
         """
         alpha, sigma = table.signal_and_noise(position + 1, x_t.device)
         x_0 = limit_x_0(self.prediction.x_0(prediction, x_t, alpha, sigma), self.config)
+        x_0 = x_0 if self.refine is None else self.refine(x_0)
         if self.config.variance_type == "learned_range":
             log_variance = table.learned_range_log_variance(raw_variance, position)
         elif self.config.variance_type == "fixed_large":
