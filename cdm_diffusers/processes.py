@@ -29,6 +29,7 @@ KEEP_ALIVE = {"TCP_KEEPIDLE": 5, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 3}  # second
 SECONDS_TO_MEET = 600  # of processes that are started together
 SECONDS_TO_TELL = 2
 PRESENT, ABSENT = "present", "absent"
+JOB_NAMES = ("SLURM_JOB_ID", "PMIX_NAMESPACE", "TORCHELASTIC_RUN_ID")
 SECONDS_TO_CONNECT = 30
 SECONDS_TO_FAIL = 5  # where another process has failed: most mistakes are everybody's, and are best told by oneself
 LONGEST_WAIT = timedelta(days=7)  # of one process for another; see `ending_together` for those that are gone
@@ -44,14 +45,15 @@ def open_state() -> PartialState:
     The processes that `accelerate launch` or `torchrun` started, this one among them.
 
     Raises:
-        ValueError: they do not know of each other.
+        ValueError: they do not know of each other, or have no place to meet.
         SystemExit: some of them have not come within `SECONDS_TO_MEET`.
     """
-    meeting = _meet()
+    group = _meet()
     # Without an accelerator, accelerate must be told so, or torchrun's processes do not know of each other.
     cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
-    state = PartialState(cpu=cpu, timeout=LONGEST_WAIT)
-    del meeting  # the group has a store of its own
+    state = PartialState(cpu=cpu, timeout=LONGEST_WAIT, **group)
+    if group:
+        group["store"].set_timeout(LONGEST_WAIT)
     started = int(os.environ.get("WORLD_SIZE", 1))
     if state.num_processes != started:
         raise ValueError(
@@ -61,38 +63,61 @@ def open_state() -> PartialState:
     return state
 
 
-def _meet() -> Any:
-    """Waits for all processes that the environment tells of, and returns what they meet at; None for none."""
+def _meet() -> dict[str, Any]:
+    """
+    Waits for all processes that the environment tells of, and returns what their group is made of: the store at which
+    they have met, and the number of this one. Nothing if it tells of none, or they are a group already.
+    """
     names = ("RANK", "WORLD_SIZE", "MASTER_PORT")
     if not all(map(os.environ.get, (*names, "MASTER_ADDR"))) or torch.distributed.is_initialized():
-        return None
-    from torch.distributed import DistNetworkError, DistStoreError, PrefixStore, TCPStore  # not in every build
-
+        return {}
     rank, size, port = (int(os.environ[name]) for name in names)
     is_host = rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != str(True)  # else torchrun is
-    keys = [f"{os.environ.get('TORCHELASTIC_RESTART_COUNT')}/{process}" for process in range(size)]
-    missing, patience = [0], timedelta(seconds=SECONDS_TO_MEET)
-    try:
-        host = os.environ["MASTER_ADDR"]
-        store = TCPStore(host, port, size, is_host, patience, wait_for_workers=False, multi_tenant=True)
-        meeting = PrefixStore("cdm_diffusers", store)
-        meeting.compare_set(keys[rank], "", PRESENT)
-        with suppress(DistStoreError):
-            meeting.wait(keys, patience)
-        states = [meeting.compare_set(key, "", ABSENT).decode() for key in keys]  # which ends the wait of the others
-        missing = [process for process, state in enumerate(states) if state == ABSENT]
-        if missing and is_host:
-            time.sleep(SECONDS_TO_TELL)
-    except DistNetworkError:
-        if is_host:  # whose port is another program's
-            raise
+    store = _open_store(os.environ["MASTER_ADDR"], port, size, is_host)
+    missing = [0] if store is None else _missing(store, rank, size)
     if not missing:
-        return meeting
+        return {"store": store, "rank": rank, "world_size": size}
+    if is_host:
+        time.sleep(SECONDS_TO_TELL)
     named = ", ".join(map(str, missing[:10])) + (", ..." if len(missing) > 10 else "")
     raise SystemExit(
         f"Of {size} processes, these did not come within {SECONDS_TO_MEET} seconds: {named}. Process {rank} ends as "
         "well: see why they did not start, and start all again."
     )
+
+
+def _open_store(host: str, port: int, size: int, is_host: bool) -> Any:
+    """Of this job and attempt alone: another job's processes may come to the same port. None if nobody is there."""
+    from torch.distributed import DistNetworkError, PrefixStore, TCPStore  # not in every build
+
+    patience = timedelta(seconds=SECONDS_TO_MEET)
+    try:
+        store = TCPStore(host, port, size, is_host, patience, wait_for_workers=False, multi_tenant=True)
+    except DistNetworkError as error:
+        if is_host:
+            raise ValueError(
+                f"The environment's MASTER_ADDR and MASTER_PORT are {host} and {port}, where the main process cannot "
+                f"listen ({error}); they must be its own host and a free port there: set another MASTER_PORT, for "
+                "all processes."
+            ) from error
+        return None
+    job = "/".join(os.environ.get(name, "") for name in (*JOB_NAMES, "TORCHELASTIC_RESTART_COUNT"))
+    return PrefixStore(f"cdm_diffusers/{job}", store)
+
+
+def _missing(store: Any, rank: int, size: int) -> list[int]:
+    """The processes that have not come when all others have, or have waited for `SECONDS_TO_MEET`."""
+    from torch.distributed import DistNetworkError, DistStoreError
+
+    keys = [f"process {process}" for process in range(size)]
+    try:
+        store.compare_set(keys[rank], "", PRESENT)
+        with suppress(DistStoreError):
+            store.wait(keys, timedelta(seconds=SECONDS_TO_MEET))
+        states = [store.compare_set(key, "", ABSENT).decode() for key in keys]  # which ends the wait of the others
+    except DistNetworkError:
+        return [0]
+    return [process for process, state in enumerate(states) if state == ABSENT]
 
 
 @contextmanager

@@ -21,7 +21,16 @@ from accelerate.data_loader import SeedableRandomSampler
 from forkserver import FORKSERVER
 from safetensors.torch import load_file
 from scripts import ROOT
-from test_training_loop import SUPER_RES, images, in_process_groups, run, run_in_processes, train_here, weights
+from test_training_loop import (
+    SUPER_RES,
+    InProcessGroup,
+    images,
+    in_process_groups,
+    run,
+    run_in_processes,
+    train_here,
+    weights,
+)
 from torch.distributed.tensor import DTensor
 from torch.utils.data import BatchSampler
 
@@ -203,6 +212,14 @@ def test_when_a_process_is_killed_the_other_says_so_and_ends(killed, options, tm
     )
 
 
+class SetEnvironment:
+    def __init__(self, variables):
+        self.variables = variables
+
+    def __call__(self):
+        os.environ |= self.variables
+
+
 def have_no_patience():
     processes.SECONDS_TO_MEET = 1
 
@@ -224,6 +241,27 @@ def test_processes_do_not_wait_forever_for_those_that_never_come(size, missing):
     for group, future in zip(groups, futures, strict=True):
         with pytest.raises(SystemExit, match=f"{named} Process {group.rank} ends as well"):
             future.result()
+
+
+class OfOtherJob(SetEnvironment):
+    def __call__(self):
+        super().__call__()
+        have_no_patience()
+
+
+def test_processes_of_another_job_at_the_same_port_are_no_part_of_it():
+    ours = in_process_groups(2, SetEnvironment({"SLURM_JOB_ID": "1"}))
+    job = OfOtherJob({"SLURM_JOB_ID": "2"})
+    main, other = (InProcessGroup(rank, ours[0].port, 2, job) for rank in range(2))
+    with (
+        ProcessPoolExecutor(2, mp_context=FORKSERVER) as pool,
+        ProcessPoolExecutor(1, mp_context=FORKSERVER) as strangers,
+    ):
+        list(pool.map(come, ours))
+        with pytest.raises(SystemExit, match=r"did not come within 1 seconds: 0\. Process 1 ends as well"):
+            strangers.submit(come, other).result()
+        with pytest.raises(ValueError, match=f"MASTER_PORT are 127.0.0.1 and {main.port}, where the .* cannot listen"):
+            strangers.submit(come, main).result()
 
 
 class WatchOfTwo:
@@ -351,14 +389,6 @@ def test_what_the_launcher_asks_for_in_vain_is_refused(variables, message, image
     with pytest.raises(ValueError, match=message):
         run(options, SetEnvironment(variables), super_resolution=True)
     assert not (tmp_path / "run").exists()
-
-
-class SetEnvironment:
-    def __init__(self, variables):
-        self.variables = variables
-
-    def __call__(self):
-        os.environ |= self.variables
 
 
 @pytest.mark.parametrize("name", ["compile", "channels_last"])

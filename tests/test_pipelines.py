@@ -1183,6 +1183,8 @@ def test_a_malformed_index(folder, tmp_path, change, problem):
     [
         ("base_unet", 5),
         ("base_unet", ["os", "path"]),
+        ("base_unet", ["stable_diffusion", "StableDiffusionPipeline"]),
+        ("base_scheduler", ["deepfloyd_if", "IFPipeline"]),
         ("base_unet", ["diffusers", "UNet2DModel"]),
         ("base_unet", ["transformers", "CLIPModel"]),
         ("super_res_1_unet", ["cdm_diffusers", "CascadedDDPMScheduler"]),

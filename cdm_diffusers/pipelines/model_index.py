@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import diffusers
 from diffusers import DiffusionPipeline, SchedulerMixin
 from diffusers.pipelines.pipeline_loading_utils import LOADABLE_CLASSES
 from diffusers.utils.hub_utils import _add_variant
@@ -66,8 +67,8 @@ def _is_component(part: str, entry: Any, wanted: str, folder: str | os.PathLike 
     library, name = entry
     if library is name is None:
         return True
-    if not isinstance(library, str) or not isinstance(name, str):
-        return False
+    if not isinstance(library, str) or not isinstance(name, str) or hasattr(diffusers.pipelines, library):
+        return False  # Diffusers' pipelines have folders of their own, which hold none of ours
     found = component_class(entry)
     if found is None and library not in LOADABLE_CLASSES:
         return folder is None or Path(folder, part, f"{library}.py").is_file()
