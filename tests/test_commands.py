@@ -200,19 +200,9 @@ def test_sample_writes_files(cascade, tmp_path):
 def test_sample_takes_options_per_stage(cascade, tmp_path, capsys):
     words = ["--num_inference_steps", "base=2", "--augmentation_levels", "7", "--last_stage", "super_res_1"]
     words += ["--scheduler", "base=ddim", "--truncated", "false"]
-    main(
-        [
-            "sample",
-            cascade,
-            "--output",
-            str(tmp_path / "a.png"),
-            *words,
-            "--scheduler",
-            "base=ddim",
-            "--truncated",
-            "false",
-        ]
-    )
+    main(["sample", cascade, "--output", str(tmp_path / "a.png"), *words])
+    main(["sample", cascade, "--output", str(tmp_path / "b.png"), *words, "--consistency"])
+    assert (tmp_path / "a.png").read_bytes() != (tmp_path / "b.png").read_bytes()
     assert "base | super_res_1 side by side" in capsys.readouterr().out
     assert "super_res_9" in refusal(capsys, "sample", cascade, "--num_inference_steps", "super_res_9=2")
     assert "'Hat'" in refusal(capsys, "sample", cascade, "--class_labels", "Hat")
@@ -247,6 +237,13 @@ def test_super_resolve(request, small_images, tmp_path, pipeline, size):
     for name in ("one", "two"):
         with Image.open(tmp_path / "large" / f"{name}.png") as image:
             assert image.size == (size, size)
+
+
+def test_super_resolve_keeps_to_the_images(stage, small_images, tmp_path):
+    main(["super-resolve", stage, *small_images, "--output", str(tmp_path), "--class_labels", "1", "--consistency"])
+    for number, name in enumerate(("one", "two")):
+        averages = np.asarray(Image.open(tmp_path / f"{name}.png"), np.float32).reshape(4, 2, 4, 2).mean((1, 3))
+        assert np.abs(averages - 60 * (number + 1)).max() < 1
 
 
 def test_super_resolve_sizes(capsys, stage, tmp_path):

@@ -26,6 +26,7 @@ from small_cascade import small_cascade
 
 from cdm_diffusers import CascadedDDPMScheduler, CascadedDiffusionPipeline, ContinuousDDPMScheduler, files
 from cdm_diffusers.data.image_sets import load_image_set
+from cdm_diffusers.data.transforms import area_resize
 from cdm_diffusers.evaluation import sample as sample_module
 from cdm_diffusers.evaluation import sample_store
 from cdm_diffusers.evaluation.records import fingerprint
@@ -91,6 +92,16 @@ def test_images_are_the_pipelines_own(tmp_path, pipeline):
     assert base.shape == (7, 1, 4, 4) and np.abs(base.numpy() / 255 - kept["base"]).max() < 0.5001 / 255
     record = json.loads((tmp_path / "set" / "results.json").read_text())
     assert record["evaluations"]["base"] == 4 + len([t for t in (0, 6, 13, 19) if t + 1 < 9]) + 1
+
+
+def test_consistency(tmp_path, pipeline):
+    """Averages of the last stage are its input's, in which 8 bits are rounded."""
+    sample(config_for(tmp_path / "set", keep_stages=True, consistency=True), pipeline)
+    kept = np.load(tmp_path / "set" / "low_res" / "super_res_1.npy")
+    averages = area_resize(pixels(tmp_path / "set") / 255, kept.shape[-1])
+    assert np.abs(averages.numpy() - kept).max() < 0.01
+    with pytest.raises(ValueError, match="`consistency` and `truncated` are both True"):
+        sample(config_for(tmp_path / "other", consistency=True, truncated=True), pipeline)
 
 
 def test_batch_size_format_and_count_change_nothing(tmp_path, pipeline):

@@ -206,6 +206,7 @@ def test_grids(tmp_path):
         "truncated": False,
         "restart_timestep": None,
     }
+    assert Setting(consistency=True).sampling_options("super_res_1")["consistency"] is True
 
 
 @pytest.mark.parametrize(
@@ -222,6 +223,7 @@ def test_grids(tmp_path):
         ({"conditionings": ["test"]}, "`conditionings` is .'test'.; each item must be one of"),
         ({"restart_timesteps": [10]}, "`restart_timestep` is 10, but with `image` the base does not run"),
         ({"stage": "base", "truncated": [True]}, "the base has no conditioning"),
+        ({"stage": "base", "consistency": [True]}, "the base has no conditioning"),
         ({"stage": "super_res_2", "augmentation_levels": [5]}, "stage `super_res_2` is 5, but the stage takes none"),
         ({"grid": '{"inference_schedule": [[0.1, 0.2]]}'}, "samples with CascadedDDPMScheduler"),
         ({"grid": '{"steps": [3]}'}, r"`grid` has the axes \['steps'\]"),

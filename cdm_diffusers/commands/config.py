@@ -63,6 +63,7 @@ class CallConfig:
     scheduler: SolverName | dict[str, SolverName] | None = option(
         "Solver of all stages, or of each. Default: the pipeline's.", None
     )
+    consistency: bool = option("Super-resolution keeps to the area averages of its input.", False)
     seed: NonNegativeInt = option("Seed of all noise.", 0)
     dtype: Literal["float32", "bf16", "fp16"] = option("Type of the networks' weights.", "float32")
     device: str | None = option("Default: cuda where there is one, else cpu.", None)

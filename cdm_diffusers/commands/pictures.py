@@ -43,6 +43,7 @@ def sample_pictures(config: PicturesConfig) -> None:
         truncated=config.truncated,
         restart_timestep=config.restart_timestep,
         guidance_scale=config.guidance_scale,
+        consistency=config.consistency,
         generator=torch.Generator(pipeline.device).manual_seed(config.seed),
         output_stages=True,
     )
@@ -111,6 +112,7 @@ def super_resolve(config: SuperResolveConfig) -> None:
         image=torch.stack([read_image(file, channels, sizes, config.resize) for file in config.images]),
         num_inference_steps=config.num_inference_steps,
         guidance_scale=config.guidance_scale,
+        consistency=config.consistency,
         generator=torch.Generator(pipeline.device).manual_seed(config.seed),
         **arguments,
     )

@@ -76,6 +76,7 @@ class SampleConfig:
     restart_timestep: int | None = option(
         "Noise the base's samples to this t and denoise them again (Section 4.2).", None
     )
+    consistency: bool = option("Super-resolution keeps to the area averages of its input.", False)
     scheduler: SolverName | dict[str, SolverName] | None = option(
         "Solver of all stages, or of each. Default: the pipeline's.", None
     )

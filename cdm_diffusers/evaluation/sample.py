@@ -207,7 +207,8 @@ def call_options(pipeline: CascadedDiffusionPipeline, config: SampleConfig, firs
     for values in options.values():
         for name in names[:first_stage]:
             values.pop(name, None)
-    return {**options, "truncated": config.truncated, "restart_timestep": config.restart_timestep}
+    options |= {"truncated": config.truncated, "restart_timestep": config.restart_timestep}
+    return options | ({"consistency": True} if config.consistency else {})  # which older folders do not name
 
 
 def all_labels(

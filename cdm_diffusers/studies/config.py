@@ -101,6 +101,7 @@ class Setting:
     inference_schedule: InferenceSchedule | None = option("Of a ContinuousDDPMScheduler.", None)
     guidance_scale: float | None = option("w.", None)
     restart_timestep: PositiveInt | None = option("Of the base.", None)
+    consistency: bool | None = option("Whether the stage keeps to the area averages of its input.", None)
 
     def __post_init__(self):
         if self.truncated and self.conditioning != "generated":
@@ -122,7 +123,8 @@ class Setting:
             "guidance_scale": self.guidance_scale,
         }
         options = {name: {stage: value} for name, value in per_stage.items() if value is not None}
-        return {**options, "truncated": self.truncated, "restart_timestep": self.restart_timestep}
+        options |= {"truncated": self.truncated, "restart_timestep": self.restart_timestep}
+        return options | ({"consistency": True} if self.consistency else {})
 
 
 @options
@@ -162,6 +164,7 @@ class SearchConfig(LabelledDataOptions):
     restart_timesteps: list[PositiveInt] | None = option(
         "t to which the base's samples are noised and denoised again.", None
     )
+    consistency: list[bool] | None = option("Whether the stage keeps to the area averages of its input.", None)
     seeds: Seeds = option("Each setting is sampled with each seed.", [0])
     num_images: TwoOrMore = option("Samples of each setting and seed.", 2000)
     batch_size: PositiveInt = option("Images per call of the pipeline and of the extractor.", 100)
@@ -210,6 +213,7 @@ class SearchConfig(LabelledDataOptions):
             "scheduler": self.schedulers,
             "guidance_scale": self.guidance_scales,
             "restart_timestep": self.restart_timesteps,
+            "consistency": self.consistency,
         }
         options = {name: values for name, values in options.items() if values is not None}
         if (self.grid is None) == (not options):

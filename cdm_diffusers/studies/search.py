@@ -165,8 +165,10 @@ class Search:
             ValueError: the stage cannot be sampled so.
         """
         try:
-            if not self.before and (setting.truncated or setting.conditioning != "generated"):
-                raise ValueError("the base has no conditioning: `truncated` and `conditioning` are not for it.")
+            if not self.before and (setting.truncated or setting.consistency or setting.conditioning != "generated"):
+                raise ValueError(
+                    "the base has no conditioning: `truncated`, `consistency` and `conditioning` are not for it."
+                )
             config, first_stage = self.sample_config(0, setting), self.first_stage(setting)
             pipeline = self.pipeline.with_schedulers(config.scheduler, config.inference_schedules, config.last_stage)
             low_res = None

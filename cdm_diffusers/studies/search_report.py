@@ -12,7 +12,8 @@ from ..pipelines import CascadedDiffusionPipeline
 from ..tables import markdown_table, plus_minus
 
 
-CALL_ONLY = ("truncated", "restart_timestep")  # arguments of a call, for which a pipeline's config has no place
+# Arguments of a call, for which a pipeline's config has no place.
+CALL_ONLY = ("truncated", "restart_timestep", "consistency")
 
 
 def summarise(
