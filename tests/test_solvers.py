@@ -13,7 +13,7 @@ from cdm_diffusers.pipelines.solvers import SOLVER_CLASSES, scheduler_of, solver
 
 
 def test_names():
-    assert SOLVER_NAMES[0] == "ancestral" and len(SOLVER_NAMES) == 12 and len(SOLVER_CLASSES) == 10
+    assert SOLVER_NAMES[0] == "ancestral" and len(SOLVER_NAMES) == 13 and len(SOLVER_CLASSES) == 11
     for name in SOLVER_NAMES:
         assert f'"{name}"' in inspect.getdoc(CascadedDiffusionPipeline.with_schedulers), name
 

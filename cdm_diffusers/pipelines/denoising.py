@@ -13,6 +13,7 @@ import functools
 import inspect
 
 import torch
+from diffusers import IPNDMScheduler
 
 from ..diffusion import epsilon_from_x_0, limit_x_0, prediction_for
 from ..schedulers import ContinuousDDPMScheduler
@@ -116,11 +117,11 @@ class SolverSampler:
     r"""
     Steps of one of Diffusers' schedulers (`SOLVERS` of `solver_names.py`).
 
-    The scheduler works from epsilon alone, its own limits of x_0 and its learned variance off: limits are applied
-    here, to x_0, and epsilon is derived again from the result. Without that solvers diverge: where alpha_bar is near
-    0, the least error of epsilon is a huge error of x_0. Limits are those of the scheduler's config, where entries of
-    the scheduler it was converted from survive (`clip_sample`, `clip_sample_range`, `thresholding`, ...); without any,
-    x_0 is clipped to [-1, 1].
+    The scheduler works from epsilon alone (IPNDM from v, of which it makes epsilon), its own limits of x_0 and its
+    learned variance off: limits are applied here, to x_0, and epsilon is derived again from the result. Without that
+    solvers diverge: where alpha_bar is near 0, the least error of epsilon is a huge error of x_0. Limits are those of
+    the scheduler's config, where entries of the scheduler it was converted from survive (`clip_sample`,
+    `clip_sample_range`, `thresholding`, ...); without any, x_0 is clipped to [-1, 1].
 
     Args:
         scheduler ([`~schedulers.SchedulerMixin`]): the scheduler, which is copied.
@@ -156,8 +157,9 @@ class SolverSampler:
         x_0 = limit_x_0(self.prediction.x_0(prediction, x_t, alpha, sigma), self.limits)
         x_0 = x_0 if denoise.refine is None else denoise.refine(x_0)
         epsilon = epsilon_from_x_0(x_0, x_t, alpha, sigma)
+        output = alpha * epsilon - sigma * x_0 if isinstance(self.scheduler, IPNDMScheduler) else epsilon
         extra = dict.fromkeys(self.extra_step_arguments, generator)
-        return self.scheduler.step(epsilon, timestep, sample, **extra, return_dict=False)[0]
+        return self.scheduler.step(output, timestep, sample, **extra, return_dict=False)[0]
 
 
 def make_sampler(

@@ -270,7 +270,7 @@ class CascadedDiffusionPipeline(PixelDiffusionPipeline):
             scheduler (`str` or `dict[str, str]`, *optional*):
                 A solver for all stages or for some of them; the others keep theirs. "ancestral" is this package's;
                 "ddim", "ddpm", "deis", "dpmsolver++", "sde-dpmsolver++", "dpmsolver-singlestep", "euler",
-                "euler-ancestral", "heun", "lms" and "unipc" are Diffusers'.
+                "euler-ancestral", "heun", "ipndm", "lms" and "unipc" are Diffusers'.
             inference_schedules (`dict`, *optional*):
                 For stages with a ContinuousDDPMScheduler, the noise levels that they visit: the end points
                 [beta_start, beta_end] of a linear schedule, or "squaredcos_cap_v2".

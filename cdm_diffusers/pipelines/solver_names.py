@@ -17,6 +17,7 @@ SOLVERS: dict[str, tuple[str, dict[str, Any]]] = {
     "euler": ("EulerDiscreteScheduler", {}),
     "euler-ancestral": ("EulerAncestralDiscreteScheduler", {}),
     "heun": ("HeunDiscreteScheduler", {"use_karras_sigmas": True}),
+    "ipndm": ("IPNDMScheduler", {}),
     "lms": ("LMSDiscreteScheduler", {}),
     "sde-dpmsolver++": ("DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++"}),
     "unipc": ("UniPCMultistepScheduler", {}),

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import diffusers
 import numpy as np
 import torch
-from diffusers import SchedulerMixin
+from diffusers import DDIMScheduler, IPNDMScheduler, SchedulerMixin
 
 from ..schedulers import CascadedDDPMScheduler, ContinuousDDPMScheduler
 from .solver_names import ANCESTRAL, SOLVER_NAMES, SOLVERS
@@ -96,7 +96,7 @@ def solver_on_grid(
     scheduler: SchedulerMixin, num_inference_steps: int
 ) -> tuple[SchedulerMixin, torch.Tensor, torch.Tensor]:
     r"""
-    A fresh solver like `scheduler` that takes nothing but epsilon, with its grid laid out on the CPU.
+    A fresh solver like `scheduler` that takes nothing but epsilon (IPNDM: v), with its grid laid out on the CPU.
 
     Returns:
         `tuple`: the solver; and for each of its `timesteps` the training time i = t - 1 that the network is told,
@@ -105,6 +105,8 @@ def solver_on_grid(
     Raises:
         `ValueError`: it cannot run so many steps, or its noise levels are not those of a diffusion process.
     """
+    if isinstance(scheduler, IPNDMScheduler):
+        return _ipndm_on_grid(scheduler, num_inference_steps)
     kind = type(scheduler).__name__
     solver = _epsilon_solver(scheduler)
     num_levels = solver.config.num_train_timesteps
@@ -156,6 +158,18 @@ def _epsilon_solver(scheduler: SchedulerMixin) -> SchedulerMixin:
         arguments |= {"num_train_timesteps": num_levels, "trained_betas": scheduler.betas[:num_levels].tolist()}
         arguments.pop("rescale_betas_zero_snr", None)  # these betas are rescaled already
     return type(scheduler)(**arguments)
+
+
+def _ipndm_on_grid(
+    scheduler: IPNDMScheduler, num_inference_steps: int
+) -> tuple[IPNDMScheduler, torch.Tensor, torch.Tensor]:
+    """On the times of DDIM, since Diffusers' scheduler knows one process only; its "betas" are sqrt(1 - alpha_bar)."""
+    count = scheduler.config.num_train_timesteps
+    ddim = DDIMScheduler.from_config(scheduler.config, num_train_timesteps=count)
+    _, indices, alphas_cumprod = solver_on_grid(ddim, num_inference_steps)
+    solver = IPNDMScheduler(num_inference_steps, trained_betas=[*(1 - alphas_cumprod).sqrt().tolist(), 0.0])
+    solver.set_begin_index(0)
+    return solver, indices, alphas_cumprod
 
 
 def _respace(scheduler: SchedulerMixin, indices: torch.Tensor):

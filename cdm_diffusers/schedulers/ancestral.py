@@ -44,6 +44,7 @@ class AncestralScheduler(SchedulerMixin, ConfigMixin):
         "EulerAncestralDiscreteScheduler",
         "EulerDiscreteScheduler",
         "HeunDiscreteScheduler",
+        "IPNDMScheduler",
         "LMSDiscreteScheduler",
         "UniPCMultistepScheduler",
     ]
