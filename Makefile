@@ -1,8 +1,10 @@
 # make demo        sample the shipped cascade into samples.png
+# make app         try the shipped cascade out in a web page; APP=FOLDER for another
 # make test        run the tests but for the slow ones; what CI runs
 # make test-all    run all of them; each slow one says why it is slow, where it is defined
 # make train-demo  train a small cascade on Fashion-MNIST from nothing, all stages, and sample it
 # make lint        what CI checks besides the tests
+# make docs        the site of these documents, into build/docs
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -10,8 +12,9 @@ BIN = $(VENV)/bin
 # The folder of Debian's package dataset-fashion-mnist; without it, the data set comes from the Hub.
 FASHION_MNIST ?= /usr/share/datasets/fashion-mnist
 TRAIN_DEMO ?= runs/train-demo
+APP ?= checkpoints/fashion-mnist-32
 
-.PHONY: demo test test-all train-demo lint
+.PHONY: demo app test test-all train-demo lint docs
 .DELETE_ON_ERROR:
 
 # torch comes first and by exact version: its own index decides between builds for CPU and GPU.
@@ -31,15 +34,21 @@ $(VENV)/installed-%: setup.cfg constraints.txt
 demo: $(VENV)/installed
 	$(BIN)/cdm sample checkpoints/fashion-mnist-32 --output samples.png
 
+app: $(VENV)/installed-app
+	$(BIN)/cdm app $(APP)
+
 test: $(VENV)/installed-test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 -m "not slow"
 
-test-all: $(VENV)/installed-test
+test-all: $(VENV)/installed-test $(VENV)/installed-browser
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2
 
 lint: $(VENV)/installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+docs: $(VENV)/installed-docs
+	$(BIN)/python -m sphinx -W --keep-going -q -c docs -d build/doctrees . build/docs
 
 train-demo: $(VENV)/installed-train
 	PATH="$(abspath $(BIN)):$$PATH" FASHION_MNIST="$(FASHION_MNIST)" OUTPUT="$(TRAIN_DEMO)" bash examples/train_demo.sh

@@ -20,42 +20,10 @@ from collections.abc import Callable
 from dataclasses import asdict, replace
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
-from cdm_diffusers.models.arguments import UNetArguments
+from cdm_diffusers.models.costs import build_on_meta, count_multiply_adds, inputs_of
 from cdm_diffusers.models.unet_2d_cascaded import CascadedUNet2DModel
 from cdm_diffusers.presets import PRESETS, StagePreset, get_preset
-
-
-def build_on_meta(preset: UNetArguments) -> CascadedUNet2DModel:
-    with torch.device("meta"):
-        return CascadedUNet2DModel(**asdict(preset)).eval()
-
-
-def inputs_of(unet: CascadedUNet2DModel, size: int | None = None, batch_size: int = 1) -> dict[str, torch.Tensor]:
-    """Zeros for everything that `unet` takes, on the default device; `size` is `sample_size`, or a crop's."""
-    config = unet.config
-    size = size or config.sample_size
-    is_continuous = config.time_conditioning == "noise_level"
-    inputs = {
-        "sample": torch.zeros(batch_size, config.in_channels, size, size),
-        "timestep": torch.zeros(batch_size, dtype=torch.float32 if is_continuous else torch.int64),
-    }
-    if config.num_classes is not None:
-        inputs["class_labels"] = torch.zeros(batch_size, dtype=torch.int64)
-    if config.low_res_size is not None:
-        low_res_size = size * config.low_res_size // config.sample_size
-        inputs["low_res"] = torch.zeros(batch_size, config.in_channels, low_res_size, low_res_size)
-    if config.augmentation_level_embedding:
-        inputs["augmentation_level"] = torch.zeros(batch_size, dtype=torch.int64)
-    return inputs
-
-
-def count_multiply_adds(unet: CascadedUNet2DModel, size: int | None = None) -> int:
-    """Multiply-adds of `unet`, on the meta device, for one image."""
-    with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counter:
-        unet(**inputs_of(unet, size))
-    return counter.get_total_flops() // 2
 
 
 def count_kept_bytes(unet: CascadedUNet2DModel, size: int | None = None) -> int:

@@ -364,6 +364,41 @@ def _limits(pipeline: Any, measured: bool) -> str:
 # Figures
 
 
+def check_report(report: dict[str, Any], pipeline: Any, file: str) -> None:
+    """
+    Args:
+        report: JSON of `cdm recognition` or `cdm evaluate`.
+        pipeline: as in [`write_card`].
+        file: where the report was, for errors.
+
+    Raises:
+        ValueError: it says that it measured images of other classes or sizes than the pipeline makes.
+    """
+    sizes = [stage.unet.config.sample_size for stage in pipeline.stages]
+    if "recognised" in report:
+        names = list(report["recognised"]["samples"]["per_class"])
+        own = list((pipeline.config.id2label or {}).values())
+        if own and set(names) != set(own):
+            raise ValueError(
+                f"{file!r} measured samples of other classes ({_first(names)}) than this pipeline makes "
+                f"({_first(own)}): give the report of its own samples."
+            )
+        measured = [stage["size"] for stage in report["stages"].values()]
+        fits = measured in ([], sizes)
+    else:
+        measured = report["samples"]["size"]
+        fits = measured in sizes
+    if not fits:
+        raise ValueError(
+            f"{file!r} measured samples of size {measured}, and this pipeline makes {sizes}: give the report of its "
+            "own samples."
+        )
+
+
+def _first(names: list[str]) -> str:
+    return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+
+
 def _results(reports: Sequence[dict[str, Any]], datasets: list[str], upsamples: bool) -> list[EvalResult]:
     """The model index: every figure with what measured it."""
     figures = [figure for report in reports for figure in _figures_of(report)]

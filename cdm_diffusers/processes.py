@@ -8,7 +8,7 @@ import struct
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
@@ -33,6 +33,14 @@ JOB_NAMES = ("SLURM_JOB_ID", "PMIX_NAMESPACE", "TORCHELASTIC_RUN_ID")
 SECONDS_TO_CONNECT = 30
 SECONDS_TO_FAIL = 5  # where another process has failed: most mistakes are everybody's, and are best told by oneself
 LONGEST_WAIT = timedelta(days=7)  # of one process for another; see `ending_together` for those that are gone
+# What `accelerate launch` asks for in the environment and this package does not do, and the remedy.
+REFUSED = {
+    "ACCELERATE_USE_DEEPSPEED": (
+        "DeepSpeed",
+        "trainings take `--use_fsdp --fsdp_version 2`, which shards as ZeRO does",
+    ),
+    "ACCELERATE_USE_MEGATRON_LM": ("Megatron-LM", "trainings take `--use_fsdp --fsdp_version 2`"),
+}
 _watches: list["Watch"] = []
 
 
@@ -45,9 +53,10 @@ def open_state() -> PartialState:
     The processes that `accelerate launch` or `torchrun` started, this one among them.
 
     Raises:
-        ValueError: they do not know of each other, or have no place to meet.
+        ValueError: they do not know of each other, have no place to meet, or were started for what is not supported.
         SystemExit: some of them have not come within `SECONDS_TO_MEET`.
     """
+    check_launcher(REFUSED)
     group = _meet()
     # Without an accelerator, accelerate must be told so, or torchrun's processes do not know of each other.
     cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
@@ -61,6 +70,19 @@ def open_state() -> PartialState:
             "work. Configure it with `accelerate config`, or start them with torchrun."
         )
     return state
+
+
+def check_launcher(refused: Mapping[str, tuple[str, str]]) -> None:
+    """
+    Args:
+        refused: by variables of the environment, what they ask for, and the remedy.
+
+    Raises:
+        ValueError: it is asked for.
+    """
+    for variable, (name, remedy) in refused.items():
+        if parse_flag_from_env(variable):
+            raise ValueError(f"`accelerate launch` asks for {name}, which is not supported here: {remedy}.")
 
 
 def _meet() -> dict[str, Any]:
@@ -87,7 +109,10 @@ def _meet() -> dict[str, Any]:
 
 
 def _open_store(host: str, port: int, size: int, is_host: bool) -> Any:
-    """Of this job and attempt alone: another job's processes may come to the same port. None if nobody is there."""
+    """
+    Where processes meet: of this attempt of the job that the environment numbers, since others may come to its port.
+    None if nobody is there.
+    """
     from torch.distributed import DistNetworkError, PrefixStore, TCPStore  # not in every build
 
     patience = timedelta(seconds=SECONDS_TO_MEET)

@@ -3,21 +3,14 @@
 import json
 import os
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from diffusers.utils import logging
 from huggingface_hub import create_repo, hf_hub_download, upload_folder
-from huggingface_hub.errors import (
-    EntryNotFoundError,
-    HFValidationError,
-    LocalEntryNotFoundError,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-)
+from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
+from .hub import INDEX, write_errors
 from .model_cards import CARD, DOCUMENTS, is_ours, published_at, write_card
 
 
@@ -26,44 +19,6 @@ if TYPE_CHECKING:
 
 
 logger = logging.get_logger(__name__)
-INDEX = "model_index.json"
-UNREACHED = {"ConnectionError", "TransportError", "Timeout", "LocalEntryNotFoundError"}  # of any library for HTTP
-
-
-@contextmanager
-def hub_errors(name: str | os.PathLike) -> Iterator[None]:
-    """
-    Says in one line why there is no pipeline called `name`, which is not a folder here.
-
-    Raises:
-        OSError: neither a folder nor a repository of the Hub, or the Hub was not reached.
-    """
-    try:
-        yield
-    except (OSError, ValueError) as error:
-        reason = _reason(error)
-        if reason is None and isinstance(error, OSError):
-            place = "" if os.path.isdir(name) else " on the Hub"
-            raise OSError(f"{name}{place} is incomplete or damaged: {error}") from error
-        if reason is None:
-            raise
-        raise OSError(f"{str(name)!r} is not a folder here, and {reason}") from None
-
-
-def _reason(error: BaseException) -> str | None:
-    causes = [error]
-    while (cause := causes[-1].__cause__ or causes[-1].__context__) is not None:
-        causes.append(cause)
-    if any(isinstance(cause, RepositoryNotFoundError) for cause in causes):
-        return "the Hub has no repository of that name that you may read: check it, or log in by `hf auth login`."
-    if any(isinstance(cause, RevisionNotFoundError) for cause in causes):
-        return "its repository on the Hub has no such `revision`."
-    if any(isinstance(cause, HFValidationError) for cause in causes) or "nor a valid repo id" in str(error):
-        return "cannot be the name of a repository of the Hub, OWNER/NAME: check the path."
-    kinds = {kind.__name__ for cause in causes for kind in type(cause).__mro__}
-    if kinds & UNREACHED:
-        return "the Hub was not reached, nor is it in the cache: check the path and the connection."
-    return None
 
 
 def find_document(origin: str, name: str, **options: Any) -> Path | None:
@@ -133,7 +88,8 @@ def prepare_repository(repo_id: str, token: str | None = None, private: bool | N
     Raises:
         OSError: the Hub was not reached, or refuses.
     """
-    return create_repo(repo_id, token=token, private=private, exist_ok=True).repo_id
+    with write_errors(repo_id):
+        return create_repo(repo_id, token=token, private=private, exist_ok=True).repo_id
 
 
 def upload(
@@ -171,16 +127,17 @@ def upload(
             left_out = [CARD]
         text = published_at(card.read_text(encoding="utf-8"), repo_id, origin)
         card.write_text(text, encoding="utf-8")
-    return upload_folder(
-        repo_id=repo_id,
-        folder_path=folder,
-        path_in_repo=path_in_repo,
-        allow_patterns=parts_of(folder),
-        ignore_patterns=left_out,
-        token=token,
-        commit_message=commit_message or "Upload a pipeline of cdm_diffusers",
-        create_pr=create_pr,
-    )
+    with write_errors(repo_id):
+        return upload_folder(
+            repo_id=repo_id,
+            folder_path=folder,
+            path_in_repo=path_in_repo,
+            allow_patterns=parts_of(folder),
+            ignore_patterns=left_out,
+            token=token,
+            commit_message=commit_message or "Upload a pipeline of cdm_diffusers",
+            create_pr=create_pr,
+        )
 
 
 # ---------------------------------------------------------------------------------------------------------------------

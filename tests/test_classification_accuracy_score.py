@@ -102,6 +102,18 @@ def test_samples_that_mislead_are_found_out(folder, tmp_path, capsys):
     assert "| trained on | images | seeds | top-1 on 30 of 'test' | top-5 |" in capsys.readouterr().out
 
 
+def test_fewer_samples_than_training_images_are_told_of(folder, tmp_path, monkeypatch, caplog):
+    """The protocol (Ravuri and Vinyals, 2019) replaces the whole training set."""
+    monkeypatch.setattr(module, "fit_classifier", FakeTraining())
+    classification_accuracy_score(config_for(folder, tmp_path / "few"))
+    assert "are 36 images; the score is defined for as many as the training split has, 60" in caplog.text
+    caplog.clear()
+    images = [pixels_of(CLASSES[i % 3], i) for i in range(60)]
+    save_samples(tmp_path / "as-many.npz", images, np.arange(60) % 3)
+    classification_accuracy_score(config_for(folder, tmp_path / "out", samples=str(tmp_path / "as-many.npz")))
+    assert "the score is defined" not in caplog.text
+
+
 def test_what_is_trained_on_what(folder, tmp_path, monkeypatch):
     training = FakeTraining()
     monkeypatch.setattr(module, "fit_classifier", training)

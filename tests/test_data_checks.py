@@ -7,14 +7,14 @@ import datasets
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageFont
 from scripts import run_script
 from test_sources import config_for, png_bytes, random_pixels, write_idx, write_rows
 
 from cdm_diffusers.commands.main import main
 from cdm_diffusers.data import survey as survey_module
 from cdm_diffusers.data.memory import held_in_memory
-from cdm_diffusers.data.pictures import labelled_grid
+from cdm_diffusers.data.pictures import fitting, label_font, labelled_grid
 from cdm_diffusers.data.sources import open_images
 from cdm_diffusers.data.splits import open_split
 from cdm_diffusers.data.survey import check_before_training, description, spread, survey
@@ -140,6 +140,15 @@ def test_what_is_left_out_is_counted(tmp_path):
     assert "left out: 3 hidden, such as '.git'" in description(data).splitlines()
 
 
+def test_a_link_to_itself_is_left_out(tmp_path, capfd):
+    root = save_classes(tmp_path / "root")
+    for loop in (root / "loop", root / "__loop", root / "a" / "loop.png"):
+        loop.symlink_to(loop.name)
+    data = open_images(config_for(root))
+    assert data.left_out == {"links to nothing": ["__loop", "a/loop.png", "loop"]} and len(data.dataset) == 6
+    assert capfd.readouterr().err == ""  # nothing is downloaded or shown as if it were
+
+
 def test_folder_of_nothing_but_what_is_left_out(tmp_path):
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "notes.txt").write_text("")
@@ -162,6 +171,12 @@ def test_names_that_datasets_cannot_read_are_refused(tmp_path):
         open_images(config_for(root))
     with pytest.raises(ValueError, match=r"std::list/0\.png' has '::' in its path"):
         open_images(config_for(save_classes(tmp_path / "other", names=("std::list", "b"))))
+    with pytest.raises(ValueError, match=r"\(a::b\)/a/0\.png' has '::' in its path"):
+        open_images(config_for(save_classes(tmp_path / "(a::b)")))
+    root = save_classes(tmp_path / "rock", names=(r"AC\DC", "b"))
+    with pytest.raises(ValueError, match=r"AC.*DC/0\.png' has a backslash in its path, .*: rename it\.$"):
+        open_images(config_for(root))
+    assert len(open_images(config_for(root, class_conditional=False)).dataset) == 6
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -387,3 +402,12 @@ def test_mistakes(words, said, capsys):
 def test_rows_of_a_grid_may_be_of_any_length():
     image = Image.new("RGB", (2, 2))
     assert labelled_grid([("a", [(image,)]), ("b", [(image,), (image,)])], 8).size == (110 + 2 * 16, 32)
+
+
+@pytest.mark.parametrize("font", [label_font(), ImageFont.load_default(12)], ids=["found", "Pillow's"])
+def test_labels_are_letters_on_one_line_that_show_where_they_are_cut(font):
+    assert fitting("Sneaker", font) == "Sneaker"
+    assert fitting("e\u0301moji & co", font) in ("émoji & co", "emoji & co")
+    assert fitting("日", font) == "?" and fitting("two\nlines", font) == r"two\nlines"
+    cut = fitting("a very long name of a class of things", font)
+    assert cut.endswith("…") and font.getlength(cut) <= 102 and "a very long na".startswith(cut[:11])

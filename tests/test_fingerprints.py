@@ -131,6 +131,7 @@ def test_revisions_are_resolved_to_commits(monkeypatch):
 def test_the_revision_reaches_the_hub_and_leaves_fingerprints_as_they_were(tmp_path, monkeypatch):
     write_rows(tmp_path / "train.parquet", [0, 1])
     rows, asked = datasets.load_dataset(str(tmp_path), split="train"), []
+    monkeypatch.setattr(sources, "dataset_info", lambda name, timeout: None)
     monkeypatch.setattr(sources, "load_dataset", lambda *names, **options: asked.append(options) or rows)
     of_hub = {"dataset_name": "someone/something", "train_data_dir": None}
     plain, pinned = (

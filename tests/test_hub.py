@@ -218,8 +218,9 @@ def test_a_missing_stage_is_named(shop):
     root, environment, _ = shop
     shutil.rmtree(root / "models" / "shop" / "clothes" / "super_res_1_unet")
     result = run_script("-c", LOAD, "shop/clothes", "{}", **environment)
-    said = "shop/clothes on the Hub is incomplete or damaged: the folder of component `super_res_1_unet` is missing."
-    assert result.returncode == 1 and result.stderr.splitlines()[-1] == f"OSError: {said}", result.stderr
+    said = "shop/clothes on the Hub is incomplete or damaged: the folder of component `super_res_1_unet` is missing"
+    expected = f"OSError: {said}: take a whole copy of the pipeline."
+    assert result.returncode == 1 and result.stderr.splitlines()[-1] == expected, result.stderr
 
 
 README = """
@@ -243,11 +244,13 @@ def test_the_first_lines_of_the_readme_elsewhere(shop, tmp_path, variables, reas
     _, environment, _ = shop
     program = f"import os; os.chdir({str(tmp_path)!r})\n{README}"
     result = run_script("-c", program, **(environment | variables))
-    last = result.stderr.splitlines()[-1]
-    assert last.startswith(f"OSError: 'checkpoints/fashion-mnist-32' is not a folder here, and {reason}"), (
-        result.stderr
-    )
-    commands = ["-m", "cdm_diffusers", "sample", "checkpoints/nothing"]
-    result = run_script(*commands, **(environment | variables))
-    assert result.returncode == 2 and "Traceback" not in result.stderr
-    assert f"error: 'checkpoints/nothing' is not a folder here, and {reason}" in result.stderr
+    first, *_, last = result.stderr.splitlines()
+    assert first.startswith("Traceback") and last.startswith("OSError: 'checkpoints/fashion-mnist-32' is not a folder")
+    assert f"here, and {reason}" in last
+    for command in ("sample", "data"):
+        said = f"'checkpoints/nothing' is not a folder here, and {reason}"
+        if command == "data" and not variables:
+            said = "`dataset_name` is 'checkpoints/nothing', neither on the Hub nor a local folder"
+        result = run_script("-m", "cdm_diffusers", command, "checkpoints/nothing", **(environment | variables))
+        assert result.returncode == 2 and result.stderr.startswith(f"cdm {command}: error: {said}"), result.stderr
+        assert result.stderr.count("\n") == 1

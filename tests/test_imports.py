@@ -1,6 +1,7 @@
 """Who imports whom, read from the source, and what `import cdm_diffusers` gives and needs."""
 
 import ast
+import importlib.util
 import os
 import subprocess
 import sys
@@ -22,6 +23,7 @@ MAY_IMPORT = {
     "options": set(),
     "diffusion": set(),
     "draws": set(),
+    "hub": set(),
     "locks": set(),
     "plain": set(),
     "files": {"locks"},
@@ -30,15 +32,22 @@ MAY_IMPORT = {
     "registration": set(),
     "tables": set(),
     "model_cards": {"tables"},
-    "publishing": {"model_cards", "options"},
+    "publishing": {"hub", "model_cards", "options"},
     "models": {"_lazy", "added", "plain"},
     "schedulers": {"diffusion", "draws", "plain"},
     "losses": {"diffusion", "draws"},
     "conditioning_augmentation": {"diffusion", "draws"},
-    "pipelines": {"_lazy", "models", "plain", "schedulers", "diffusion", "publishing"},
-    "data": {"draws", "files", "options"},
+    "pipelines": {"_lazy", "models", "plain", "schedulers", "diffusion", "hub", "publishing"},
+    "data": {"draws", "files", "hub", "options"},
 }
-for part in ("training", "evaluation", "conversion", "studies", "commands"):  # each may import all of those before it
+for part in (
+    "training",
+    "evaluation",
+    "conversion",
+    "studies",
+    "commands",
+    "app",
+):  # each may import all of those before it
     MAY_IMPORT[part] = set(MAY_IMPORT)
 MAY_IMPORT["__main__"] = {"commands"}
 
@@ -108,6 +117,8 @@ def test_nothing_imports_torchvision(path):
 def test_every_module_imports_without_torchvision():
     """As on machines where it is missing, whatever this one has."""
     modules = [".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__") for path in MODULES]
+    if importlib.util.find_spec("gradio") is None:  # the extra `app`
+        modules.remove("cdm_diffusers.app.page")
     program = "import importlib, sys\n"
     program += "sys.modules['torchvision'] = None\n"
     program += f"for name in {modules}: importlib.import_module(name)"

@@ -118,6 +118,12 @@ def measure(wheel, tmp_path_factory) -> Path:
     return environment(tmp_path_factory.mktemp("eval"), wheel, "eval")
 
 
+@pytest.fixture(scope="module")
+def demo(wheel, tmp_path_factory) -> Path:
+    pytest.importorskip("gradio", reason="gradio is not installed; the extra `app` has it")
+    return environment(tmp_path_factory.mktemp("app"), wheel, "app")
+
+
 def test_the_source_distribution_has_all_that_is_tracked(distributions, tmp_path):
     (sdist,) = distributions.glob("*.tar.gz")
     with tarfile.open(sdist) as archive:
@@ -161,7 +167,8 @@ assert [image.size for image in images] == [(32, 32)]
         ("core", ["models", "pipelines", "schedulers", "conversion", "evaluation.sample"]),
         ("core", [f"commands.{name}" for name in ("main", "config", "info", "pictures", "card")]),
         ("train", ["data", "training", "commands"]),
-        ("measure", [""]),
+        ("measure", ["training", "evaluation", "conversion", "studies", "commands"]),
+        ("demo", ["app"]),
     ],
 )
 def test_modules_import_with_their_extra(extra, rooms, request, tmp_path):

@@ -264,6 +264,12 @@ def test_processes_of_another_job_at_the_same_port_are_no_part_of_it():
             strangers.submit(come, main).result()
 
 
+def test_other_commands_refuse_what_no_command_takes(monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    with pytest.raises(ValueError, match="asks for DeepSpeed, which is not supported here"):
+        processes.open_state()
+
+
 class WatchOfTwo:
     """Notes how it is left."""
 
@@ -373,7 +379,7 @@ def test_a_run_of_one_process_goes_on_in_four_shards(options, undivided, tmp_pat
     [
         (
             {"ACCELERATE_USE_DEEPSPEED": "true"},
-            "asks for DeepSpeed, .* support: give `--use_fsdp",
+            "asks for DeepSpeed, .* support.*: trainings take `--use_fsdp",
         ),
         ({"ACCELERATE_USE_MEGATRON_LM": "true"}, "asks for Megatron-LM"),
         ({"ACCELERATE_USE_FSDP": "true"}, r"`fsdp_version` is 1; it must be 2: add `--fsdp_version 2`"),

@@ -267,8 +267,8 @@ def test_search(world, tmp_path):
     options |= {"output_dir": str(tmp_path / "out"), "cache_dir": str(tmp_path / "out" / "cache"), "num_images": 10}
     config = SearchConfig(**options, **data, stage="super_res_1", num_inference_steps=[1, 2])
     alone, first, second = check_same_work(search_without_times, config, tmp_path / "out" / "results.jsonl")
-    # Twice 10 samples, and of both splits all images and as many as there are samples.
-    assert alone == 2 * 10 + 50 + 33 + 2 * 10 == first + second and min(first, second) > 0.35 * alone
+    # Three times 10 samples, once from real images, and of both splits all images and as many as there are samples.
+    assert alone == 3 * 10 + 50 + 33 + 2 * 10 == first + second and min(first, second) > 0.35 * alone
 
 
 def experiment(world, folder, base):

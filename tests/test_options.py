@@ -392,7 +392,7 @@ def test_help_of_positional_arguments_without_a_docstring(capsys):
     with pytest.raises(SystemExit):
         parse(Info, ["-h"], prog="cdm info")
     assert capsys.readouterr().out.startswith(
-        "usage: cdm info folder [options]\n\nrequired:\n  folder\n      A cascade.\n"
+        "usage: cdm info FOLDER [options]\n\nrequired:\n  FOLDER\n      A cascade.\n"
     )
 
 

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from unittest import mock
 
 import diffusers
 import numpy as np
@@ -23,9 +24,9 @@ from safetensors.torch import load_file
 from torch._dynamo.testing import CompileCounter
 
 from cdm_diffusers import CascadedDDPMScheduler, CascadedUNet2DModel, ContinuousDDPMScheduler
-from cdm_diffusers.commands.loading import load_without_weights
 from cdm_diffusers.pipelines import CascadedDiffusionPipeline, SuperResolutionPipeline
 from cdm_diffusers.pipelines.denoising import Denoiser
+from cdm_diffusers.pipelines.loading import load_without_weights
 from cdm_diffusers.pipelines.solver_names import SOLVER_NAMES
 
 
@@ -179,7 +180,14 @@ def test_labels_by_index_name_and_tensor(cascade, monkeypatch):
     calls = record_calls(monkeypatch, cascade.base_unet)
     images = tensors(cascade, [1, 0])
     assert calls[0]["class_labels"].tolist() == [1, 0]
-    for labels in (["dog", 0], ("dog", "cat"), torch.tensor([1, 0]), [np.int64(1), "cat"]):
+    for labels in (
+        ["dog", 0],
+        ("dog", "cat"),
+        torch.tensor([1, 0]),
+        [np.int64(1), "cat"],
+        np.array([1, 0]),
+        np.array(["dog", "cat"]),
+    ):
         assert torch.equal(tensors(cascade, labels), images)
     for label in (1, "dog", torch.tensor(1), [1]):
         tensors(cascade, label)
@@ -694,9 +702,18 @@ def test_progress_bars(cascade, capfd):
     pipe = CascadedDiffusionPipeline(**cascade.components)
     pipe([0], num_inference_steps=2)
     shown = capfd.readouterr().err
-    assert all(f"{name}: 100%" in shown for name in STEPS)
+    for name in STEPS:  # the time left, and images a second
+        assert re.search(rf"{name}: 100%.*\[\d+:\d+<\d+:\d+,.*, [\d.e+]+ images/s\]", shown), shown
     quiet(pipe)([0], num_inference_steps=2)
     assert capfd.readouterr().err == ""
+
+
+def test_a_progress_bar_of_ones_own_needs_no_more_than_it_is_told(cascade, monkeypatch):
+    bar = mock.MagicMock(spec=["__enter__", "__exit__", "set_description", "update"])
+    bar.__enter__.return_value = bar
+    monkeypatch.setattr(cascade, "progress_bar", lambda total: bar)
+    cascade([0])
+    assert bar.update.call_count == sum(STEPS.values())
 
 
 def test_calls_leave_the_schedulers_alone():

@@ -1,6 +1,7 @@
 """Pipelines on their way to the Hub: what is kept and uploaded, cards, and folders with their own code."""
 
 import json
+import logging
 import os
 import re
 import shutil
@@ -15,20 +16,23 @@ from scripts import ROOT, run, run_script
 from small_cascade import small_cascade
 
 from cdm_diffusers import CascadedDiffusionPipeline
+from cdm_diffusers.commands.config import CardConfig
 from cdm_diffusers.commands.main import main
 from cdm_diffusers.conversion.self_contained import sampling_code
 from cdm_diffusers.model_cards import is_ours, write_card
 
 
 NASTY = ['"quoted"', "it's", "a\nnew line", "`ticks` ```", "a | b", "<script>alert(1)</script>", "_x_ *y* [z](u) \\"]
+CLASSES = ("T-shirt/top", "Trouser", "Ankle boot")
 RECOGNITION = {
     "recognised": {
-        split: {"top_1": 0.5, "top_1_interval": [0.4, 0.6], "num_images": 30, "per_class": {"T-shirt/top": 0.5}}
+        split: {"top_1": 0.5, "top_1_interval": [0.4, 0.6], "num_images": 30, "per_class": dict.fromkeys(CLASSES, 0.5)}
         for split in ("samples", "test")
     },
     "stages": {},
     "diversity": {
-        space: {"ratio": 1.0, "per_class": {"T-shirt/top": {"ratio": 1.0}}} for space in ("pixels", "features")
+        space: {"ratio": 1.0, "per_class": {name: {"ratio": 1.0} for name in CLASSES}}
+        for space in ("pixels", "features")
     },
     "nearest_training_image": {
         "num_images": 3,
@@ -143,13 +147,18 @@ def test_assembling_uploads(hub, tmp_path):
     upload = ["--push_to_hub", "--hub_model_id", "me/joined", "--hub_private_repo"]
     said = run("-m", "cdm_diffusers", "assemble", *stages, "--output", tmp_path / "joined", *upload, **environment)
     assert f"Uploaded to {environment['HF_ENDPOINT']}/me/joined/commit/" in said
+    assert f"\n  cdm sample {tmp_path / 'joined'} --output samples.png\n" in said
     card = (root / "models" / "me" / "joined" / "README.md").read_text()
     assert "license: cc-by-4.0" in card and 'from_pretrained("me/joined")' in card
 
-    wrong = [*upload, "--hub_token", "wrong"]
-    result = run_script("-m", "cdm_diffusers", "assemble", *stages, "--output", tmp_path / "no", *wrong, **environment)
-    assert result.returncode == 2 and "Traceback" not in result.stderr and "401" in result.stderr
-    assert not (tmp_path / "no").exists()
+    for variables, said in (
+        ({"HF_TOKEN": "wrong"}, "does not let you write to 'me/joined' (401): log in by `hf auth login`, or give"),
+        ({"HF_ENDPOINT": "http://127.0.0.1:9"}, "was not reached, to write to 'me/joined': check the connection"),
+    ):
+        command = ["assemble", *stages, "--output", tmp_path / "no", *upload]
+        result = run_script("-m", "cdm_diffusers", *command, **(environment | variables))
+        assert result.returncode == 2 and result.stderr.startswith(f"cdm assemble: error: The Hub {said}")
+        assert result.stderr.count("\n") == 1 and not (tmp_path / "no").exists()
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -196,7 +205,9 @@ def test_the_command_writes_and_refreshes(tmp_path, capsys):
     folder = tmp_path / "emoji"
     small_cascade().save_pretrained(folder)
     (tmp_path / "measured.json").write_text(json.dumps(RECOGNITION))
-    quality = ROOT / "docs" / "results" / "quality-shipped.json"
+    quality = tmp_path / "quality.json"
+    shipped = (ROOT / "docs" / "results" / "quality-shipped.json").read_text()
+    quality.write_text(shipped.replace('"size": 32', '"size": 16'))
     grid = tmp_path / "grid.png"
     Image.new("RGB", (8, 8), "red").save(grid)
     figures = ["--figures", str(tmp_path / "measured.json"), str(quality)]
@@ -219,6 +230,44 @@ def test_the_command_writes_and_refreshes(tmp_path, capsys):
     assert (folder / "README.md").read_text() == "# Mine\n"
     main(["card", str(folder), "--overwrite"])
     assert "# Mine" in (folder / "README.md").read_text() and is_ours((folder / "README.md").read_text())
+
+
+def refusal(capsys, *words) -> str:
+    """The line with which a command ends."""
+    with pytest.raises(SystemExit) as end:
+        main(list(map(str, words)))
+    said = capsys.readouterr().err
+    assert end.value.code == 2 and "Traceback" not in said
+    return said.splitlines()[-1]
+
+
+def test_figures_of_others_are_refused(tmp_path, capsys):
+    folder, report = tmp_path / "animals", tmp_path / "report.json"
+    small_cascade(id2label={0: "cat", 1: "dog", 2: "cow"}).save_pretrained(folder)
+    before = (folder / "README.md").read_text()
+    report.write_text(json.dumps(RECOGNITION))
+    said = (
+        "measured samples of other classes (T-shirt/top, Trouser, Ankle boot) than this pipeline makes (cat, dog, cow)"
+    )
+    assert said in refusal(capsys, "card", folder, "--figures", report)
+    joining = ["assemble", "--base", folder, "--output", tmp_path / "new", "--recognition", report]
+    assert said in refusal(capsys, *joining)
+    small = {"base": {"size": 4}, "super_res_1": {"size": 8}}
+    report.write_text(json.dumps(RECOGNITION | {"stages": small}).replace("Trouser", "dog"))
+    small_cascade(id2label={0: "T-shirt/top", 1: "dog", 2: "Ankle boot"}).save_pretrained(folder)
+    assert "samples of size [4, 8], and this pipeline makes [4, 8, 16]" in refusal(capsys, *joining)
+    quality = ROOT / "docs" / "results" / "quality-shipped.json"
+    assert "samples of size 32, and" in refusal(capsys, "card", folder, "--figures", quality)
+    assert (folder / "README.md").read_text() == before and not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("command", ["card x", "assemble --base x --output y", "export hub x --output y"])
+def test_a_licence_is_an_identifier_of_the_hub(capsys, command):
+    for wrong in ("not a licence!", "MIT", "cc-by-", ""):
+        said = refusal(capsys, *command.split(), f"--license={wrong}")
+        assert f"error: `license` is {wrong!r}; it must be an identifier of the Hub" in said
+    for right in ("cc-by-4.0", "mit", "other", "llama3.1"):
+        assert CardConfig(folder="x", license=right).license == right
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -287,9 +336,11 @@ def test_the_code_is_readable_and_needs_nothing_of_ours():
     assert "class SuperResolutionPipeline" in code and sampling_code() == (name, code)
 
 
-def test_half_precision_beside_full(tmp_path):
+def test_half_precision_beside_full(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(logging.getLogger("diffusers"), "propagate", True)
     small_cascade().save_pretrained(tmp_path / "cascade")
     main(["export", "hub", str(tmp_path / "cascade"), "--output", str(tmp_path / "both"), "--variant", "fp16"])
+    assert "float32" not in caplog.text
     pipe = CascadedDiffusionPipeline.from_pretrained(tmp_path / "both", variant="fp16")
     halved = pipe.base_unet.conv_in.weight
     full = small_cascade().base_unet.conv_in.weight

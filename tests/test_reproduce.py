@@ -18,7 +18,9 @@ from safetensors.torch import load_file, save_file
 from test_files import holder
 
 from cdm_diffusers import CascadedDiffusionPipeline, get_preset
+from cdm_diffusers.commands.main import main
 from cdm_diffusers.conditioning_augmentation import gaussian_blur
+from cdm_diffusers.data.image_sets import load_image_set
 from cdm_diffusers.evaluation import paired
 from cdm_diffusers.evaluation.classifier import ClassifierConfig, build_classifier, fit_classifier
 from cdm_diffusers.evaluation.evaluate import evaluate
@@ -37,13 +39,22 @@ from cdm_diffusers.studies.experiments import (
     StageRecipe,
     check_heading,
     control_heading,
+    table1,
     table3a,
+    table4a,
 )
 from cdm_diffusers.studies.reports import classification_lines, over_runs, write_table
 from cdm_diffusers.studies.reproduce import Study, reproduce
+from cdm_diffusers.training.export import stage_pipeline
+from cdm_diffusers.training.stage import build_stage
 
 
-CONFIGS = ("fashion_mnist", "imagenet")
+CONFIGS = {
+    "fashion_mnist": set(EXPERIMENTS) - {"augmentation"},
+    "imagenet": set(EXPERIMENTS) - {"augmentation", "table5"},
+    "lsun_bedroom": {"table5"},
+    "lsun_church": {"table5"},
+}
 TINY = {"block_out_channels": [8, 8], "norm_num_groups": 4, "attention_head_dim": 4, "train_batch_size": 4}
 GREY = {"num_channels": 1}
 TINY |= {"source_resolution": 16, "padding": 0, "attention_resolutions": [0]}
@@ -101,7 +112,7 @@ def write_config(folder, **changes):
             "table4a": last,
             "table4b": {**last, "batch_sizes": [4, 8]},
             "figure9": {"no_cascading": "plain", **cascade, "levels": [0, 101]},
-            "figure10": {**last, "steps": [1, 4]},
+            "figure10": {**last, "steps": [1, 4], "end_points": {"1": [0.001, 0.999]}},
             "augmentation": {
                 **{"good": ["base"], "weak": ["base"], "super_res": ["up"], "num_inference_steps": STEPS},
                 **{"weak_num_inference_steps": {"base": 1}, "scheduler": {"super_res_1": "unipc"}},
@@ -124,7 +135,7 @@ def settings_of(folder, name="table2a", **options) -> StudySettings:
 
 def test_a_second_experiment_in_the_same_folder_is_refused(study_folder, tmp_path, monkeypatch):
     """Others of the same folder share stages and samples with it, one after another."""
-    monkeypatch.setattr(Study, "check", lambda study, experiment: pytest.fail("began"))
+    monkeypatch.setattr(Study, "check", lambda study, name, experiment: pytest.fail("began"))
     with (
         holder(tmp_path) as (process, _),
         pytest.raises(ValueError, match=f"is in use .* by process {process.pid} on"),
@@ -139,15 +150,13 @@ def test_a_second_experiment_in_the_same_folder_is_refused(study_folder, tmp_pat
 def test_configurations_have_every_experiment(name):
     """With stages that exist, of the right kinds, and every figure of the paper at its place."""
     file = f"configs/{name}.json"
-    expected = set(EXPERIMENTS) - ({"table5"} if name == "imagenet" else set()) - {"augmentation"}
-    assert set(json.loads(Path(file).read_text())["experiments"]) == expected
-    for experiment_name in expected:
+    assert set(json.loads(Path(file).read_text())["experiments"]) == CONFIGS[name]
+    for experiment_name in CONFIGS[name]:
         settings = read_settings(ReproduceConfig(name=experiment_name, config=file, output_dir="x"))
-        experiment, stages = settings.experiment(experiment_name), Study(settings, Path("x")).stages
+        experiment = settings.experiment(experiment_name)
         for row in experiment.rows:
             assert len(row.paper) in (0, len(experiment.paper_columns))
             for place, recipe in enumerate(row.arm.stages):
-                stages.check(recipe, experiment.title, None)
                 source = settings.stages[recipe.name]
                 if source.is_given:
                     assert (source.stage == "base") == (place == 0)
@@ -165,6 +174,119 @@ def test_table_3a_asks_for_what_the_paper_compared():
     assert [row.x for row in truncated] == [251, 501, 751, 1001, 1251, 1501]
     assert truncated[1].paper == ("1.48", "2.48", "67.95 ± 1.97")
     assert all(row.arm.sampling["augmentation_levels"] == {"super_res_1": row.x} for row in rows)
+
+
+def test_few_steps_have_end_points_or_are_refused_before_anything_is_trained(tmp_path):
+    """Each schedule of configs/imagenet.json begins and ends at the noise of the scaled one of 100 steps."""
+    content = json.loads(Path("configs/imagenet.json").read_text())
+    section = content["experiments"]["figure10"]
+
+    def check():
+        (tmp_path / "config.json").write_text(json.dumps(content))
+        settings = settings_of(tmp_path, "figure10")
+        study, experiment = Study(settings, tmp_path), settings.experiment("figure10")
+        study.check("figure10", experiment)
+        return study.stages, experiment.rows
+
+    stages, rows = check()
+    for row in [row for row in rows if row.x <= 100]:
+        cascade = stages.without_weights(row.arm.stages)
+        scheduler = cascade.with_schedulers(None, row.arm.sampling.get("inference_schedules")).super_res_2_scheduler
+        scheduler.set_timesteps(int(row.x))
+        alphas_cumprod = scheduler.inference_table.alphas_cumprod
+        assert 1 - alphas_cumprod[0].item() == pytest.approx(1e-3)
+        assert alphas_cumprod[-1].item() == pytest.approx(2.04e-5, rel=0.1)
+    assert stages.evaluations(rows[0].arm) == {"base": 4000, "super_res_1": 4000, "super_res_2": 4}
+    del section["end_points"]["8"]
+    with pytest.raises(
+        ValueError,
+        match=r"`experiments.figure10`, row '8 steps' \(see `steps` and `end_points`\): Stage `super_res_2`",
+    ):
+        check()
+    section["end_points"] |= {"8": [0.5, 0.2]}
+    with pytest.raises(ValueError, match=r"row '8 steps'.*is \[0.5, 0.2\]; .*0 < beta_start < beta_end < 1"):
+        check()
+    section["end_points"] |= {"8": [0.1, 0.2], "9": [0.1, 0.2]}
+    with pytest.raises(ValueError, match=r"`end_points` has \['9'\]; they must be among `steps`"):
+        check()
+
+
+def test_the_baseline_of_table_2b_is_that_of_the_papers_figure():
+    """2.35 is Table 2a's with more sampling steps: in Table 2b and Figure 9 the same samples as there, once."""
+    file, samples = "configs/imagenet.json", []
+    for name, place in (("table2a", 1), ("table2b", 0), ("figure9", 0)):
+        settings = read_settings(ReproduceConfig(name=name, config=file, output_dir="x"))
+        row = settings.experiment(name).rows[place]
+        assert row.paper == ("2.35", "2.91", "52.72 ± 1.15")
+        assert row.arm.sampling == {"num_inference_steps": {"base": 4000}, "restart_timestep": 2000}
+        samples.append(row.arm)
+        cascades = settings.experiment(name).rows[1:]
+        assert name == "table2a" or all("restart_timestep" not in row.arm.sampling for row in cascades)
+    assert samples[0] == samples[1] == samples[2]
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_networks_are_trained_and_sampled_in_float32(name):
+    """As docs/presets.md says of all presets: the paper names no other precision."""
+    content = json.loads(Path(f"configs/{name}.json").read_text())
+    assert "| Precision | all | float32 |" in Path("docs/presets.md").read_text()
+    for experiment in content["experiments"]:
+        settings = read_settings(ReproduceConfig(name=experiment, config=f"configs/{name}.json", output_dir="x"))
+        stages = Study(settings, Path("x")).stages
+        trained = [stage for stage, source in settings.stages.items() if not source.is_given]
+        precisions = {stages.training(StageRecipe(stage), 0)[1].training.mixed_precision for stage in trained}
+        assert precisions == {"no"} and settings.sampling.dtype == "float32"
+
+
+def test_table_1_has_128_pixels_too():
+    """As a cascade of its own with the same two stages before it; with its classification accuracy score."""
+    settings = read_settings(ReproduceConfig(name="table1", config="configs/imagenet.json", output_dir="x"))
+    rows = settings.experiment("table1").rows
+    assert [row.paper[0] for row in rows] == ["1.11", "1.48", "3.52", "4.88"]
+    assert [row.arm.stages[-1].name for row in rows[2:]] == ["imagenet_64_to_128", "imagenet_64_to_256"]
+    assert rows[2].arm.stages[:-1] == rows[3].arm.stages[:-1] and len(rows[2].arm.stages) == 3
+    assert [row.paper_accuracies and row.paper_accuracies["samples"][0] for row in rows] == [
+        *(None, None, "59.84%", "63.02%")
+    ]
+
+
+def test_64_pixels_of_table_1_are_those_of_the_papers_row():
+    """1.48, 2.48 and 67.95 are Table 3a's truncated s = 501: the same samples as there. Later rows' are not."""
+    main_results, sweep = (
+        read_settings(ReproduceConfig(name=name, config="configs/imagenet.json", output_dir="x")).experiment(name)
+        for name in ("table1", "table3a")
+    )
+    row = main_results.rows[1]
+    assert [(row.paper, row.arm)] == [(one.paper, one.arm) for one in sweep.rows if one.paper == row.paper][:1]
+    assert row.arm.sampling["truncated"] and row.arm.sampling["augmentation_levels"] == {"super_res_1": 501}
+    levels = [one.arm.sampling["augmentation_levels"] for one in main_results.rows]
+    assert levels[0] == {} and levels[2] == levels[3] == {"super_res_1": 751}
+    assert not any("truncated" in one.arm.sampling for one in main_results.rows if one is not row)
+    with pytest.raises(ValueError, match=r"`truncated_levels` has \['base'\]; they must be among \['super_res_1'\]"):
+        table1(["a", "b"], truncated_levels={"base": 9})
+
+
+def test_table_1_claims_only_what_the_paper_has():
+    """No accuracy of another size, and no 128x128 where the last stage is not that of 256x256."""
+    rows = table1(["a", "b"], instead_of_last="c").rows
+    assert [(row.label, row.paper_accuracies) for row in rows] == [
+        ("base (paper: 32x32)", None),
+        ("super_res_1", {}),
+        ("super_res_1 (paper: 64x64)", {}),
+    ]
+
+
+def test_table_4a_trains_as_the_papers_row_was():
+    """6.18 is Table 4b's baseline too: no classes, small batches, no flips. Elsewhere as the stage says."""
+    plain = read_settings(ReproduceConfig(name="table4b", config="configs/imagenet.json", output_dir="x"))
+    baseline = plain.experiment("table4b").rows[0]
+    settings = read_settings(ReproduceConfig(name="table4a", config="configs/imagenet.json", output_dir="x"))
+    rows, stages = settings.experiment("table4a").rows, Study(settings, Path("x")).stages
+    assert rows[1].paper == baseline.paper
+    of_row, of_baseline = (stages.training(row.arm.stages[-1], 0)[1] for row in (rows[1], baseline))
+    assert of_row == of_baseline and of_row.unet.num_classes is None and of_row.training.train_batch_size == 256
+    assert all(baseline.arm.stages[-1].options.items() <= row.arm.stages[-1].options.items() for row in rows)
+    assert table4a(["a"], "b").rows[0].arm.stages[-1].options == {"conditioning_augmentation": "none"}
 
 
 def test_a_mean_and_its_interval():
@@ -236,6 +358,100 @@ def test_accuracies_of_several_samplings_are_averaged():
     assert "| 20.00% ± 1.00% |" in classification_lines([report(0.2)], {})
 
 
+# What would be made
+
+
+def stand_ins(folder, content):
+    """A configuration whose given stages are not trained yet, with untrained ones in their places."""
+    presets = {"good_base": "fashion_mnist_8", "weak_base": "fashion_mnist_8"}
+    for name in content["stages"]:
+        stage = build_stage(get_preset(presets.get(name, "fashion_mnist_8_to_32")))
+        part = stage_pipeline(stage.unet, stage, get_preset(presets.get(name, "fashion_mnist_8_to_32")), None)
+        part.save_pretrained(folder / name)
+    return content | {"stages": {name: {"pipeline": str(folder / name)} for name in content["stages"]}}
+
+
+@pytest.mark.parametrize("file", sorted(Path("configs").glob("*.json")), ids=lambda file: file.stem)
+def test_every_configuration_can_be_run_dry(file, tmp_path, monkeypatch, capsys):
+    """Every row of every experiment, without data, extractor or training."""
+    for name in ("open_split", "load_extractor", "train"):
+        monkeypatch.setattr(
+            module, name, lambda *arguments, **options: pytest.fail("needs more than the configuration")
+        )
+    content = json.loads(file.read_text())
+    if file.stem == "augmentation":
+        file = tmp_path / "config.json"
+        file.write_text(json.dumps(stand_ins(tmp_path, content)))
+    main(["reproduce", "all", "--config", str(file), "--dry-run"])
+    text = capsys.readouterr().out
+    assert (
+        all(f"| {name} | trainings |" in text for name in content["experiments"])
+        and "30% of 495 TFLOPS (float32)" in text
+    )
+    assert [path.name for path in tmp_path.iterdir() if path.name not in content["stages"]] in ([], ["config.json"])
+
+
+def test_a_plan_counts_what_is_shared_once(capsys):
+    """Trainings and samples of Table 1 are those of Figure 7 too; hours are those of multiply-adds."""
+
+    def plan(name, *options):
+        main(["reproduce", name, "--config", "configs/imagenet.json", "--dry-run", "--json", *options])
+        return json.loads(capsys.readouterr().out)
+
+    alone, shared = plan("figure7"), plan("table1")
+    assert alone["trainings"].keys() < shared["trainings"].keys() and len(shared["trainings"]) == 4  # 128x128
+    assert alone["samples"].keys() < shared["samples"].keys()
+    base = next(one for one in alone["trainings"].values() if one["stage"] == "imagenet_32")
+    assert base["parameters"] == 792_251_910 and base["images"] == 700_000 * 2048
+    hours = 3 * 2 * 70.886e9 * base["images"] / (495e12 * 0.3) / 3600  # multiply-adds of docs/presets.md
+    assert base["gpu_hours"] == pytest.approx(hours, rel=1e-4)
+    assert base["bytes"] == 20 * base["parameters"]
+    (row,) = alone["experiments"]["figure7"]["rows"]
+    last, learned = (alone["samples"][row["samples"][place]] for place in (1, 3))
+    assert last["evaluations"] == {"super_res_2": 100} and last["bytes"] == 50_000 * 3 * 256**2
+    assert last["gpu_hours"] == pytest.approx(2 * 100 * 879.579e9 * 50_000 / (495e12 * 0.3) / 3600, rel=1e-4)
+    assert learned["images"] == row["classifier_images"] == 1_281_167
+    total = sum(one["gpu_hours"] for one in alone["trainings"].values())
+    assert alone["total"]["trainings"]["gpu_hours"] == pytest.approx(total)
+    half = plan("figure7", "--gpu_tflops", "312", "--utilisation", "0.15")
+    assert half["total"]["samples"]["gpu_hours"] == pytest.approx(
+        alone["total"]["samples"]["gpu_hours"] * 2 * 495 / 312
+    )
+
+
+def test_the_stages_before_figure_10s_last_one_sample_as_in_other_tables(capsys):
+    """All its rows share one set of 64x64 samples, which is that of Table 4b."""
+    main(["reproduce", "figure10", "--config", "configs/imagenet.json", "--dry_run", "--json"])
+    samples = json.loads(capsys.readouterr().out)["samples"].values()
+    assert len(samples) == 9 and sum(one["images"] for one in samples) == 450_000
+    keys = set()
+    for name in ("figure10", "table4b"):
+        settings = read_settings(ReproduceConfig(name=name, config="configs/imagenet.json", output_dir="x"))
+        keys |= {json.dumps(row.arm.low_res_key([]), sort_keys=True) for row in settings.experiment(name).rows}
+    assert len(keys) == 1
+
+
+def test_all_experiments_one_after_another(study_folder, monkeypatch):
+    monkeypatch.setattr(module, "reproduce_one", lambda config: config.output_dir + config.name)
+    names = json.loads((study_folder / "config.json").read_text())["experiments"]
+    options = {"output_dir": "x-", "sampling_seeds": [0]}
+    assert run(study_folder, "all", **options) == {name: f"x-{name}" for name in names}
+    with pytest.raises(ValueError, match="`output_dir` is missing; only `dry_run` does without"):
+        run(study_folder, "all", output_dir=None)
+    with configured(study_folder) as content:
+        content["experiments"]["figure10"]["before"] = ["base", "none"]
+        (study_folder / "config.json").write_text(json.dumps(content))
+        monkeypatch.setattr(module, "reproduce_one", lambda config: pytest.fail("began before all were checked"))
+        with pytest.raises(ValueError, match=r"`experiments.figure10`, .*there is no stage 'none'"):
+            run(study_folder, "all", **options)
+
+
+@pytest.mark.parametrize(("name", "value"), [("json", True), ("gpu_tflops", 312.0), ("utilisation", 0.3)])
+def test_options_of_a_dry_run_are_refused_without_it(name, value):
+    with pytest.raises(ValueError, match=f"`{name}` is {value}, but it is of a `dry_run`: leave it out"):
+        ReproduceConfig(name="all", config="x", output_dir="x", **{name: value})
+
+
 # From nothing to a table
 
 
@@ -251,6 +467,24 @@ def test_table_3a_from_nothing_and_again(study_folder, monkeypatch):
     assert "| *truncated conditioning augmentation* |" in text and "1.71" in text and "2 sampling seeds" in text
     assert len(text.splitlines()[2].split("|")) == len(text.splitlines()[-3].split("|")) == 9
     assert Image.open(folder / "table3a.png").size[0] > 500
+
+    plan = run(study_folder, "table3a", dry_run=True)
+    assert len(plan["trainings"]) == 2 and len(plan["samples"]) == 2 + 2 * 5
+    for planned, row in zip(plan["experiments"]["table3a"]["rows"], report["rows"], strict=True):
+        (of_own_set,) = {
+            json.dumps(json.loads((folder / "samples" / one["samples"] / "results.json").read_text())["evaluations"])
+            for one in row["runs"]
+        }
+        assert json.loads(of_own_set) == plan["samples"][planned["samples"][-1]]["evaluations"]
+        assert (planned["sets"], planned["images"]) == (2, 20)
+    for training in plan["trainings"].values():
+        (stage,) = (folder / "stages").glob(f"{training['stage']}-*")
+        files = [path for path in stage.rglob("*") if path.suffix in (".safetensors", ".bin")]
+        assert training["bytes"] == pytest.approx(sum(path.stat().st_size for path in files), rel=0.5)
+        weights = load_file(next(path for path in files if path.name == "ema.safetensors"))
+        parameters = sum(tensor.numel() for tensor in weights.values())
+        assert training["parameters"] == pytest.approx(parameters, rel=0.1)  # the preset has ten classes, not two
+        assert (training["steps"], training["batch_size"], training["images"]) == (2, 4, 8)
 
     values = [[run["figures"]["train"]["frechet_distance"]["value"] for run in row["runs"]] for row in report["rows"]]
     assert len({value for row in values for value in row}) == 10  # no two settings or seeds give the same samples
@@ -415,12 +649,22 @@ def test_a_given_stage_is_a_trainings_folder(study_folder):
             stages.given_stage(StageRecipe("u"))
 
 
-@pytest.mark.parametrize("name", ["table2a", "table3b", "figure10"])
+@pytest.mark.parametrize("name", ["table2a", "table3b"])
 def test_other_experiments(study_folder, name):
     report = run(study_folder, name, sampling_seeds=[0])
     for row in report["rows"]:
         assert row["runs"][0]["figures"]["test"]["frechet_distance"]["value"] > 0
     assert (study_folder / "study" / f"{name}.png").exists() == (name != "table2a")
+
+
+def test_figure_10_shares_what_its_last_stage_takes(study_folder, tmp_path):
+    """Also where rows differ in the last stage's schedule; and as many sets are made as were planned."""
+    options = {"sampling_seeds": [0], "output_dir": str(tmp_path)}
+    plan = run(study_folder, "figure10", dry_run=True, **options)
+    report = run(study_folder, "figure10", **options)
+    assert len(plan["samples"]) == len(list((tmp_path / "samples").iterdir())) == 1 + 2
+    assert all(row["runs"][0]["figures"]["test"]["frechet_distance"]["value"] > 0 for row in report["rows"])
+    assert (tmp_path / "figure10.png").exists()
 
 
 def test_variants_of_the_last_stage(study_folder):
@@ -462,6 +706,25 @@ def given(study_folder, tmp_path_factory):
     return {"stages": stages, "experiments": {"table1": table, "figure7": table}}
 
 
+def test_data_without_labels(study_folder, tmp_path):
+    """Table 5 on images in a folder for each split, as configs/lsun_*.json has it."""
+    for split in ("train", "val"):
+        (tmp_path / "data" / split).mkdir(parents=True)
+        for file in (study_folder / "data" / split.replace("val", "test")).rglob("*.png"):
+            shutil.copy(file, tmp_path / "data" / split / f"{file.parent.name}-{file.name}")
+    content = json.loads((study_folder / "config.json").read_text())
+    content["data"], content["experiments"] = (
+        {"train_data_dir": str(tmp_path / "data")},
+        {"table5": {"base": "base", "super_res": "up", "levels": [0], "num_inference_steps": STEPS}},
+    )
+    content["training"]["unconditional"] = True
+    content["evaluation"] |= {"eval_split": "val", "inception_score": False}
+    (tmp_path / "config.json").write_text(json.dumps(content))
+    (row,) = run(tmp_path, "table5", sampling_seeds=[0])["rows"]
+    assert row["paper"] == ["2.30", "40.68", "3.29", "42.21"]
+    assert {"train", "val"} <= set(row["runs"][0]["figures"])
+
+
 def test_classification_of_a_given_cascade(study_folder, given, monkeypatch):
     """Of the last stage's samples of each seed, and of real images once; at its own precision."""
     AcceleratorState._reset_state()
@@ -473,13 +736,22 @@ def test_classification_of_a_given_cascade(study_folder, given, monkeypatch):
         return fit_classifier(config, train, test)
 
     monkeypatch.setattr("cdm_diffusers.evaluation.classification_accuracy_score.fit_classifier", fit)
-    with configured(study_folder, **given):
+    with configured(study_folder, **given) as content:
         report = run(study_folder, "figure7", num_images=24)
-    runs = [run["classification"]["accuracies"] for run in report["rows"][0]["runs"]]
-    assert [set(accuracies) for accuracies in runs] == [{"samples", "real"}, {"samples"}]
-    assert trained == ["samples-0", "real-0", "samples-0"]
-    text = (study_folder / "study" / "figure7.md").read_text()
-    assert "| samples | 24 |" in text and "63.02%" in text and " classes." in text
+        runs = [run["classification"]["accuracies"] for run in report["rows"][0]["runs"]]
+        assert [set(accuracies) for accuracies in runs] == [{"samples", "real"}, {"samples"}]
+        assert trained == ["samples-0", "real-0", "samples-0"]
+        text = (study_folder / "study" / "figure7.md").read_text()
+        assert "| samples | 28 |" in text and "63.02%" not in text and " classes." in text
+        # As many as there are training images, with their labels, in an order of their own; or as the settings say.
+        learned = Path(report["rows"][0]["runs"][0]["classification"]["settings"]["samples"])
+        labels = load_image_set(learned).labels
+        assert labels.bincount().tolist() == [14, 14] and labels.tolist() not in (sorted(labels), [0, 1] * 14)
+        content["classification"]["num_images"] = 24
+        (study_folder / "config.json").write_text(json.dumps(content))
+        (first, _) = run(study_folder, "figure7", num_images=24)["rows"][0]["runs"]
+        assert Path(first["classification"]["settings"]["samples"]).name == first["samples"]
+        assert first["classification"]["accuracies"]["samples"]["num_train_images"] == 24
     for name in ("per_class", "best_classes", "worst_classes"):
         Image.open(study_folder / "study" / f"figure7_{name}.png").verify()
 
@@ -523,11 +795,11 @@ def test_a_stopped_run_leaves_the_earlier_report(study_folder, monkeypatch):
     before = (study_folder / "study" / "table2a.json").read_bytes()
     measure, measured = Study.measure, []
 
-    def stop_at_second(study, row, experiment):
+    def stop_at_second(study, row):
         if measured:
             raise KeyboardInterrupt
         measured.append(row)
-        return measure(study, row, experiment)
+        return measure(study, row)
 
     monkeypatch.setattr(Study, "measure", stop_at_second)
     with pytest.raises(KeyboardInterrupt):
@@ -647,15 +919,19 @@ def test_what_does_not_fit_is_said_before_anything_runs(study_folder, tmp_path):
             run(tmp_path, name)
 
     refuses(r"`name` is 'table5'; it must be one of the experiments of .* \['table2a'", name="table5")
-    refuses("names the stage 'base'; the configuration has the stages", stages={})
+    refuses(r"`experiments.table3a`, row .*there is no stage 'base'; the configuration has the stages", stages={})
     given = {**good["stages"], "up": {"pipeline": "x", "stage": "super_res_1"}}
     refuses("trains the stage 'up' with .*augmentation_level", name="table2b", stages=given)
     too_high = {**good["experiments"]["table3a"], "levels": [251, 4001]}
-    refuses(r"s = 4001 for the stage 'up', .* must lie between 0 and 4000", experiments={"table3a": too_high})
+    refuses(r"row '.*s = 4001' \(see `levels`\): .*super_res_1.*4001.*4000", experiments={"table3a": too_high})
     misspelt = {**good["experiments"]["table3a"], "num_inference_steps": {"base": 2, "super_res1": 2}}
-    refuses(r"`num_inference_steps` of .* names \['super_res1'\]", experiments={"table3a": misspelt})
+    refuses(r"`experiments.table3a`, row .*`num_inference_steps` .*'super_res1'", experiments={"table3a": misspelt})
     no_steps = {**good["experiments"]["table2b"], "num_inference_steps": {"base": 2}}
     refuses("`num_inference_steps` is .*'super_res_1'", name="table2b", experiments={"table2b": no_steps})
+    absent = {**good["stages"], "up": {"pipeline": str(tmp_path / "none")}}
+    refuses("`pipeline` of the stage 'up': .*none' is not a folder here", stages=absent)
+    unfit = {**good["stages"], "base": {"preset": "fashion_mnist_8", "options": {**TINY, "sample_size": 8}}}
+    refuses("`super_res_1` takes images of size 4, but stage `base` makes images of size 8", stages=unfit)
     refuses("extractor|classifier", evaluation={**good["evaluation"], "extractor": str(tmp_path / "none")})
     assert not (tmp_path / "study").exists()
     with pytest.raises(OSError):

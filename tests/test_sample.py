@@ -563,6 +563,24 @@ def test_evaluations_are_counted(pipeline):
     assert counts["base"] == 8  # no longer
 
 
+@pytest.mark.parametrize(
+    ("schedulers", "call"),
+    [
+        ({}, {}),
+        ({}, {"guidance_scale": {"super_res_1": 2.0}, "restart_timestep": 10}),
+        ({}, {"truncated": True, "augmentation_levels": {"super_res_1": 7}, "num_inference_steps": {"base": 10}}),
+        ({"scheduler": {"super_res_1": "heun"}}, {"num_inference_steps": 4}),
+        ({"inference_schedules": {"super_res_2": [0.01, 0.9]}}, {"num_inference_steps": {"super_res_2": 7}}),
+    ],
+)
+def test_evaluations_are_those_of_a_call(schedulers, call):
+    pipeline = small_cascade().with_schedulers(**schedulers)
+    pipeline.set_progress_bar_config(disable=True)
+    with counted_evaluations(pipeline) as counts:
+        pipeline([0], **call)
+    assert pipeline.evaluations(**call) == counts
+
+
 # Labels and bad input
 
 

@@ -24,7 +24,14 @@ from cdm_diffusers.evaluation.seeded_sampling import image_generator
 from cdm_diffusers.studies import search as search_module
 from cdm_diffusers.studies.config import SearchConfig, Setting
 from cdm_diffusers.studies.search import resolved, search
-from cdm_diffusers.studies.search_report import summarise, table, write_best
+from cdm_diffusers.studies.search_report import (
+    compared_setting,
+    outlook_line,
+    outlook_of,
+    summarise,
+    table,
+    write_best,
+)
 
 
 NAMES = "T-shirt/top,Trouser,Ankle boot"
@@ -60,6 +67,7 @@ def config_for(folders, output, **options):
         "num_images": 4,
         "batch_size": 4,
         "cache_dir": str(folders / "cache"),
+        "real_inputs": False,
     }
     return SearchConfig(**{**defaults, **options})
 
@@ -187,6 +195,94 @@ def test_stages_after_the_searched_one(folders, tmp_path):
 
 
 # Settings
+
+
+# Whether augmentation can be expected to pay
+
+
+def test_the_smallest_s_is_searched_on_real_images_too(folders, tmp_path, capsys):
+    """Once for each seed, with the noise of the row on generated images; the ratio is printed and stored."""
+    options = {"augmentation_levels": [0, 8], "real_inputs": True, "seeds": [0, 1], "keep_samples": True}
+    rows = search(config_for(folders, tmp_path, **options))
+    settings = [(row["setting"]["augmentation_level"], row["setting"]["conditioning"]) for row in rows]
+    assert settings == [(0, "generated"), (8, "generated"), (0, "train")]
+    stored = json.loads((tmp_path / "augmentation.json").read_text())
+    generated, real = (rows[place]["figures"]["train"] for place in (0, 2))
+    assert stored["ratio"] == pytest.approx(generated["mean"] / real["mean"])
+    assert list(stored["ratios"].values()) == pytest.approx(
+        [one / other for one, other in zip(generated["values"], real["values"], strict=True)]
+    )
+    text = capsys.readouterr().out
+    assert f"Generated/ground-truth ratio at s = 0: {stored['ratio']:.3g} (" in text and "too near 1" in text
+    assert text.rstrip().endswith((tmp_path / "table.md").read_text().splitlines()[-1])
+    samples = [json.loads(file.read_text()) for file in (tmp_path / "samples").glob("*/settings.json")]
+    zero = [one for one in samples if one["options"]["augmentation_levels"] == {"super_res_1": 0}]
+    assert len(zero) == 4 and {one["seed"] for one in zero} == {0, 1}  # image i has the noise of (seed, i) in both
+    assert len({json.dumps({**one, "low_res": None, "labels": None, "about": None}) for one in zero}) == 2
+
+
+def test_an_outlook_needs_real_images_with_labels_and_enough_of_them(folders, tmp_path, capsys):
+    """And a stage with low-resolution inputs. A search without any goes on as before."""
+    (tmp_path / "data" / "train").mkdir(parents=True)
+    (tmp_path / "data" / "test").mkdir()
+    for split in ("train", "test"):
+        for number in range(6):
+            pixels = np.random.default_rng(number).integers(0, 256, (16, 16), dtype=np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "data" / split / f"{number}.png")
+    shared = {"num_inference_steps": [2], "num_images": 2, "real_inputs": True}
+    unlabelled = {"train_data_dir": str(tmp_path / "data"), "label_names": None}
+    for name, options, said in (
+        ("labels", unlabelled, "Nothing will be said about whether augmentation pays: "),
+        ("count", {"num_images": 13}, "`num_images` is 13, but there are only 12 training images."),
+    ):
+        rows = search(config_for(folders, tmp_path / name, **shared | options))
+        assert len(rows) == 1 and said in capsys.readouterr().out
+        assert not (tmp_path / name / "augmentation.json").exists()
+    base = config_for(folders, tmp_path / "base", **shared, stage="base", extractor="efficientnet-lite0")
+    assert len(search_module.Search(base, search_module.open_state()).settings) == 1
+
+
+def row_of(distance, level, conditioning, **further):
+    setting = {"augmentation_level": level, "truncated": False, "conditioning": conditioning, **further}
+    figures = {"train": {"values": [distance, distance]}, "test": {"values": [9.0, 9.0]}}
+    return {"setting": setting, "seeds": [0, 1], "figures": figures, "num_images": 500, "num_features": 128}
+
+
+@pytest.mark.parametrize(
+    ("on_generated", "words"),
+    [(2.6, "can be expected to pay"), (2.5, "may pay a little"), (2.1, "next to nothing for augmentation to repair")],
+)
+def test_the_rule_for_augmentation(on_generated, words):
+    rows = [(3.0, 8, "generated"), (on_generated, 0, "generated"), (1.0, 8, "train"), (2.0, 0, "train")]
+    rows = [row_of(*row) for row in rows]
+    outlook = outlook_of(rows, "train")
+    assert (outlook["ratio"], outlook["augmentation_level"]) == (on_generated / 2, 0)
+    line = outlook_line(outlook, rows[0])
+    assert line.endswith(words + ".") and line.startswith(f"Generated/ground-truth ratio at s = 0: {on_generated / 2}")
+    assert outlook_of(rows[:2], "train") is None
+    assert outlook_of([rows[1], row_of(0.0, 0, "train")], "train") is None
+
+
+@pytest.mark.parametrize(("num_images", "has_verdict"), [(255, False), (256, True)])
+def test_too_few_images_have_no_verdict(num_images, has_verdict):
+    """Their ratio is too near 1 to tell; twice as many as the features are enough."""
+    rows = [row_of(one, 0, conditioning) for one, conditioning in ((2.6, "generated"), (2.0, "train"))]
+    for row in rows:
+        row["num_images"] = num_images
+    outlook = outlook_of(rows, "train")
+    line = outlook_line(outlook, rows[0])
+    assert (outlook["augmentation"] is not None) == has_verdict == ("can be expected to pay" in line)
+    assert line.startswith("Generated/ground-truth ratio at s = 0: 1.3 (") and ("left open" in line) != has_verdict
+
+
+def test_what_is_compared_has_no_restart():
+    """Of the same s, in whatever order results came: the setting whose real counterpart the search adds."""
+    rows = [row_of(5.0, 0, "generated", restart_timestep=3), row_of(3.0, 0, "generated"), row_of(2.0, 0, "train")]
+    assert outlook_of(rows, "train")["generated"] == outlook_of(rows[::-1], "train")["generated"] == 3.0
+    truncated = row_of(1.0, 0, "generated") | {"setting": {"augmentation_level": 0, "truncated": True}}
+    assert outlook_of([truncated, *rows], "train")["generated"] == 3.0
+    settings = [Setting(**row["setting"]) for row in rows]
+    assert compared_setting(settings) == settings[1]
 
 
 def test_grids(tmp_path):

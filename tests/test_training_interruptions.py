@@ -388,8 +388,9 @@ class PretendHub:
 
     def __call__(self):
         fingerprints.HfApi, sources.load_dataset = (lambda: self), self.load
+        sources.dataset_info = self.dataset_info
 
-    def dataset_info(self, name, revision):
+    def dataset_info(self, name, revision=None, timeout=None):
         return SimpleNamespace(sha={None: self.main, "main": self.main, "v1": "a" * 40}[revision])
 
     def load(self, name, config_name, revision, **options):

@@ -771,6 +771,23 @@ def test_crops_are_of_pairs_and_end_with_their_share_of_the_steps(images, step, 
     torch.testing.assert_close(batch["low_res"], averaged)
 
 
+@pytest.mark.parametrize(
+    ("report_to", "installed", "said"),
+    [
+        ("wandb", ["tensorboard"], "`report_to` is 'wandb', which is not installed: pip install wandb."),
+        ("all", [], "`report_to` is 'all', but no tracker is installed: pip install tensorboard."),
+        ("tensorbord", ["tensorboard"], "dvclive, swanlab; did you mean `--report_to tensorboard`?"),
+        ("tensorboard,wandb", ["tensorboard", "wandb"], "it must be one of none, all, "),
+    ],
+)
+def test_trackers_that_are_not_there_are_refused(images, tmp_path, monkeypatch, report_to, installed, said):
+    monkeypatch.setattr("cdm_diffusers.training.trackers.get_available_trackers", lambda: installed)
+    options = BASE | {"train_data_dir": str(images), "output_dir": str(tmp_path), "report_to": report_to}
+    with pytest.raises(ValueError, match=re.escape(said)):
+        train(TrainingConfig(**options), super_resolution=False)
+    assert [file.name for file in tmp_path.iterdir() if not file.name.startswith(".")] == []
+
+
 def test_super_resolution_run_ends_in_a_pipeline_with_card_and_curves(images, tmp_path):
     options = SUPER_RES | {"train_data_dir": str(images), "output_dir": str(tmp_path), "train_batch_size": 4}
     options |= {

@@ -5,9 +5,9 @@ import shutil
 from pathlib import Path
 
 from ..evaluation.tables import figures_table
-from ..model_cards import CARD, GRID, REPORTS, is_ours, said_before, write_card
+from ..model_cards import CARD, GRID, REPORTS, check_report, is_ours, said_before, write_card
+from ..pipelines.loading import Pipeline, load_without_weights
 from .config import CardConfig
-from .loading import load_without_weights
 
 
 def write(config: CardConfig) -> None:
@@ -15,7 +15,7 @@ def write(config: CardConfig) -> None:
     Writes `README.md` into `config.folder`; nothing is changed where something is wrong.
 
     Raises:
-        ValueError: the card that is there was written by somebody, or a file of figures is not one.
+        ValueError: the card that is there was written by somebody, or a file of figures is not one of this pipeline.
         OSError: there is no such folder or file.
     """
     folder = Path(config.folder)
@@ -23,7 +23,7 @@ def write(config: CardConfig) -> None:
     card = folder / CARD
     if card.is_file() and not config.overwrite and not is_ours(card.read_text(encoding="utf-8")):
         raise ValueError(f"{str(card)!r} was written or changed by somebody; --overwrite replaces it.")
-    kept = {report_name(file): Path(file).read_bytes() for file in config.figures}
+    kept = dict(kept_report(file, pipeline) for file in config.figures)
     if config.sample_grid is not None:
         shutil.copyfile(config.sample_grid, folder / GRID)
     for name, content in kept.items():
@@ -37,11 +37,11 @@ def write(config: CardConfig) -> None:
     print(f"Wrote {card}; licence: {said.get('license') or 'none given, which the card says'}.")
 
 
-def report_name(file: str) -> str:
-    """The name in a pipeline's folder of a report, by what measured it."""
-    content = json.loads(Path(file).read_text())
-    if "recognised" in content:
-        return REPORTS[0]
-    if "extractor" in content and "figures" in content:
-        return REPORTS[1]
-    raise ValueError(f"`figures` has {file!r}, which is not JSON of `cdm recognition` or `cdm evaluate`.")
+def kept_report(file: str, pipeline: Pipeline) -> tuple[str, bytes]:
+    """The name in a pipeline's folder of a report, by what measured it, and its content."""
+    content = Path(file).read_bytes()
+    report = json.loads(content)
+    if "recognised" not in report and not {"extractor", "figures"} <= report.keys():
+        raise ValueError(f"`figures` has {file!r}, which is not JSON of `cdm recognition` or `cdm evaluate`.")
+    check_report(report, pipeline, file)
+    return REPORTS[0 if "recognised" in report else 1], content

@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from ..options import NonNegativeInt, PositiveInt, option, options
+from ..options import License, NonNegativeInt, PositiveInt, option, options
 from ..pipelines.solver_names import SolverName
 
 
@@ -34,7 +34,7 @@ class CardConfig:
 
     folder: str = option("Folder of a cascade or of a stage.", positional=True)
     title: str | None = option("Default: the title of the card that is there, else the folder's name.", None)
-    license: str | None = option(
+    license: License | None = option(
         "Licence of the data and so of the weights, by the Hub's identifiers (cc-by-4.0, ...). Default: that of the "
         "card that is there, else none.",
         None,
@@ -96,6 +96,9 @@ class PicturesConfig(CallConfig):
     )
     last_stage: str | None = option("Stop after this stage. Default: the last.", None)
     scale: PositiveInt = option("Screen pixels per pixel of the last stage, in a grid.", 2)
+    show: bool = option(
+        "Show the grid, too, in terminals that can: kitty, Ghostty, iTerm2 and WezTerm. --no_show leaves it out.", True
+    )
 
 
 @options

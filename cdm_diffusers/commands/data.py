@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from ..data.config import DataCheckConfig
-from ..data.labels import UnfitRow, printable
+from ..data.labels import UnfitRow
 from ..data.memory import ImageData
 from ..data.pictures import labelled_grid
 from ..data.sources import DecodedRows, open_images
@@ -72,7 +72,7 @@ def picture_rows(
     else:
         labels = data.dataset.labels
         classes = list(data.id2label.items())[:SHOWN_CLASSES]
-        indices = {printable(name): (labels == number).nonzero().flatten().tolist() for number, name in classes}
+        indices = {name: (labels == number).nonzero().flatten().tolist() for number, name in classes}
     rows = []
     for name, members in indices.items():
         images = fit_images(data, spread(members, 4 * images_per_class))

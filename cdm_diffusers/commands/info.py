@@ -9,10 +9,10 @@ from huggingface_hub import ModelCard
 from huggingface_hub.errors import EntryNotFoundError
 
 from ..pipelines import SuperResolutionPipeline
+from ..pipelines.loading import Pipeline, load_without_weights
 from ..pipelines.stages import CascadeStage
 from ..tables import markdown_table
 from .config import InfoConfig
-from .loading import Pipeline, load_without_weights
 
 
 SCHEDULER_KEYS = ("num_train_timesteps", "beta_schedule", "beta_start", "beta_end", "variance_type", "prediction_type")

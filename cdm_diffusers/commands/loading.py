@@ -1,34 +1,9 @@
-"""Saved pipelines of either kind."""
+"""Saved pipelines of either kind, where a command calls them."""
 
 import torch
-from diffusers import DiffusionPipeline
 
 from ..evaluation.sample import DTYPES
-from ..models import CascadedUNet2DModel
-from ..pipelines import CascadedDiffusionPipeline, SuperResolutionPipeline
-from ..pipelines.model_index import component_class, load_index
-from ..publishing import hub_errors
-
-
-Pipeline = CascadedDiffusionPipeline | SuperResolutionPipeline
-KINDS = {kind.__name__: kind for kind in (CascadedDiffusionPipeline, SuperResolutionPipeline)}
-
-
-def kind_of(name: str) -> type[Pipeline]:
-    """
-    The class of the pipeline in a folder or on the Hub.
-
-    Raises:
-        ValueError: it is of another kind.
-        OSError: there is none.
-    """
-    with hub_errors(name):
-        found = load_index(DiffusionPipeline, name)["_class_name"]
-    if isinstance(found, list):
-        raise ValueError(f"`pipeline` is {name!r}, which carries its own code; give the folder it was exported from.")
-    if found not in KINDS:
-        raise ValueError(f"`pipeline` is {name!r}, which holds a {found}; it must hold {' or '.join(KINDS)}.")
-    return KINDS[found]
+from ..pipelines.loading import Pipeline, kind_of
 
 
 def load_pipeline(name: str, dtype: str = "float32", device: str | None = None) -> Pipeline:
@@ -40,26 +15,3 @@ def load_pipeline(name: str, dtype: str = "float32", device: str | None = None) 
     """
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     return kind_of(name).from_pretrained(name, dtype=DTYPES[dtype]).to(device)
-
-
-def load_without_weights(name: str) -> Pipeline:
-    """The pipeline with networks on the meta device: all of its configuration, and nothing to compute with."""
-    kind = kind_of(name)
-    index = load_index(kind, name)
-    components, arguments = kind._get_signature_keys(kind)
-    parts = {}
-    for part in components:
-        value = index.get(part) or [None, None]
-        if value[0] is None:
-            continue
-        found = component_class(value)
-        if found is None:
-            raise ValueError(f"`pipeline` is {name!r}, whose `{part}` carries its own code; it must not: {value}.")
-        if issubclass(found, CascadedUNet2DModel):
-            with torch.device("meta"):
-                parts[part] = found.from_config(found.load_config(name, subfolder=part))
-        else:
-            parts[part] = found.from_pretrained(name, subfolder=part)
-    if absent := [part for part in components if part not in (*parts, *kind._optional_components)]:
-        raise ValueError(f"`pipeline` is {name!r}, a {kind.__name__} without {absent}: take a whole copy of it.")
-    return kind(**parts, **{key: index[key] for key in arguments if key in index})

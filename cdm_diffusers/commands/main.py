@@ -121,6 +121,7 @@ COMMANDS = {
         "conversion.config:HubExportConfig",
         "conversion.export_hub:export_hub",
     ),
+    "app": Command("A cascade in a web page, to try things out.", "app.config:AppConfig", "app.serve:serve"),
     "card": Command(
         "Write or refresh the model card of a folder.", "commands.config:CardConfig", "commands.card:write"
     ),

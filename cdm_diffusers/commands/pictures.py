@@ -1,6 +1,8 @@
 """Pictures that a saved pipeline makes: of classes, and of low-resolution images."""
 
+import os
 import re
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -14,6 +16,7 @@ from ..pipelines.solvers import scheduler_of
 from ..pipelines.stages import num_classes_of
 from .config import PicturesConfig, SuperResolveConfig
 from .loading import load_pipeline
+from .terminal import show
 
 
 NUM_SHOWN_CLASSES = 10
@@ -52,7 +55,10 @@ def sample_pictures(config: PicturesConfig) -> None:
         samples = list(zip(*output.stages.values(), strict=True))
         rows = [(name, samples[row * count : (row + 1) * count]) for row, name in enumerate(names)]
         Path(config.output).parent.mkdir(parents=True, exist_ok=True)
-        labelled_grid(rows, config.scale * output.images[0].width).save(config.output)
+        grid = labelled_grid(rows, config.scale * output.images[0].width)
+        grid.save(config.output)
+        if config.show:
+            show(grid, sys.stdout, os.environ)
         print(f"Wrote {config.output}: {' | '.join(output.stages)} side by side, {count} samples of {len(rows)} rows.")
     else:
         files = [f"{file_name(name)}-{place}.png" for name in names for place in range(count)]

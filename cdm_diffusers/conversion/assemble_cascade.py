@@ -1,13 +1,25 @@
 """Separately trained stages joined into one cascade, in a folder with a model card."""
 
 import json
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from ..evaluation.tables import figures_table
 from ..files import staged_folder, write_json
-from ..model_cards import CARD, CONFIGURATION, GRID, REPORTS, SOURCE, by_stage, is_ours, said_before, write_card
+from ..model_cards import (
+    CARD,
+    CONFIGURATION,
+    GRID,
+    REPORTS,
+    SOURCE,
+    by_stage,
+    check_report,
+    is_ours,
+    said_before,
+    write_card,
+)
 from ..pipelines import CascadedDiffusionPipeline
 from ..publishing import find_document, prepare_if_asked, push_if_asked
 from .config import AssembleConfig
@@ -37,6 +49,8 @@ def assemble_cascade(config: AssembleConfig) -> None:
     places = [config.base, *config.super_res]
     configs, sources = documents(places, CONFIGURATION, names), documents(places, SOURCE, names)
     recognition = None if config.recognition is None else json.loads(Path(config.recognition).read_text())
+    if recognition is not None:
+        check_report(recognition, cascade, config.recognition)
     with staged_folder(output) as folder:
         cascade.save_pretrained(folder)
         write_json(folder / CONFIGURATION, configs)
@@ -49,7 +63,10 @@ def assemble_cascade(config: AssembleConfig) -> None:
         tables = [] if recognition is None else [figures_table(recognition)]
         license = config.license or common_license(places)
         write_card(cascade, folder, output.resolve().name, tables, license=license)
-    print(f"Joined {len(names)} stages in {config.output}: {', '.join(names)}.")
+    print(
+        f"Joined {len(names)} stages in {config.output}: {', '.join(names)}. Next, for example:\n"
+        f"  cdm sample {shlex.quote(config.output)} --output samples.png"
+    )
     push_if_asked(config, output)
 
 

@@ -8,9 +8,10 @@ from diffusers import DiffusionPipeline
 
 from ..evaluation.tables import figures_table
 from ..files import staged_folder, write_json
+from ..hub import INDEX, check_reached, hub_errors
 from ..model_cards import CARD, REPORTS, is_ours, said_before, with_example, write_card
 from ..pipelines.pipeline_base import PixelDiffusionPipeline
-from ..publishing import INDEX, hub_errors, prepare_if_asked, push_if_asked
+from ..publishing import prepare_if_asked, push_if_asked
 from .config import HubExportConfig
 from .self_contained import COMPONENTS, PACKAGE, sampling_code
 
@@ -31,6 +32,7 @@ def export_hub(config: HubExportConfig) -> None:
     if output.resolve() == Path(config.pipeline).resolve():
         raise ValueError(f"`output` is {config.output!r}, the folder of the pipeline itself; it must be another one.")
     prepare_if_asked(config, output)
+    check_reached(config.pipeline)
     with hub_errors(config.pipeline):
         pipeline = DiffusionPipeline.from_pretrained(config.pipeline)
     if not isinstance(pipeline, PixelDiffusionPipeline):
@@ -38,7 +40,8 @@ def export_hub(config: HubExportConfig) -> None:
     with staged_folder(output) as folder:
         pipeline.save_pretrained(folder)
         if config.variant is not None:
-            pipeline.to(dtype=VARIANTS[config.variant]).save_pretrained(folder, variant=config.variant)
+            cast = type(pipeline).from_pretrained(folder, dtype=VARIANTS[config.variant])
+            cast.save_pretrained(folder, variant=config.variant)
         if config.self_contained:
             add_code(folder)
         location = config.hub_model_id or output.resolve().name

@@ -96,8 +96,10 @@ def _read(contents: ImageFolderContents, place: Path, globbed: Path, above: list
     """
     for entry in _entries(contents.root / place):
         path = place / entry.name
-        if entry.name.startswith(".") or (entry.name.startswith("__") and entry.is_dir()):
+        if entry.name.startswith(".") or (entry.name.startswith("__") and os.path.isdir(entry.path)):
             contents.leave_out(path, HIDDEN)
+        elif entry.is_symlink() and not os.path.exists(entry.path):
+            contents.leave_out(path, DEAD_LINKS)
         elif entry.is_dir():
             real = os.path.realpath(entry.path)
             if entry.is_symlink() and any(Path(folder).is_relative_to(real) for folder in above):
@@ -108,10 +110,8 @@ def _read(contents: ImageFolderContents, place: Path, globbed: Path, above: list
             if entry.is_symlink() and glob.has_magic(entry.path):
                 raise ValueError(f"{entry.path!r} is a link and has one of *, ? and [ in its path: rename it.")
             _read(contents, path, Path(entry.path) if entry.is_symlink() else globbed, [*above, real])
-        elif not entry.is_file():
-            contents.leave_out(path, DEAD_LINKS)
         elif path.suffix.lower() in ImageFolder.EXTENSIONS:
-            if "::" in str(path):
+            if "::" in entry.path:
                 raise ValueError(f"{entry.path!r} has '::' in its path, which `datasets` cannot read: rename it.")
             contents.images.append(path)
             contents.patterns[f"{glob.escape(str(globbed))}/**"] = None
@@ -148,6 +148,11 @@ def _check_classes(contents: ImageFolderContents) -> None:
         raise ValueError(
             f"{root} holds images at different depths, {counts}: put all of a class into one sub-folder, or give "
             "--unconditional to do without classes."
+        )
+    if odd := [path for path in contents.images if "\\" in str(path)]:
+        raise ValueError(
+            f"{str(contents.root / odd[0])!r} has a backslash in its path, which `datasets` takes for the end of a "
+            "folder's name: rename it."
         )
 
 

@@ -1,11 +1,22 @@
 """Images laid out in one picture."""
 
+import contextlib
+import functools
+import importlib.util
+import unicodedata
+from pathlib import Path
+
 import torch
 from diffusers.utils import make_image_grid
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
+
+from .labels import printable
 
 
 CELL_SIZE = 64
+LABEL_WIDTH, MARGIN, FONT_SIZE = 110, 4, 12
+# What systems have, and what Pillow finds by its name. Its own font has no letters but a to z.
+FONTS = ("DejaVuSans.ttf", "LiberationSans-Regular.ttf", "Arial.ttf")
 
 
 def grid_of(images: torch.Tensor, columns: int) -> Image.Image:
@@ -28,16 +39,45 @@ def labelled_grid(rows: list[tuple[str, list[tuple[Image.Image, ...]]]], size: i
             length.
         size: side of each image in the picture, in pixels.
     """
-    gap, label_width = 8, 110
+    gap, font = 8, label_font()
     group_width = size * len(rows[0][1][0]) + gap
     columns = max(len(groups) for _, groups in rows)
-    grid = Image.new("RGB", (label_width + group_width * columns, (size + gap) * len(rows)), "white")
+    grid = Image.new("RGB", (LABEL_WIDTH + group_width * columns, (size + gap) * len(rows)), "white")
     draw = ImageDraw.Draw(grid)
     for row, (label, groups) in enumerate(rows):
         top = row * (size + gap)
-        draw.text((4, top + size // 2 - 5), label, fill="black")
+        draw.text((MARGIN, top + size // 2), fitting(label, font), fill="black", font=font, anchor="lm")
         for column, images in enumerate(groups):
             for place, image in enumerate(images):
                 enlarged = image.convert("RGB").resize((size, size), Image.Resampling.NEAREST)
-                grid.paste(enlarged, (label_width + column * group_width + place * size, top))
+                grid.paste(enlarged, (LABEL_WIDTH + column * group_width + place * size, top))
     return grid
+
+
+@functools.cache
+def label_font() -> ImageFont.FreeTypeFont:
+    """A font with as many letters as there is one with here."""
+    found = importlib.util.find_spec("matplotlib")
+    files = [] if found is None else [str(Path(found.origin).parent / "mpl-data" / "fonts" / "ttf" / FONTS[0])]
+    for name in (*files, *FONTS):
+        with contextlib.suppress(OSError):
+            return ImageFont.truetype(name, FONT_SIZE)
+    return ImageFont.load_default(FONT_SIZE)
+
+
+def fitting(label: str, font: ImageFont.FreeTypeFont) -> str:
+    """
+    A label on one line, as far as there is room for it, then with an ellipsis. Of letters that the font has not, their
+    ASCII letter or a question mark.
+    """
+    missing = bytes(font.getmask("\uffff"))
+    label = unicodedata.normalize("NFC", printable(label))
+    shown = "".join(_plain(letter) if bytes(font.getmask(letter)) == missing else letter for letter in label)
+    end = len(shown)
+    while font.getlength(shown[:end] + "…" * (end < len(shown))) > LABEL_WIDTH - 2 * MARGIN:
+        end -= 1
+    return shown[:end] + "…" * (end < len(shown))
+
+
+def _plain(letter: str) -> str:
+    return unicodedata.normalize("NFKD", letter).encode("ascii", "ignore").decode() or "?"

@@ -8,7 +8,7 @@ resolution (no "label" for unconditional training). Images stay uint8 until they
 
 import io
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -18,9 +18,11 @@ import datasets
 import torch
 from datasets import ClassLabel, load_dataset
 from datasets.exceptions import DatasetNotFoundError
-from huggingface_hub.errors import RepositoryNotFoundError
+from huggingface_hub import dataset_info
+from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
 from PIL import Image
 
+from ..hub import ASKING_TIME, hub_errors
 from .config import DataConfig
 from .folders import imagefolder_options, read_image_folder
 from .idx import open_idx
@@ -45,6 +47,7 @@ def open_images(config: DataConfig) -> ImageData:
     """
     load_options = {"split": config.dataset_split, "streaming": config.streaming}
     if config.dataset_name is not None:
+        _check_reached(config.dataset_name)
         try:
             rows = load_dataset(
                 config.dataset_name, config.dataset_config_name, revision=config.dataset_revision, **load_options
@@ -65,9 +68,33 @@ def open_images(config: DataConfig) -> ImageData:
         return replace(data, root=folder, files=tables)
     contents = read_image_folder(folder, config)
     # Explicit files: left to itself, `datasets` takes a class named test_tube for the test split.
-    data = _from_rows(load_dataset("imagefolder", **imagefolder_options(contents, config), **load_options), config)
+    with _without_bars():  # such as "Downloading data"
+        rows = load_dataset("imagefolder", **imagefolder_options(contents, config), **load_options)
+    data = _from_rows(rows, config)
     files = contents.images + contents.metadata
     return replace(data, left_out=contents.left_out, root=contents.root, files=files)
+
+
+@contextmanager
+def _without_bars() -> Iterator[None]:
+    shown = not datasets.are_progress_bars_disabled()
+    datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        if shown:
+            datasets.enable_progress_bars()
+
+
+def _check_reached(name: str) -> None:
+    """
+    Asks the Hub once for a data set that is neither a folder nor in the cache; what it answers is left to `datasets`,
+    which would ask six times in half a minute.
+    """
+    cache = Path(datasets.config.HF_DATASETS_CACHE, name.replace("/", "___"))
+    if not (Path(name).is_dir() or cache.is_dir()):
+        with hub_errors(name), suppress(HfHubHTTPError):
+            dataset_info(name, timeout=ASKING_TIME)
 
 
 # ------------------------------------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ from typing import Any
 import matplotlib.figure
 import torch
 from accelerate import PartialState
+from diffusers.utils import logging
 from PIL import Image
 from torch.utils.data import Dataset
 
@@ -29,6 +30,7 @@ from .sample import how_to_go_on
 from .tables import classification_accuracy_table
 
 
+logger = logging.get_logger(__name__)
 REPORT_NAME = "classification_accuracy_score.json"
 
 # Options with no influence on an accuracy; what is at these places counts by its content.
@@ -71,6 +73,11 @@ def score_together(config: ClassificationAccuracyConfig, output_dir: Path, state
     if samples.id2label is not None:
         check_same_classes(f"`samples` ({samples.source})", samples.id2label, real.id2label)
     check_labels(samples, real.id2label)
+    if len(samples) != len(real.dataset):
+        logger.warning(
+            f"`samples` ({samples.source}) are {len(samples):,} images; the score is defined for as many as the "
+            f"training split has, {len(real.dataset):,}: compare it only with scores of as many samples."
+        )
     settings = training_settings(config, samples, real.dataset, test.dataset)
     report = open_report(output_dir / REPORT_NAME, settings, {"runs": {}}, "output_dir", MAY_CHANGE)
     sources = training_sets(config.real, samples, real)

@@ -246,7 +246,7 @@ def polynomial_kernel(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
 
 def rbf_kernel(reference: FeatureStatistics) -> Kernel:
     """
-    exp(-|x - y|^2 / (2 w)), w being the trace of the reference's covariance: half the mean squared distance between
+    `exp(-|x - y|^2 / (2 w))`, w being the trace of the reference's covariance: half the mean squared distance between
     two of its images. So whatever is compared with the same reference is compared by the same kernel.
     """
     width = reference.covariance.trace().item()

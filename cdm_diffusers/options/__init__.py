@@ -7,13 +7,14 @@ Nothing here imports torch or numpy, so that `--help` and a misspelt option answ
 from .command_line import parse
 from .declarations import from_json, option, options
 from .errors import errors_as_lines
-from .hub import HubOptions
+from .hub import HubOptions, License
 from .kinds import Fraction, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 
 __all__ = [
     "Fraction",
     "HubOptions",
+    "License",
     "NonNegativeFloat",
     "NonNegativeInt",
     "PositiveFloat",

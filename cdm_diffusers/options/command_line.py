@@ -120,7 +120,7 @@ class _Parser(argparse.ArgumentParser):
 
     def _invocation(self, name: str) -> str:
         label, value = self.label(name), "|".join(map(_metavar, alternatives_of(self.kinds[name])))
-        return label if label == name and value == "TEXT" else f"{label} {value}"
+        return value.replace("TEXT", name.upper()) if label == name else f"{label} {value}"
 
     def _help(self, name: str) -> str:
         field = self.fields[name]

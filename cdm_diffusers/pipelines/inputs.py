@@ -101,7 +101,8 @@ def resolve_class_labels(class_labels, num_classes: int | None, id2label: dict[i
     Labels as class indices.
 
     Args:
-        class_labels (`int`, `str`, a list of them, or an int64 `torch.Tensor`, *optional*): indices or names.
+        class_labels (`int`, `str`, a list or array of them, or an int64 `torch.Tensor`, *optional*):
+            Indices or names.
         num_classes (`int`, *optional*): classes of the stages that run; None if they are unconditional.
         id2label (`dict[int, str]`, *optional*): names of the classes.
     """
@@ -121,12 +122,14 @@ def resolve_class_labels(class_labels, num_classes: int | None, id2label: dict[i
                 "int64 and of shape (B,)."
             )
         class_labels = class_labels.reshape(-1).tolist()
+    if isinstance(class_labels, np.ndarray):
+        class_labels = class_labels.tolist()
     if isinstance(class_labels, (int, str, np.integer)):
         class_labels = [class_labels]
     if not isinstance(class_labels, (list, tuple)) or not class_labels:
         raise ValueError(
-            f"`class_labels` is {class_labels!r}; it must be an index, a name, a list of them that is not empty, or "
-            "an int64 tensor."
+            f"`class_labels` is {class_labels!r}; it must be an index, a name, a list or array of them that is not "
+            "empty, or an int64 tensor."
         )
     return [_class_index(label, num_classes, id2label) for label in class_labels]
 

@@ -106,7 +106,7 @@ def check_complete(
         if part not in index or index[part][0] is None or part in kwargs:
             continue
         if not os.path.isdir(os.path.join(folder, part)):
-            raise OSError(f"the folder of component `{part}` is missing.")
+            raise OSError(f"the folder of component `{part}` is missing: take a whole copy of the pipeline.")
         pickle, safetensors = (_weights_file(Path(folder, part), suffix, kwargs) for suffix in ("bin", "safetensors"))
         if kwargs["use_safetensors"] and pickle is not None and safetensors is None:
             raise ValueError(

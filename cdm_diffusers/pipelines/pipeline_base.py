@@ -5,15 +5,15 @@ import re
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from diffusers import DiffusionPipeline
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from diffusers.utils.torch_utils import randn_tensor
-from typing_extensions import Self
 
-from ..publishing import hub_errors, keep_documents, upload
+from ..hub import check_reached, hub_errors
+from ..publishing import keep_documents, upload
 from .denoising import AncestralSampler, Denoiser, SolverSampler
 from .inputs import check_guidance_scale
 from .model_index import check_complete, check_components
@@ -113,9 +113,11 @@ class PixelDiffusionPipeline(DiffusionPipeline):
         """
         kwargs = {"use_safetensors": True, **kwargs}
         if not os.path.isdir(pretrained_model_name_or_path):
+            hub_options = {name: kwargs[name] for name in HUB_OPTIONS if name in kwargs}
+            check_reached(pretrained_model_name_or_path, **hub_options)
             with hub_errors(pretrained_model_name_or_path):
                 pipeline = cls._from_hub(pretrained_model_name_or_path, kwargs)
-            pipeline._hub_options = {name: kwargs[name] for name in HUB_OPTIONS if name in kwargs}
+            pipeline._hub_options = hub_options
             return pipeline
         try:
             check_complete(cls, pretrained_model_name_or_path, pretrained_model_name_or_path, kwargs)
@@ -256,6 +258,7 @@ class PixelDiffusionPipeline(DiffusionPipeline):
                     sample = sampler.step(index, denoiser, sample, generator)
                     sample = on_step_end(self, index, timestep, sample)
                     denoiser.guidance_scale = check_guidance_scale(name, self.guidance_scale, denoiser.unet)
+                    _show_rate(progress_bar, len(sample) * (index + 1) / len(sampler.timesteps))
                     progress_bar.update()
         finally:
             self._current_stage = None
@@ -267,3 +270,10 @@ class PixelDiffusionPipeline(DiffusionPipeline):
                 "bfloat16 and float32 do not) and `guidance_scale`."
             )
         return sample
+
+
+def _show_rate(progress_bar: Any, num_images: float) -> None:
+    """Images a second behind the time left, where the bar keeps time: `num_images`, in parts, are done so far."""
+    elapsed = getattr(progress_bar, "format_dict", {}).get("elapsed")
+    if elapsed:
+        progress_bar.set_postfix_str(f"{num_images / elapsed:.3g} images/s", refresh=False)

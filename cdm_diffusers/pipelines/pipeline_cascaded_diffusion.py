@@ -53,6 +53,12 @@ class StageRun:
     options: StageOptions
     input_is_noisy: bool
 
+    @property
+    def evaluations(self) -> int:
+        """How often the network is called for an image; guidance calls it on two."""
+        samplers = [sampler for sampler in (self.sampler, self.restart_sampler) if sampler is not None]
+        return sum(len(sampler.timesteps) for sampler in samplers) * (1 if self.options.guidance_scale == 1 else 2)
+
 
 class CascadedDiffusionPipeline(PixelDiffusionPipeline):
     r"""
@@ -329,6 +335,25 @@ class CascadedDiffusionPipeline(PixelDiffusionPipeline):
             "guidance_scale": {name: of_stage.guidance_scale for name, of_stage in options.items()},
         }
 
+    def evaluations(
+        self,
+        num_inference_steps: int | dict[str, int] | None = None,
+        augmentation_levels: dict[str, int] | None = None,
+        guidance_scale: float | dict[str, float] | None = None,
+        truncated: bool = False,
+        restart_timestep: int | None = None,
+    ) -> dict[str, int]:
+        r"""
+        How often a call with these arguments, told of in [`__call__`], calls the network of each stage for an image;
+        guidance calls it twice a step. The networks need no weights.
+
+        Raises:
+            `ValueError`: the call would refuse the arguments.
+        """
+        options = self._options(self.stages, num_inference_steps, augmentation_levels, guidance_scale)
+        runs = self._runs(self.stages, options, truncated, restart_timestep, torch.device("cpu"))
+        return {run.stage.name: run.evaluations for run in runs}
+
     @torch.no_grad()
     def __call__(
         self,
@@ -435,9 +460,6 @@ class CascadedDiffusionPipeline(PixelDiffusionPipeline):
         check_generator(generator, count)
         on_step_end = StepEnd(callback_on_step_end, callback_on_step_end_tensor_inputs, self._callback_tensor_inputs)
         options = self._options(stages, num_inference_steps, augmentation_levels, guidance_scale)
-        if truncated and all(stage.noising_scheduler is None for stage in stages):
-            raise ValueError("`truncated=True` needs a stage with Gaussian conditioning augmentation; there is none.")
-        self._check_restart(stages, restart_timestep)
         if consistency:
             self._check_consistency(stages, truncated)
         runs = self._runs(stages, options, truncated, restart_timestep, device)
@@ -545,6 +567,10 @@ class CascadedDiffusionPipeline(PixelDiffusionPipeline):
         restart_timestep: int | None,
         device: torch.device,
     ) -> list[StageRun]:
+        """The stages' samplers, their grids laid out; checks whatever concerns those."""
+        if truncated and all(stage.noising_scheduler is None for stage in stages):
+            raise ValueError("`truncated=True` needs a stage with Gaussian conditioning augmentation; there is none.")
+        self._check_restart(stages, restart_timestep)
         runs = []
         for position, stage in enumerate(stages):
             following = stages[position + 1] if position + 1 < len(stages) else None

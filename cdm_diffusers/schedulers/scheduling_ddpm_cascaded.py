@@ -23,7 +23,7 @@ class CascadedDDPMScheduler(AncestralScheduler):
     raises a ValueError where that has none of these schedules.
 
     Args:
-        num_train_timesteps (`int`, defaults to 4000): T.
+        num_train_timesteps (`int`, defaults to 4000): the T of the forward process.
         beta_schedule (`"squaredcos_cap_v2"` or `"linear"`, defaults to `"squaredcos_cap_v2"`): cosine or linear.
         beta_start, beta_end (`float`, *optional*):
             End points of a linear schedule; by default 1e-4 * 1000/T and 0.02 * 1000/T, for T >= 100.
@@ -33,9 +33,9 @@ class CascadedDDPMScheduler(AncestralScheduler):
             What the network predicts; `"sample"` is x_0.
         clip_sample (`bool`, defaults to `True`), clip_sample_range (`float`, defaults to 1.0):
             Whether and where a predicted x_0 is clipped.
-        thresholding (`bool`, defaults to `False`), dynamic_thresholding_ratio (`float`, defaults to 0.995),
-        sample_max_value (`float`, defaults to 1.0):
-            Dynamic thresholding of a predicted x_0, instead of clipping.
+        thresholding (`bool`, defaults to `False`): Dynamic thresholding of a predicted x_0, instead of clipping.
+        dynamic_thresholding_ratio (`float`, defaults to 0.995), sample_max_value (`float`, defaults to 1.0):
+            The share of values that it keeps, and the largest limit.
         timestep_spacing (`"linspace"`): how `set_timesteps` spreads steps, which is OpenAI's respacing.
 
     Examples:

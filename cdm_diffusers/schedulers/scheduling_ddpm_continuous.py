@@ -23,8 +23,9 @@ class ContinuousDDPMScheduler(AncestralScheduler):
         beta_schedule (`"linear"` or `"squaredcos_cap_v2"`, defaults to `"linear"`): the training schedule.
         beta_start (`float`, defaults to 1e-6), beta_end (`float`, defaults to 1e-2): its end points, where linear.
         variance_type (`"fixed_large"` or `"fixed_small"`, defaults to `"fixed_large"`): beta (as in SR3) or beta~.
-        prediction_type, clip_sample, clip_sample_range, thresholding, dynamic_thresholding_ratio, sample_max_value,
-        timestep_spacing: as in [`CascadedDDPMScheduler`].
+        prediction_type, clip_sample, clip_sample_range: as in [`CascadedDDPMScheduler`].
+        thresholding, dynamic_thresholding_ratio, sample_max_value: likewise.
+        timestep_spacing (`"linspace"`): likewise.
         inference_beta_schedule (`str`, *optional*):
             A schedule of its own for sampling, of as many steps as are asked for. By default the training schedule is
             respaced evenly.

@@ -114,7 +114,6 @@ class Sweep:
     """The rows of an experiment: their samples, features and distances."""
 
     def __init__(self, study: "Study", experiment: AugmentationExperiment):
-        check_settings(study)
         self.study, self.seed = study, study.settings.sampling.seeds[0]
         self.last = stage_names(len(experiment.rows[0].arm.stages))[-1]
         self.groups: dict[str, dict[int, list[Row]]] = {}  # rows that differ in the training only, by heading and s

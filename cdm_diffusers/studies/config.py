@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_type_hints
 
+from annotated_types import Gt, Le
 from pydantic import AfterValidator, TypeAdapter, ValidationInfo, model_validator
 
 from ..data.config import DataOptions, LabelledDataOptions
@@ -20,7 +21,7 @@ from ..evaluation.config import (
     SampleConfig,
     TwoOrMore,
 )
-from ..options import NonNegativeInt, PositiveInt, from_json, option, options
+from ..options import NonNegativeInt, PositiveFloat, PositiveInt, from_json, option, options
 from ..options.kinds import as_declared, kinds_of
 from ..pipelines.solver_names import SolverName
 from ..presets import get_preset
@@ -51,11 +52,12 @@ class ReproduceConfig:
 
     Example:
         cdm reproduce table2b --config configs/fashion_mnist.json --output_dir runs/study
+        cdm reproduce all --config configs/imagenet.json --dry_run
     """
 
-    name: Literal[tuple(EXPERIMENTS)] = option("The table or figure.", positional=True)
+    name: Literal[(*EXPERIMENTS, "all")] = option("The table or figure, or all of the configuration.", positional=True)
     config: str = option("JSON file: data, stages, scale and experiments; see configs/.")
-    output_dir: str = option("Folder for stages, samples and results; experiments share it.")
+    output_dir: str | None = option("Folder for stages, samples and results; experiments share it.", None)
     dataset_name: str | None = option("Data set of the Hub. Default: the configuration's.", None)
     train_data_dir: str | None = option("Folder of the data. Default: the configuration's.", None)
     num_images: Measurable | None = option("Samples of each row and seed. Default: the configuration's.", None)
@@ -64,6 +66,26 @@ class ReproduceConfig:
     max_train_steps: PositiveInt | None = option(
         "Optimizer steps of every training. Default: the configuration's.", None
     )
+    dry_run: bool = option(
+        "Check every row and print what would be trained and sampled, and what that costs. Needs no data and no GPU.",
+        False,
+    )
+    json: bool = option("With --dry_run: print JSON.", False)
+    gpu_tflops: PositiveFloat | None = option(
+        "With --dry_run: peak of the GPU in TFLOPS, a multiply-add being two operations. Default: an H100's, 989 in "
+        "bf16 and fp16, and 495 in float32 (TF32).",
+        None,
+    )
+    utilisation: Annotated[float, Gt(0), Le(1)] | None = option(
+        "With --dry_run: the share of that peak which networks reach; an assumption. Default: 0.3.", None
+    )
+
+    def __post_init__(self):
+        if self.output_dir is None and not self.dry_run:
+            raise ValueError("`output_dir` is missing; only `dry_run` does without.")
+        for name in () if self.dry_run else ("json", "gpu_tflops", "utilisation"):
+            if value := getattr(self, name):
+                raise ValueError(f"`{name}` is {value}, but it is of a `dry_run`: leave it out, or give that.")
 
 
 @options
@@ -112,6 +134,10 @@ class Setting:
     def as_dict(self) -> dict[str, Any]:
         """JSON, without what does not apply."""
         return {name: value for name, value in dataclasses.asdict(self).items() if value is not None}
+
+    def from_real_images(self) -> "Setting":
+        """The same on real training images in place of generated ones."""
+        return dataclasses.replace(self, conditioning="train", restart_timestep=None)
 
     def sampling_options(self, stage: str) -> dict[str, Any]:
         """Arguments of [`SampleConfig`]; what is None is left out."""
@@ -165,6 +191,11 @@ class SearchConfig(LabelledDataOptions):
         "t to which the base's samples are noised and denoised again.", None
     )
     consistency: list[bool] | None = option("Whether the stage keeps to the area averages of its input.", None)
+    real_inputs: bool = option(
+        "Super-resolution: sample the setting of the smallest s from real training images too, to say whether "
+        "augmentation can be expected to pay.",
+        True,
+    )
     seeds: Seeds = option("Each setting is sampled with each seed.", [0])
     num_images: TwoOrMore = option("Samples of each setting and seed.", 2000)
     batch_size: PositiveInt = option("Images per call of the pipeline and of the extractor.", 100)
@@ -323,9 +354,16 @@ class EvaluationSection(EvaluationOptions):
     num_channels: PositiveInt
 
 
-ClassificationSection = some_of(
+ClassificationOptions = some_of(
     ClassificationAccuracyConfig, names_of(ClassificationAccuracyConfig) - {"samples", "output_dir"}
 )
+
+
+@options
+class ClassificationSection(ClassificationOptions):
+    """How classifiers are trained, and on how many samples; by default on as many as there are training images."""
+
+    num_images: Measurable | None = None
 
 
 @options
@@ -411,6 +449,18 @@ class StudySettings(Section):
     def experiment(self, name: str) -> Experiment:
         """The experiment of that name with the stages and options of this configuration."""
         return EXPERIMENTS[name](**self.given["experiments"][name])
+
+
+def experiment_names(config: ReproduceConfig) -> list[str]:
+    """
+    The experiment that is to be reproduced, or all that the configuration has.
+
+    Raises:
+        ValueError, OSError: as `read_settings`.
+    """
+    if config.name != "all":
+        return [config.name]
+    return list(from_json(StudySettings, config.config).given["experiments"])
 
 
 def read_settings(config: ReproduceConfig) -> StudySettings:

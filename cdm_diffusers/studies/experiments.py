@@ -47,6 +47,8 @@ class Arm:
             told.
         balanced: whether the real images have labels as samples have them, that of image i being i mod K.
         num_images: of the last stage, where they are fewer than those of other arms.
+        low_res_sampling: what is said of the stages before the last one, where arms that share their images differ in
+            what `sampling` says.
     """
 
     stages: tuple[StageRecipe, ...]
@@ -56,11 +58,51 @@ class Arm:
     noise: float | None = None
     balanced: bool = False
     num_images: int | None = None
+    low_res_sampling: dict[str, Any] | None = None
+
+    @property
+    def names(self) -> list[str]:
+        """What the cascade calls its stages."""
+        return stage_names(len(self.stages))
+
+    @property
+    def shares_low_res(self) -> bool:
+        """Whether what the last stage takes is made before it, once for all arms that have it in common."""
+        return len(self.stages) > 1 and not self.sampling.get("truncated", False)
+
+    @property
+    def low_res_options(self) -> dict[str, Any]:
+        """The options that concern the stages before the last one."""
+        return restricted(self.sampling if self.low_res_sampling is None else self.low_res_sampling, self.names[:-1])
+
+    @property
+    def last_options(self) -> dict[str, Any]:
+        """The options that concern the last stage."""
+        return restricted(self.sampling, self.names[-1:])
+
+    def key(self, stages: list[Any]) -> list[Any]:
+        """What decides the samples, but for their number and seed; `stages` has what decides each stage."""
+        key = stages, self.ground_truth, self.blur_sigma
+        key += () if self.noise is None else (self.noise,)
+        key += ("balanced",) if self.balanced else ()
+        return [key, self.sampling]
+
+    def low_res_key(self, stages: list[Any]) -> list[Any]:
+        """The same of what the stages before the last one make."""
+        return [stages[:-1], self.low_res_options]
 
 
 def stage_names(count: int) -> list[str]:
     """What a cascade of so many stages calls them."""
     return ["base", *(f"super_res_{place}" for place in range(1, count))]
+
+
+def restricted(sampling: dict[str, Any], names: list[str]) -> dict[str, Any]:
+    """The options that concern the stages `names`."""
+    return {
+        key: {name: value[name] for name in names if name in value} if isinstance(value, dict) else value
+        for key, value in sampling.items()
+    }
 
 
 @dataclass(frozen=True)
@@ -72,6 +114,8 @@ class Row:
         arm: what is measured.
         x: where the row stands in the figure; None if it is not in it.
         paper: the paper's values, column by column; empty where the paper has no such row.
+        paper_accuracies: where classifiers are trained on the row (Table 1b), the paper's top-1 and top-5 after
+            training on "samples" and on "real" images, as far as it has them.
     """
 
     heading: str
@@ -79,6 +123,7 @@ class Row:
     arm: Arm
     x: float | None = None
     paper: tuple[str, ...] = ()
+    paper_accuracies: dict[str, tuple[str, str]] | None = None
 
 
 @dataclass(frozen=True)
@@ -91,8 +136,9 @@ class Experiment:
         log_x: whether that axis is logarithmic.
         paper_columns: what `Row.paper` holds.
         images: whether the figure is a picture of samples, a row of it for each row of the table (Figure 9).
-        classification: whether classifiers are trained on the samples (Table 1b, Figure 7).
-        paper_accuracies: the paper's top-1 and top-5 after training on "samples" and on "real" images.
+        classification: whether classifiers are trained on the last row's samples (Table 1b, Figure 7), and perhaps on
+            others'.
+        entries: those of its section in a configuration by which rows differ in how they sample.
     """
 
     title: str
@@ -102,7 +148,7 @@ class Experiment:
     paper_columns: tuple[str, ...] = PAPER_COLUMNS
     images: bool = False
     classification: bool = False
-    paper_accuracies: dict[str, tuple[str, str]] = field(default_factory=dict)
+    entries: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -153,10 +199,14 @@ def table2b(
     super_res: str,
     num_inference_steps: dict[str, PositiveInt],
     levels: list[NonNegativeInt] = (0, 101, 1001),
+    no_cascading_restart_timestep: PositiveInt | None = None,
     **sampling,
 ) -> Experiment:
     """
     No cascade against a cascade of the same super-resolution architecture, a network for each s (Section 4.3).
+
+    Args:
+        no_cascading_restart_timestep: of the baseline, which in the paper is Table 2a's with more sampling steps.
 
     Raises:
         ValueError: the steps of "super_res_1", which are also those of the baseline, are not given.
@@ -164,13 +214,15 @@ def table2b(
     if "super_res_1" not in num_inference_steps:
         raise ValueError(f"`num_inference_steps` is {num_inference_steps}; it must have 'super_res_1'.")
     plain = {**sampling, "num_inference_steps": {"base": num_inference_steps["super_res_1"]}}
+    if no_cascading_restart_timestep is not None:
+        plain["restart_timestep"] = no_cascading_restart_timestep
     sampling["num_inference_steps"] = num_inference_steps
     rows = [Row("", "no cascading", Arm((StageRecipe(no_cascading),), plain), paper=("2.35", "2.91", "52.72 ± 1.15"))]
     for level in levels:
         stages = StageRecipe(base), StageRecipe(super_res, {"augmentation_level": level})
         arm = Arm(stages, {**sampling, "augmentation_levels": {"super_res_1": level}})
         rows.append(Row("cascading", f"s = {level}", arm, level, SMALL_CASCADE.get(level, ())))
-    return Experiment("Table 2b: no cascading and cascading", tuple(rows), x_label="truncation time s")
+    return Experiment("Table 2b: no cascading and cascading", tuple(rows), "truncation time s", entries=("levels",))
 
 
 def figure9(
@@ -179,10 +231,12 @@ def figure9(
     super_res: str,
     num_inference_steps: dict[str, PositiveInt],
     levels: list[NonNegativeInt] = (0, 101, 1001),
+    no_cascading_restart_timestep: PositiveInt | None = None,
     **sampling,
 ) -> Experiment:
     """Samples of Table 2b's models."""
-    table = table2b(no_cascading, base, super_res, num_inference_steps, levels, **sampling)
+    restart = no_cascading_restart_timestep
+    table = table2b(no_cascading, base, super_res, num_inference_steps, levels, restart, **sampling)
     return replace(table, title="Figure 9: samples for varying s", images=True)
 
 
@@ -239,7 +293,8 @@ def table3a(base: str, super_res: str, levels: list[NonNegativeInt] = PAPER_LEVE
             rows.append(
                 Row(f"{heading} conditioning augmentation", f"s = {level}", arm(level, truncated), level, paper)
             )
-    return Experiment("Table 3a: base model for low resolution conditioning", tuple(rows), "truncation time s")
+    title = "Table 3a: base model for low resolution conditioning"
+    return Experiment(title, tuple(rows), "truncation time s", entries=("levels",))
 
 
 def table3b(base: str, super_res: str, levels: list[NonNegativeInt] = (0, *PAPER_LEVELS), **sampling) -> Experiment:
@@ -252,7 +307,8 @@ def table3b(base: str, super_res: str, levels: list[NonNegativeInt] = (0, *PAPER
             options = {**sampling, "augmentation_levels": {"super_res_1": level}}
             arm = Arm(stages, options, ground_truth=split)
             rows.append(Row(heading, f"s = {level}", arm, level, LARGE_CASCADE[split].get(level, ())))
-    return Experiment("Table 3b: ground truth for low resolution conditioning", tuple(rows), "truncation time s")
+    title = "Table 3b: ground truth for low resolution conditioning"
+    return Experiment(title, tuple(rows), "truncation time s", entries=("levels",))
 
 
 # ------------------------------------------------------------------------------------------------------------------
@@ -267,17 +323,25 @@ BLUR = {
 
 
 def table4a(
-    before: list[str], super_res: str, noise_levels: list[NonNegativeInt] = (0, 101), **sampling
+    before: list[str],
+    super_res: str,
+    noise_levels: list[NonNegativeInt] = (0, 101),
+    plain_batch_size: PositiveInt | None = None,
+    **sampling,
 ) -> Experiment:
     """
     Blur of the conditioning: the paper's rows; the settings it names without figures (blur on all examples, blur at
     inference); and Gaussian noise in its place.
+
+    Args:
+        plain_batch_size: with it the last stage is trained as Table 4b's baseline, which the paper's second row is.
     """
+    shared = {} if plain_batch_size is None else plain_training(plain_batch_size)
     last = f"super_res_{len(before)}"
     earlier = tuple(StageRecipe(name) for name in before)
 
     def arm(options: dict[str, Any], **further) -> Arm:
-        return Arm((*earlier, StageRecipe(super_res, options)), **{"sampling": sampling, **further})
+        return Arm((*earlier, StageRecipe(super_res, shared | options)), **{"sampling": sampling, **further})
 
     none = arm({"conditioning_augmentation": "none"})
     rows = [Row("blur", "sigma = 0 (no blur)", none, paper=("7.26", "6.42", "134.53 ± 2.97"))]
@@ -293,13 +357,18 @@ def table4a(
         options = {**sampling, "augmentation_levels": {**sampling.get("augmentation_levels", {}), last: level}}
         noised = arm({"conditioning_augmentation": "gaussian"}, sampling=options)
         rows.append(Row("Gaussian noise instead", f"s = {level}", noised))
-    return Experiment("Table 4a: Gaussian blur in the conditioning", tuple(rows))
+    return Experiment("Table 4a: Gaussian blur in the conditioning", tuple(rows), entries=("noise_levels",))
+
+
+def plain_training(batch_size: int) -> dict[str, Any]:
+    """Options of Table 4b's baseline: no classes, a small batch, no flips."""
+    return {"unconditional": True, "train_batch_size": batch_size, "random_flip": False}
 
 
 def table4b(before: list[str], super_res: str, batch_sizes: tuple[PositiveInt, PositiveInt], **sampling) -> Experiment:
     """Class conditioning, large batches and flips for the super-resolution stage, added one by one."""
     small, large = batch_sizes
-    plain = {"unconditional": True, "train_batch_size": small, "random_flip": False}
+    plain = plain_training(small)
     with_classes = {**plain, "unconditional": False}
     large_batch = {**with_classes, "train_batch_size": large}
     steps = (
@@ -321,18 +390,32 @@ def figure10(
     super_res: str,
     num_inference_steps: dict[str, PositiveInt],
     steps: list[PositiveInt] = (4, 8, 16, 25, 50, 100, 1000),
+    end_points: dict[str, tuple[float, float]] | None = None,
     **sampling,
 ) -> Experiment:
-    """Quality over the last stage's inference steps."""
+    """
+    Quality over the last stage's inference steps.
+
+    Args:
+        end_points: by the number of steps, beta_start and beta_end of the last stage's linear inference schedule; for
+            the others its own.
+
+    Raises:
+        ValueError: there are end points of other numbers of steps.
+    """
+    if unknown := sorted((end_points or {}).keys() - set(map(str, steps))):
+        raise ValueError(f"`end_points` has {unknown}; they must be among `steps`, {list(steps)}.")
     stages = tuple(StageRecipe(name) for name in (*before, super_res))
     last = f"super_res_{len(before)}"
-    rows = []
+    rows, low_res_sampling = [], {**sampling, "num_inference_steps": num_inference_steps}
     for number in steps:
         options = {**sampling, "num_inference_steps": {**num_inference_steps, last: number}}
-        rows.append(Row("", f"{number} steps", Arm(stages, options), number))
-    return Experiment(
-        "Figure 10: quality over inference steps of super-resolution", tuple(rows), "inference steps", log_x=True
-    )
+        if ends := (end_points or {}).get(str(number)):
+            options["inference_schedules"] = {**sampling.get("inference_schedules", {}), last: ends}
+        arm = Arm(stages, options, low_res_sampling=low_res_sampling)
+        rows.append(Row("", f"{number} steps", arm, number))
+    title = "Figure 10: quality over inference steps of super-resolution"
+    return Experiment(title, tuple(rows), "inference steps", log_x=True, entries=("steps", "end_points"))
 
 
 # ------------------------------------------------------------------------------------------------------------------
@@ -358,31 +441,63 @@ def table5(base: str, super_res: str, levels: list[NonNegativeInt] = (0, *PAPER_
         arm = Arm(stages, {**sampling, "augmentation_levels": {"super_res_1": level}})
         rows.append(Row("", f"s = {level}", arm, level, UNCONDITIONAL.get(level, ())))
     columns = tuple(f"{name}, FID vs {split}" for name in ("Bedroom", "Church") for split in ("train", "validation"))
-    return Experiment("Table 5: without labels", tuple(rows), "truncation time s", paper_columns=columns)
+    title, axis = "Table 5: without labels", "truncation time s"
+    return Experiment(title, tuple(rows), axis, paper_columns=columns, entries=("levels",))
 
 
 # ------------------------------------------------------------------------------------------------------------------
 # Section 4.1
 # ------------------------------------------------------------------------------------------------------------------
 
-MAIN_RESULTS = (
-    ("32x32", ("1.11", "1.99", "26.01 ± 0.59")),
-    ("64x64", ("1.48", "2.48", "67.95 ± 1.97")),
-    ("256x256", ("4.88", "4.63", "158.71 ± 2.26")),
-)
-ACCURACIES = {"samples": ("63.02%", "84.06%"), "real": ("73.09%", "91.47%")}  # at 256x256
+MAIN_RESULTS = {
+    "32x32": ("1.11", "1.99", "26.01 ± 0.59"),
+    "64x64": ("1.48", "2.48", "67.95 ± 1.97"),
+    "128x128": ("3.52", "3.76", "128.80 ± 2.51"),
+    "256x256": ("4.88", "4.63", "158.71 ± 2.26"),
+}
+ACCURACIES = {
+    "128x128": {"samples": ("59.84%", "81.79%"), "real": ("68.82%", "88.79%")},
+    "256x256": {"samples": ("63.02%", "84.06%"), "real": ("73.09%", "91.47%")},
+}
+PAPER_SIZES = ("32x32", "64x64", "256x256")  # of the stages of its cascade
 
 
-def table1(stages: list[str], **sampling) -> Experiment:
-    """Quality of each stage's samples, and the classification accuracy score of the last one's."""
+def table1(
+    stages: list[str],
+    instead_of_last: str | None = None,
+    truncated_levels: dict[str, NonNegativeInt] | None = None,
+    **sampling,
+) -> Experiment:
+    """
+    Quality of each stage's samples, and the classification accuracy score of the last one's.
+
+    Args:
+        instead_of_last: a stage of other images that takes the last one's place, with a row of its own before it
+            (128x128).
+        truncated_levels: s of stages whose own row is sampled truncated; the rows after it are not.
+
+    Raises:
+        ValueError: there are levels of something else than super-resolution stages.
+    """
+    truncated_levels = truncated_levels or {}
+    if unknown := sorted(truncated_levels.keys() - stage_names(len(stages))[1:]):
+        raise ValueError(f"`truncated_levels` has {unknown}; they must be among {stage_names(len(stages))[1:]}.")
+    sizes = itertools.zip_longest(range(1, len(stages) + 1), PAPER_SIZES[: len(stages)])
+    cascades = [(stages[:count], size) for count, size in sizes]
+    if instead_of_last is not None:
+        cascades.insert(-1, ([*stages[:-1], instead_of_last], "128x128" if len(stages) == len(PAPER_SIZES) else None))
     rows = []
-    names = stage_names(len(stages))
-    for number, name in enumerate(names, start=1):
-        options = {key: _only(names[:number], value) for key, value in sampling.items()}
-        arm = Arm(tuple(StageRecipe(stage) for stage in stages[:number]), options)
-        resolution, paper = MAIN_RESULTS[number - 1] if number <= len(MAIN_RESULTS) else ("", ())
-        rows.append(Row("", f"{name} (paper: {resolution})" if paper else name, arm, paper=paper))
-    return Experiment("Table 1: main results", tuple(rows), classification=True, paper_accuracies=ACCURACIES)
+    for cascade, size in cascades:
+        names = stage_names(len(cascade))
+        options = restricted(sampling, names)
+        if (level := truncated_levels.get(names[-1])) is not None:
+            levels = {**options.get("augmentation_levels", {}), names[-1]: level}
+            options |= {"augmentation_levels": levels, "truncated": True}
+        arm = Arm(tuple(map(StageRecipe, cascade)), options)
+        label = f"{names[-1]} (paper: {size})" if size else names[-1]
+        accuracies = ACCURACIES.get(size, {}) if len(cascade) == len(stages) else None
+        rows.append(Row("", label, arm, paper=MAIN_RESULTS.get(size, ()), paper_accuracies=accuracies))
+    return Experiment("Table 1: main results", tuple(rows), classification=True)
 
 
 def figure7(stages: list[str], **sampling) -> Experiment:
@@ -481,6 +596,7 @@ def augmentation(
         tuple(table),
         "s (augmentation level)",
         paper_columns=(),
+        entries=("levels", "control_levels", "validation_levels", "check_steps"),
         gate=gate,
         margin=margin,
         levels=tuple(levels),
@@ -507,10 +623,6 @@ def _check_sweep(good, weak, super_res, levels, control_levels, control_noises) 
 def _per_stage(value: Any, count: int) -> dict[str, Any]:
     """A value for all stages before the last, or for some of them, by stage."""
     return dict(value or {}) if isinstance(value, dict | None) else dict.fromkeys(stage_names(count), value)
-
-
-def _only(names: list[str], value: Any) -> Any:
-    return {name: value[name] for name in names if name in value} if isinstance(value, dict) else value
 
 
 EXPERIMENTS: dict[str, Callable[..., Experiment]] = {

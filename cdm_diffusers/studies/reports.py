@@ -83,9 +83,10 @@ def write_table(report: dict[str, Any], experiment: Experiment, output_dir: Path
     parts = [f"**{experiment.title}**", markdown_table(header, lines), caption(report, first)]
     if "comparisons" in report:
         parts.append(comparison_lines(report))
-    if "classification" in report["rows"][-1]["runs"][0]:
-        reports = [run["classification"] for run in report["rows"][-1]["runs"]]
-        parts.append(classification_lines(reports, experiment.paper_accuracies))
+    for row, recipe in zip(report["rows"], experiment.rows, strict=False):
+        if "classification" in row["runs"][0]:
+            reports = [run["classification"] for run in row["runs"]]
+            parts += [f"*{row_name(row)}*", classification_lines(reports, recipe.paper_accuracies)]
     text = "\n\n".join(parts) + "\n"
     (output_dir / f"{report['name']}.md").write_text(text)
     return text

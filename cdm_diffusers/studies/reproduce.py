@@ -33,16 +33,19 @@ from ..evaluation.sample import DTYPES, how_to_go_on, sample
 from ..evaluation.sample_store import LowResImages, SampleStore, store_real_images
 from ..files import write_json
 from ..pipelines import CascadedDiffusionPipeline, SuperResolutionPipeline
-from ..pipelines.stages import noise_rule
-from ..presets import GaussianAugmentationPreset, StagePreset, get_preset
+from ..pipelines.loading import Pipeline, load_without_weights
+from ..pipelines.stages import noise_rule, num_classes_of
+from ..presets import StagePreset, get_preset
 from ..processes import ending_together, from_main, held_by_main, open_state
 from ..training.config import TrainingConfig
+from ..training.export import stage_without_weights
 from ..training.loop import train
 from ..training.resolve import resolve_preset
-from .augmentation import measure_augmentation
-from .config import DATA_OPTIONS, ReproduceConfig, StudySettings, read_settings
-from .experiments import Arm, AugmentationExperiment, Experiment, Row, StageRecipe, stage_names
-from .reports import write_figure, write_table
+from .augmentation import check_settings, measure_augmentation
+from .config import DATA_OPTIONS, ReproduceConfig, StageSource, StudySettings, experiment_names, read_settings
+from .experiments import Arm, AugmentationExperiment, Experiment, Row, StageRecipe
+from .plan import Plan, as_text
+from .reports import row_name, write_figure, write_table
 
 
 # How figures are computed; it changes whenever the same samples begin to have other figures, so that a table has none
@@ -54,18 +57,62 @@ SPLITS = {"train": "dataset_split", "validation": "eval_split"}
 def reproduce(config: ReproduceConfig) -> dict[str, Any]:
     """
     Makes and measures everything that an experiment compares, and writes `NAME.json`, `NAME.md` and `NAME.png` into
-    `config.output_dir`.
+    `config.output_dir`; of "all" one experiment after another. With `dry_run` it says what would be made instead.
+
+    Returns:
+        `dict`: what is in `NAME.json`; of "all" that by name; with `dry_run` a plan, see `plan.py`.
 
     Raises:
         ValueError: the configuration does not fit the experiment, what it names does not fit together, or another
             experiment is at work in the folder.
     """
+    if config.dry_run:
+        plan = plan_of(config)
+        print(json.dumps(plan, indent=2) if config.json else as_text(plan))
+        return plan
+    if config.name == "all":
+        configs = {name: dataclasses.replace(config, name=name) for name in experiment_names(config)}
+        for one in configs.values():
+            checked(one)
+        return {name: reproduce_one(one) for name, one in configs.items()}
+    return reproduce_one(config)
+
+
+def plan_of(config: ReproduceConfig) -> dict[str, Any]:
+    """
+    What would be trained and sampled. Needs neither data nor a GPU.
+
+    Raises:
+        ValueError: as `reproduce`, as far as can be known without them.
+    """
+    plan = Plan(config.gpu_tflops, config.utilisation)
+    for name in experiment_names(config):
+        plan.add(name, *checked(dataclasses.replace(config, name=name)))
+    return plan.as_dict()
+
+
+def checked(config: ReproduceConfig) -> tuple[Experiment, "Study"]:
+    """
+    The experiment of that name, and what it is part of.
+
+    Raises:
+        ValueError: as [`Study.check`].
+    """
+    settings = read_settings(config)
+    study, experiment = Study(settings, Path(config.output_dir or "")), settings.experiment(config.name)
+    study.check(config.name, experiment)
+    return experiment, study
+
+
+def reproduce_one(config: ReproduceConfig) -> dict[str, Any]:
+    """[`reproduce`] of one experiment."""
     settings, output_dir = read_settings(config), Path(config.output_dir)
     experiment = settings.experiment(config.name)
     study = Study(settings, output_dir)
     state, task = study.state, f"the experiment {config.name}"
     with ending_together(state, lambda: how_to_go_on(output_dir)), held_by_main(state, output_dir, task):
-        study.check(experiment)
+        study.check(config.name, experiment)
+        study.figures.measured_with  # noqa: B018 - fails here, and not after training, where something is missing
         report = {
             "name": config.name,
             "title": experiment.title,
@@ -75,7 +122,7 @@ def reproduce(config: ReproduceConfig) -> dict[str, Any]:
         if isinstance(experiment, AugmentationExperiment):
             report |= measure_augmentation(study, experiment)
         else:
-            report["rows"] = [study.measure(row, experiment) for row in experiment.rows]
+            report["rows"] = [study.measure(row) for row in experiment.rows]
         if state.is_main_process:
             write_json(output_dir / f"{config.name}.json", report)
             print(write_table(report, experiment, output_dir))
@@ -101,41 +148,61 @@ class Study:
         self.figures = Figures(settings, self.state)
         self.samples = Samples(settings, output_dir, self.stages, self.figures, self.state)
 
-    def check(self, experiment: Experiment) -> None:
+    def check(self, name: str, experiment: Experiment) -> None:
         """
+        Whatever can be known of the experiment called `name` without data, extractor and training.
+
         Raises:
-            ValueError: a row names a stage that the configuration or the cascade does not have, trains one that is
-                given, or samples with an s that there is not; or options of a training or of the evaluation, data or
-                the extractor do not fit.
+            ValueError: a row names a stage that the configuration does not have, or trains one that is given; its
+                stages do not fit each other, or cannot sample so; or options of a training or of the evaluation do not
+                fit together.
         """
         EvaluateConfig(samples="", output="figures.json", **self.figures.options)
+        if isinstance(experiment, AugmentationExperiment):
+            check_settings(self)
         for row in experiment.rows:
-            names, levels = stage_names(len(row.arm.stages)), row.arm.sampling.get("augmentation_levels", {})
-            for option, value in row.arm.sampling.items():
-                if isinstance(value, dict) and (unknown := sorted(value.keys() - set(names))):
-                    raise ValueError(f"`{option}` of {experiment.title!r} names {unknown}; the stages are {names}.")
-            for name, recipe in zip(names, row.arm.stages, strict=True):
-                self.stages.check(recipe, experiment.title, levels.get(name))
-        self.figures.measured_with  # noqa: B018 - fails here, and not after training, where something is missing
+            try:
+                self.stages.evaluations(row.arm)
+                if (
+                    row.paper_accuracies is not None
+                    and num_classes_of(self.stages.without_weights(row.arm.stages).stages) is None
+                ):
+                    raise ValueError("no stage has classes, of which classifiers could learn.")
+            except ValueError as error:
+                place = f"`experiments.{name}`, row {row_name(dataclasses.asdict(row))!r}"
+                entries = " and ".join(f"`{entry}`" for entry in experiment.entries)
+                raise ValueError(f"{place}{entries and f' (see {entries})'}: {error}") from error
 
     def real_images(self) -> dict[str, Dataset]:
         """Of both splits."""
         return {split: open_real_images(self.settings, split) for split in SPLITS}
+
+    @cached_property
+    def learned_from(self) -> tuple[int, torch.Tensor | None]:
+        """
+        How many samples classifiers are trained on, and their labels: those of the training images where there are as
+        many (Ravuri and Vinyals, 2019), else None, for balanced ones.
+        """
+        labels = open_real_images(self.settings, "train").labels
+        count = (self.settings.classification and self.settings.classification.num_images) or len(labels)
+        order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
+        return count, labels[order] if count == len(labels) else None
 
     def training_seeds(self, arm: Arm) -> list[int | None]:
         """Of an arm's trainings; [None] where all stages were trained elsewhere, once."""
         are_given = all(self.settings.stages[recipe.name].is_given for recipe in arm.stages)
         return [None] if are_given else self.settings.training.seeds
 
-    def measure(self, row: Row, experiment: Experiment) -> dict[str, Any]:
+    def measure(self, row: Row) -> dict[str, Any]:
         """All runs of a row: one for each training seed and sampling seed."""
         runs = []
         for training_seed, seed in itertools.product(self.training_seeds(row.arm), self.settings.sampling.seeds):
             samples = self.samples.of(row.arm, training_seed, seed)
             figures = self.figures.of(samples)
             run = {"training_seed": training_seed, "sampling_seed": seed, "samples": samples.name, **figures}
-            if experiment.classification and row is experiment.rows[-1]:
-                run["classification"] = self.figures.classification(samples, with_real_images=not runs)
+            if row.paper_accuracies is not None:
+                learned_from = self.samples.of(row.arm, training_seed, seed, *self.learned_from)
+                run["classification"] = self.figures.classification(learned_from, with_real_images=not runs)
             runs.append(run)
         return {"heading": row.heading, "label": row.label, "x": row.x, "paper": list(row.paper), "runs": runs}
 
@@ -147,43 +214,59 @@ class Stages:
         self.settings, self.folder, self.state = settings, folder, state
         self.dtype = DTYPES[settings.sampling.dtype]
         self.cascades: dict[str, CascadedDiffusionPipeline] = {}
-        self.given: dict[str, tuple[CascadedDiffusionPipeline | SuperResolutionPipeline, dict[str, Any]]] = {}
+        self.sketches: dict[str, Pipeline] = {}  # given cascades without weights
+        self.skeletons: dict[str, CascadedDiffusionPipeline] = {}  # those of arms
+        self.counts: dict[str, dict[str, int]] = {}  # of evaluations
+        self.given: dict[str, tuple[Pipeline, dict[str, Any]]] = {}
 
-    def check(self, recipe: StageRecipe, title: str, level: int | None) -> None:
+    def evaluations(self, arm: Arm) -> dict[str, int]:
         """
-        Args:
-            title: of the experiment.
-            level: s, with which the stage is to sample; None for its own.
+        How often each stage's network is called for an image of the arm.
 
         Raises:
-            ValueError: the configuration has no such stage, its training does not have the options or does not fit
-                together, or its conditioning augmentation does not have the s.
+            ValueError: as `without_weights`, or the stages cannot sample so.
         """
+        key = digest([[dataclasses.asdict(recipe) for recipe in arm.stages], arm.sampling])
+        if key not in self.counts:
+            call = {"scheduler": None, "inference_schedules": None, **arm.sampling}
+            schedulers = call.pop("scheduler"), call.pop("inference_schedules")
+            self.counts[key] = self.without_weights(arm.stages).with_schedulers(*schedulers).evaluations(**call)
+        return self.counts[key]
+
+    def without_weights(self, recipes: tuple[StageRecipe, ...]) -> CascadedDiffusionPipeline:
+        """
+        The stages joined, whether trained by now or not, with networks on the meta device.
+
+        Raises:
+            ValueError: there is no such stage, its training does not have the options or does not fit together, or the
+                stages do not fit each other.
+        """
+        key = digest([dataclasses.asdict(recipe) for recipe in recipes])
+        if key not in self.skeletons:
+            parts = [self.part_without_weights(recipe) for recipe in recipes]
+            self.skeletons[key] = CascadedDiffusionPipeline.from_stages(*parts)
+        return self.skeletons[key]
+
+    def part_without_weights(self, recipe: StageRecipe) -> Pipeline:
+        """One of them."""
         if recipe.name not in self.settings.stages:
             raise ValueError(
-                f"{title!r} names the stage {recipe.name!r}; the configuration has the stages "
-                f"{list(self.settings.stages)}."
+                f"there is no stage {recipe.name!r}; the configuration has the stages {list(self.settings.stages)}."
             )
-        if recipe.options and self.settings.stages[recipe.name].is_given:
+        source = self.settings.stages[recipe.name]
+        if not source.is_given:
+            return stage_without_weights(self.training(recipe, self.settings.training.seeds[0])[1])
+        if recipe.options:
             raise ValueError(
-                f"{title!r} trains the stage {recipe.name!r} with {recipe.options}, but the configuration gives a "
-                "trained one (`pipeline`): give a `preset`."
+                f"it trains the stage {recipe.name!r} with {recipe.options}, but the configuration gives a trained "
+                "one (`pipeline`): give a `preset`."
             )
-        num_timesteps = self.num_noising_timesteps(recipe)
-        if None not in (level, num_timesteps) and not 0 <= level <= num_timesteps:
-            raise ValueError(
-                f"`augmentation_levels` has s = {level} for the stage {recipe.name!r}, whose conditioning "
-                f"augmentation has {num_timesteps} steps; it must lie between 0 and {num_timesteps}."
-            )
-
-    def num_noising_timesteps(self, recipe: StageRecipe) -> int | None:
-        """T of the stage's Gaussian conditioning augmentation; None if it has none."""
-        if self.settings.stages[recipe.name].is_given:
-            noising = getattr(self.given_stage(recipe)[0], "noising_scheduler", None)
-            return None if noising is None else noising.config.num_train_timesteps
-        augmentation = self.training(recipe, self.settings.training.seeds[0])[1].augmentation
-        is_gaussian = isinstance(augmentation, GaussianAugmentationPreset)
-        return augmentation.num_train_timesteps if is_gaussian else None
+        if source.pipeline not in self.sketches:
+            try:
+                self.sketches[source.pipeline] = load_without_weights(source.pipeline)
+            except OSError as error:
+                raise ValueError(f"`pipeline` of the stage {recipe.name!r}: {error}") from error
+        return named_part(self.sketches[source.pipeline], source)
 
     def training_options(self, recipe: StageRecipe) -> dict[str, Any]:
         """What the stage is trained with, besides preset and seed; `train_batch_size` over all processes."""
@@ -220,7 +303,7 @@ class Stages:
         preset = content(self.training(recipe, seed)[1])
         return {"preset": preset, "options": self.training_options(recipe), "seed": seed}
 
-    def pipeline(self, recipe: StageRecipe, seed: int | None) -> CascadedDiffusionPipeline | SuperResolutionPipeline:
+    def pipeline(self, recipe: StageRecipe, seed: int | None) -> Pipeline:
         """The trained stage; trains it, or goes on with that, where it is not there yet."""
         if self.settings.stages[recipe.name].is_given:
             return self.given_stage(recipe)[0]
@@ -235,20 +318,11 @@ class Stages:
         kind = SuperResolutionPipeline if is_super_resolution else CascadedDiffusionPipeline
         return kind.from_pretrained(folder, dtype=self.dtype)
 
-    def given_stage(
-        self, recipe: StageRecipe
-    ) -> tuple[CascadedDiffusionPipeline | SuperResolutionPipeline, dict[str, Any]]:
+    def given_stage(self, recipe: StageRecipe) -> tuple[Pipeline, dict[str, Any]]:
         """A stage of a cascade that is there already, and its key."""
         if recipe.name not in self.given:
             source = self.settings.stages[recipe.name]
-            part = load_pipeline(source.pipeline, dtype=self.dtype)
-            names = [stage.name for stage in part.stages]
-            if len(names) > 1 and source.stage in names:
-                part = part.stage_pipeline(source.stage)
-            elif source.stage not in ([None, *names] if len(names) == 1 else names):
-                raise ValueError(
-                    f"`stage` of the pipeline {source.pipeline!r} is {source.stage!r}; it must be one of {names}."
-                )
+            part = named_part(load_pipeline(source.pipeline, dtype=self.dtype), source)
             defaults = {name: value for name, value in part.config.items() if name.startswith("default_")}
             self.given[recipe.name] = part, {"weights_and_schedulers": fingerprint(part.stages), "defaults": defaults}
         return self.given[recipe.name]
@@ -262,6 +336,23 @@ class Stages:
         return self.cascades[key]
 
 
+def named_part(pipeline: Pipeline, source: StageSource) -> Pipeline:
+    """
+    The stage of a pipeline that a configuration names.
+
+    Raises:
+        ValueError: it has none of that name.
+    """
+    names = [stage.name for stage in pipeline.stages]
+    if len(names) > 1 and source.stage in names:
+        return pipeline.stage_pipeline(source.stage)
+    if source.stage not in ([None, *names] if len(names) == 1 else names):
+        raise ValueError(
+            f"`stage` of the pipeline {source.pipeline!r} is {source.stage!r}; it must be one of {names}."
+        )
+    return pipeline
+
+
 class Samples:
     """Samples of arms, in folders that are filled where they are not complete yet."""
 
@@ -272,21 +363,33 @@ class Samples:
         self.stages, self.figures = stages, figures
         self.real_images: set[Path] = set()  # folders that this run has made or checked
 
-    def of(self, arm: Arm, training_seed: int | None, seed: int) -> Path:
+    def of(
+        self,
+        arm: Arm,
+        training_seed: int | None,
+        seed: int,
+        count: int | None = None,
+        labels: torch.Tensor | None = None,
+    ) -> Path:
         """
         The folder of an arm's samples. What precedes the last stage is sampled once and used by all arms that have it
         in common, except where truncated sampling stops it at another s.
+
+        Args:
+            count: of images; by default that of the configuration, or the arm's.
+            labels: of the images; balanced ones by default.
         """
         cascade = self.stages.cascade(arm.stages, training_seed)
         names = [stage.name for stage in cascade.stages]
-        options = arm.sampling
-        if len(names) > 1 and not options.get("truncated", False):
-            low_res_dir = str(self.low_res(arm, names, training_seed, seed))
-            options = {**restricted(options, names[-1:]), "restart_timestep": None, "low_res_dir": low_res_dir}
-        key = [self.stages.key(recipe, training_seed) for recipe in arm.stages], arm.ground_truth, arm.blur_sigma
-        key += () if arm.noise is None else (arm.noise,)
-        key += ("balanced",) if arm.balanced else ()
-        return self.sample(cascade, [key, arm.sampling], options, seed, arm.num_images)
+        options, own_labels = arm.sampling, labels
+        if arm.shares_low_res:
+            low_res_dir = str(self.low_res(arm, names, training_seed, seed, count, labels))
+            options = {**arm.last_options, "restart_timestep": None, "low_res_dir": low_res_dir}
+            own_labels = None
+        keys = [self.stages.key(recipe, training_seed) for recipe in arm.stages]
+        count = count or self.settings.sampling.num_images
+        count = min(count, arm.num_images or count)
+        return self.sample(cascade, arm.key(keys), options, seed, count, own_labels)
 
     def sample(
         self,
@@ -294,27 +397,47 @@ class Samples:
         key: Any,
         options: dict[str, Any],
         seed: int,
-        at_most: int | None = None,
+        count: int,
+        labels: torch.Tensor | None = None,
     ) -> Path:
         """The folder of a set of samples, made or finished; `key` is what decides them besides the scale."""
-        scale = {"batch_size": 100, **self.settings.sampling.given, "seed": seed}
+        scale = {"batch_size": 100, **self.settings.sampling.given, "num_images": count, "seed": seed}
         del scale["seeds"]
-        scale["num_images"] = min(scale["num_images"], at_most or scale["num_images"])
         levels = cascade.stage_options(augmentation_levels=options.get("augmentation_levels"))["augmentation_levels"]
         rule = noise_rule(cascade.stages, levels, options.get("truncated", False))
-        folder = self.output_dir / "samples" / digest([key, scale] if rule is None else [key, scale, rule])
+        key = [key, scale] if rule is None else [key, scale, rule]
+        if labels is not None:
+            key, options = [*key, labels.tolist()], {**options, "labels": str(self.labels_file(labels))}
+        folder = self.output_dir / "samples" / digest(key)
         sample(SampleConfig(pipeline=self.settings.name, output_dir=str(folder), **scale, **options), cascade)
         return folder
 
-    def low_res(self, arm: Arm, names: list[str], training_seed: int | None, seed: int) -> Path:
+    def labels_file(self, labels: torch.Tensor) -> Path:
+        """A file of labels, one a line."""
+        file = self.output_dir / f"labels-{digest(labels.tolist())}.txt"
+        if self.state.is_main_process:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text("".join(f"{label}\n" for label in labels.tolist()))
+        self.state.wait_for_everyone()
+        return file
+
+    def low_res(
+        self,
+        arm: Arm,
+        names: list[str],
+        training_seed: int | None,
+        seed: int,
+        count: int | None = None,
+        labels: torch.Tensor | None = None,
+    ) -> Path:
         """The folder of what an arm's last stage takes: samples of the stages before it, or real images."""
         if arm.ground_truth is not None:
             folder = self.ground_truth(arm, names[-2])
         else:
-            options = restricted(arm.sampling, names[:-1])
-            key = [self.stages.key(recipe, training_seed) for recipe in arm.stages[:-1]], options
-            options = {**options, "last_stage": names[-2], "keep_stages": True}
-            folder = self.sample(self.stages.cascade(arm.stages, training_seed), key, options, seed)
+            key = arm.low_res_key([self.stages.key(recipe, training_seed) for recipe in arm.stages])
+            options = {**arm.low_res_options, "last_stage": names[-2], "keep_stages": True}
+            cascade, count = self.stages.cascade(arm.stages, training_seed), count or self.settings.sampling.num_images
+            folder = self.sample(cascade, key, options, seed, count, labels)
         if arm.blur_sigma is not None:
             folder = self.blurred(folder, names[-2], arm.blur_sigma)
         return folder if arm.noise is None else self.noised(folder, names[-2], arm.noise)
@@ -409,7 +532,8 @@ class Figures:
         """Classification accuracy score of the samples, and that of real images, which is the same for all samples."""
         known = {field.name for field in dataclasses.fields(ClassificationAccuracyConfig)}
         options = {name: value for name, value in self.options.items() if name in known}
-        options |= self.settings.given.get("classification") or {}
+        given = self.settings.given.get("classification") or {}
+        options |= {name: value for name, value in given.items() if name in known}
         if not with_real_images:
             options["real"] = "none"
         folder = samples / f"classification-{digest([options, self.measured_with['data']])}"
@@ -428,6 +552,7 @@ def open_real_images(settings: StudySettings, split: str) -> Dataset:
         source_resolution=evaluation.source_resolution,
         num_channels=evaluation.num_channels,
         padding=data.padding or 0,
+        class_conditional=not settings.training.unconditional,
     )
     return open_split(config).dataset
 
@@ -435,11 +560,3 @@ def open_real_images(settings: StudySettings, split: str) -> Dataset:
 def forget_precision() -> None:
     """Of the networks trained before in this process, which accelerate would keep for all that follow."""
     AcceleratorState._reset_state()
-
-
-def restricted(sampling: dict[str, Any], names: list[str]) -> dict[str, Any]:
-    """The options that concern the stages `names`."""
-    return {
-        key: {name: value[name] for name in names if name in value} if isinstance(value, dict) else value
-        for key, value in sampling.items()
-    }

@@ -19,10 +19,11 @@ from accelerate import PartialState
 from torch.utils.data import DataLoader, Dataset
 
 from ..data.averages import AreaAverages
+from ..data.config import DataConfig
 from ..data.image_sets import load_image_set
 from ..data.labels import check_same_classes
 from ..data.memory import ImageData
-from ..data.splits import open_splits
+from ..data.splits import open_split, open_splits
 from ..data.transforms import to_float
 from ..evaluation.batches import joined, run_over
 from ..evaluation.classifier import Classifier
@@ -40,7 +41,7 @@ from ..pipelines.solvers import solver_name
 from ..pipelines.stages import NOISE_RULE, num_classes_of
 from ..processes import ending_together, from_main, held_by_main, open_state
 from .config import SearchConfig, Setting
-from .search_report import summarise, write_best, write_report
+from .search_report import compared_setting, outlook_of, summarise, write_best, write_report
 
 
 SEARCH_NAME = "search.json"
@@ -85,7 +86,8 @@ def search_alone(config: SearchConfig, state: PartialState) -> list[dict[str, An
     rows = summarise(run.results(), run.stage, config.seeds, select_split, limit, only_storable=config.write_best)
     real_distances = run.real_distances()
     if state.is_main_process:
-        write_report(rows, real_distances, run.description, run.folder, select_split, limit)
+        outlook = outlook_of(rows, config.dataset_split)
+        write_report(rows, real_distances, run.description, run.folder, select_split, limit, outlook)
         if config.write_best:
             about = {"selected_by": select_split, "output_dir": config.output_dir}
             write_best(rows, run.pipeline, run.stage, Path(config.pipeline), about)
@@ -124,6 +126,9 @@ class Search:
             self.extractor = load_extractor(config.extractor, state.device)
         self.classifier = self.open_classifier()
         self.data = self.open_splits()
+        self.inputs = dict(self.data)  # real images that stand in for generated ones
+        if config.real_inputs and self.before:
+            self.add_real_inputs()
         self.description = json.loads(json.dumps(self.describe()))
         file = self.folder / SEARCH_NAME
         if file.exists():
@@ -202,17 +207,42 @@ class Search:
 
     def open_splits(self) -> dict[str, ImageData]:
         """Real images at the resolution from which stages are averaged down; with labels if they condition a stage."""
-        config, stages, id2label = self.config, self.pipeline.stages, self.pipeline.config.id2label
-        data_config = config.split_config(
-            config.dataset_split,
+        config, id2label = self.config, self.pipeline.config.id2label
+        is_labelled = id2label is not None and any(setting.conditioning != "generated" for setting in self.settings)
+        data = open_splits(self.data_config(is_labelled), config.eval_split, id2label=id2label)
+        return dict(zip((config.dataset_split, config.eval_split), data, strict=True))
+
+    def data_config(self, is_labelled: bool) -> DataConfig:
+        """The training split."""
+        stages = self.pipeline.stages
+        return self.config.split_config(
+            self.config.dataset_split,
             source_resolution=self.pipeline.config.source_resolution or stages[-1].unet.config.sample_size,
             num_channels=stages[0].unet.config.out_channels,
-            padding=config.padding,
-            class_conditional=id2label is not None
-            and any(setting.conditioning != "generated" for setting in self.settings),
+            padding=self.config.padding,
+            class_conditional=is_labelled,
         )
-        data = open_splits(data_config, config.eval_split, id2label=id2label)
-        return dict(zip((config.dataset_split, config.eval_split), data, strict=True))
+
+    def add_real_inputs(self) -> None:
+        """A setting by which [`outlook_of`] sees whether the generated inputs have errors to repair, where it can."""
+        compared = compared_setting(self.settings)
+        if compared is None or compared.from_real_images() in self.settings:
+            return
+        config, id2label = self.config, self.pipeline.config.id2label
+        try:  # labels only here: they would change the fingerprint of the data, and so refuse earlier results
+            images = self.data[config.dataset_split]
+            if id2label is not None and images.dataset.labels is None:
+                images = open_split(self.data_config(is_labelled=True), id2label=id2label)
+            if len(images.dataset) < config.num_images:
+                raise ValueError(
+                    f"`num_images` is {config.num_images}, but there are only {len(images.dataset)} training images."
+                )
+        except ValueError as error:
+            self.state.print(f"Nothing will be said about whether augmentation pays: {error}")
+            return
+        self.inputs[config.dataset_split] = images
+        self.settings.append(compared.from_real_images())
+        self.check(self.settings[-1])
 
     # Results
 
@@ -301,7 +331,7 @@ class Search:
             sample(self.sample_config(seed, Setting(), **options), self.pipeline)
         elif self.state.is_main_process:
             config = self.config
-            data = self.data[config.dataset_split if conditioning == "train" else config.eval_split]
+            data = self.inputs[config.dataset_split if conditioning == "train" else config.eval_split]
             size = self.pipeline.stages[self.position - 1].unet.config.sample_size
             store_real_images(folder, data.dataset, self.before[-1], size, config.num_images, seed, config.batch_size)
         self.state.wait_for_everyone()

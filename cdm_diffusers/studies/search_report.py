@@ -1,6 +1,7 @@
 """What a search has found: a row for each setting, a table, plots, and the best setting in the pipeline's folder."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,15 @@ from ..evaluation.intervals import mean_and_error
 from ..files import held, replace_folder, temporary_name, write_json, writing
 from ..pipelines import CascadedDiffusionPipeline
 from ..tables import markdown_table, plus_minus
+from .config import Setting
 
 
+# What augmentation will do, from which ratio of distances on generated and on real inputs on; see docs/evaluation.md.
+OUTLOOKS = (
+    (1.3, "augmentation can be expected to pay"),
+    (1.1, "augmentation may pay a little"),
+    (-math.inf, "there is next to nothing for augmentation to repair"),
+)
 # Arguments of a call, for which a pipeline's config has no place.
 CALL_ONLY = ("truncated", "restart_timestep", "consistency")
 
@@ -88,6 +96,70 @@ def _dominates(other: dict[str, Any], row: dict[str, Any], stage: str, split: st
     return same and a != b and a[0] <= b[0] and a[1] <= b[1]
 
 
+def compared_setting(settings: list[Setting]) -> Setting | None:
+    """
+    The one of the smallest s of those that are not truncated, on generated images; of several the first, rather
+    without a restart.
+    """
+    candidates = [one for one in settings if one.conditioning == "generated" and not one.truncated]
+    return min(
+        candidates, key=lambda one: (one.augmentation_level or 0, one.restart_timestep is not None), default=None
+    )
+
+
+def outlook_of(rows: list[dict[str, Any]], split: str) -> dict[str, Any] | None:
+    """
+    Whether augmentation can be expected to pay: it repairs what generated low-resolution images have that real ones do
+    not, so the stage must do worse on them at the smallest s.
+
+    Args:
+        rows: of [`summarise`].
+        split: the training images', the distances from which are compared.
+
+    Returns:
+        `dict`: "augmentation_level", mean distances on "generated" and on "real" inputs, their "ratio", "ratios" by
+        seed, and what "augmentation" will do, None with too few images to say; None where no row on real images has a
+        counterpart on generated ones, or where its distance is 0.
+    """
+    settings = [Setting(**row["setting"]) for row in rows]
+    compared = compared_setting([one for one in settings if not one.truncated and one.from_real_images() in settings])
+    if compared is None:
+        return None
+    generated, real = (rows[settings.index(one)] for one in (compared, compared.from_real_images()))
+    on = [dict(zip(row["seeds"], row["figures"][split]["values"], strict=True)) for row in (generated, real)]
+    seeds = [seed for seed in on[0] if seed in on[1]]
+    if any(on[1][seed] == 0 for seed in seeds):
+        return None
+    means = [sum(values[seed] for seed in seeds) / len(seeds) for values in on]
+    ratio = means[0] / means[1]
+    return {
+        "augmentation_level": generated["setting"].get("augmentation_level"),
+        "generated": means[0],
+        "real": means[1],
+        "ratio": ratio,
+        "ratios": {seed: on[0][seed] / on[1][seed] for seed in seeds},
+        "augmentation": _verdict(ratio) if real["num_images"] >= 2 * real["num_features"] else None,
+    }
+
+
+def _verdict(ratio: float) -> str:
+    return next(words for least, words in OUTLOOKS if ratio >= least)
+
+
+def outlook_line(outlook: dict[str, Any], first: dict[str, Any]) -> str:
+    """A sentence of it; `first` is a row."""
+    level, verdict = outlook["augmentation_level"], outlook["augmentation"]
+    said = f": {verdict}." if verdict is not None else (
+        f". Whether augmentation will pay is left open: with fewer than twice as many images as the "
+        f"{first['num_features']:,} features both distances are far too large, and their ratio too near 1."
+    )  # fmt: skip
+    return (
+        f"Generated/ground-truth ratio{'' if level is None else f' at s = {level}'}: {outlook['ratio']:.3g} "
+        f"({outlook['generated']:.4g} on generated low-resolution images, {outlook['real']:.4g} on real training "
+        f"images){said}"
+    )
+
+
 def write_report(
     rows: list[dict[str, Any]],
     real: dict[str, float],
@@ -95,9 +167,16 @@ def write_report(
     folder: Path,
     select_split: str,
     max_evaluations: int | None = None,
+    outlook: dict[str, Any] | None = None,
 ) -> None:
-    """`table.md`, `quality-over-s.png` (if s varies), `quality-over-evaluations.png` (of generated conditioning)."""
+    """
+    `table.md`, `quality-over-s.png` (if s varies), `quality-over-evaluations.png` (of generated conditioning), and
+    `augmentation.json`, the `outlook` (if there is one).
+    """
     text = table(rows, real, description, select_split, max_evaluations)
+    if outlook is not None:
+        text += f"\n\n{outlook_line(outlook, rows[0])}"
+        write_json(folder / "augmentation.json", outlook)
     (folder / "table.md").write_text(text + "\n")
     print(text)
     label = description["distance"], f"Extractor: {description['extractor']}; {rows[0]['num_images']:,} samples"

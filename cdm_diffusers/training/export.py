@@ -8,10 +8,11 @@ from PIL import Image
 from ..files import staged_folder, write_json
 from ..model_cards import CONFIGURATION, GRID, VALIDATION, write_card
 from ..models import CascadedUNet2DModel
+from ..models.costs import build_on_meta
 from ..pipelines import CascadedDiffusionPipeline, SuperResolutionPipeline
 from ..pipelines.solvers import scheduler_of
 from ..presets import StagePreset
-from .stage import Stage
+from .stage import Stage, build_stage
 
 
 def stage_pipeline(
@@ -34,6 +35,12 @@ def stage_pipeline(
     )
     pipeline.scheduler = scheduler_of(pipeline.stage, inference.solver)
     return pipeline
+
+
+def stage_without_weights(preset: StagePreset) -> CascadedDiffusionPipeline | SuperResolutionPipeline:
+    """The pipeline that a training of the preset ends in, without classes' names, its network on the meta device."""
+    unet = build_on_meta(preset.unet)
+    return stage_pipeline(unet, build_stage(preset, unet), preset, None)
 
 
 def save_pipeline(

@@ -73,7 +73,8 @@ from .sharding import (
 )
 from .signals import Interrupted, StopSignals, end_by, obey_parent
 from .stage import build_stage
-from .validation import Validation, log_sample_grid
+from .trackers import check_tracker, log_sample_grid
+from .validation import Validation
 
 
 logger = logging.get_logger(__name__)
@@ -149,6 +150,7 @@ def train_alone(config: TrainingConfig, super_resolution: bool, state: PartialSt
 
 def make_accelerator(config: TrainingConfig, preset: StagePreset, state: PartialState) -> Accelerator:
     """Accelerate's object for this run: precision, accumulation, trackers."""
+    check_tracker(config.report_to)
     # Shards are made by this package, see `shard`.
     with patch_environment(ACCELERATE_USE_FSDP="false"):
         accelerator = Accelerator(
@@ -339,7 +341,7 @@ class Trainer:
                     self.signals.check()
             except Interrupted:
                 self.stop(self.signals.received)
-            print(farewell(self.config, self.preset), flush=True)
+            print(farewell(self.output_dir), flush=True)
             push_if_asked(self.config, self.output_dir)
         for tracker in self.accelerator.trackers:
             tracker.finish()

@@ -12,14 +12,10 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from ..models import CascadedUNet2DModel
+from ..processes import REFUSED, check_launcher
 from .config import TrainingConfig
 
 
-# What `accelerate launch` asks for in the environment and this package does not do, and the remedy.
-REFUSED = {
-    "ACCELERATE_USE_DEEPSPEED": ("DeepSpeed", "give `--use_fsdp --fsdp_version 2`, which shards as ZeRO does"),
-    "ACCELERATE_USE_MEGATRON_LM": ("Megatron-LM", "give `--use_fsdp --fsdp_version 2`"),
-}
 REFUSED_OF_FSDP = {
     "FSDP_OFFLOAD_PARAMS": ("FSDP with `--fsdp_offload_params`", "leave it out"),
     "FSDP_ACTIVATION_CHECKPOINTING": (
@@ -37,9 +33,7 @@ def sharding_asked() -> bool:
         ValueError: for other ways of dividing a network, which would be ignored.
     """
     is_fsdp = parse_flag_from_env("ACCELERATE_USE_FSDP")
-    for variable, (name, remedy) in (REFUSED | (REFUSED_OF_FSDP if is_fsdp else {})).items():
-        if parse_flag_from_env(variable):
-            raise ValueError(f"`accelerate launch` asks for {name}, which training does not support: {remedy}.")
+    check_launcher(REFUSED | (REFUSED_OF_FSDP if is_fsdp else {}))
     if is_fsdp and os.environ.get("FSDP_VERSION", "1") != "2":
         raise ValueError(
             f"`fsdp_version` is {os.environ.get('FSDP_VERSION', '1')}; it must be 2: add `--fsdp_version 2` to "

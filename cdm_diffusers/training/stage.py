@@ -24,9 +24,10 @@ class Stage:
     loss: SimpleLoss | HybridLoss
 
 
-def build_stage(preset: StagePreset) -> Stage:
-    """Network (freshly initialised), diffusion process, conditioning augmentation and loss of a preset."""
-    unet = CascadedUNet2DModel(**dataclasses.asdict(preset.unet))
+def build_stage(preset: StagePreset, unet: CascadedUNet2DModel | None = None) -> Stage:
+    """Network (`unet`, or freshly initialised), diffusion process, conditioning augmentation and loss of a preset."""
+    if unet is None:
+        unet = CascadedUNet2DModel(**dataclasses.asdict(preset.unet))
     scheduler = build_scheduler(preset.scheduler)
     noising_scheduler = augmentation = None
     if isinstance(preset.augmentation, GaussianAugmentationPreset):

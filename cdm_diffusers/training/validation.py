@@ -3,9 +3,7 @@
 import itertools
 from collections.abc import Callable
 
-import numpy as np
 import torch
-from accelerate import Accelerator
 from PIL import Image
 
 from ..data.memory import ImageData
@@ -75,16 +73,6 @@ class Validation:
             "data_std": self.real.std().item(),
         }
         return grid_of(cells.cpu().float(), columns), figures
-
-
-def log_sample_grid(accelerator: Accelerator, grid: Image.Image, step: int) -> None:
-    """Shows the picture in those trackers that accelerate can send pictures to in one form."""
-    pixels = np.asarray(grid)[None]  # (1, H, W, 3)
-    for tracker in accelerator.trackers:
-        if tracker.name == "tensorboard":
-            tracker.log_images({"validation/samples": pixels}, step=step, dataformats="NHWC")
-        elif tracker.name == "wandb":
-            tracker.log_images({"validation/samples": pixels}, step=step)
 
 
 def take(data: ImageData, count: int) -> list[dict[str, torch.Tensor]]:

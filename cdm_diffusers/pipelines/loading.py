@@ -1,0 +1,54 @@
+"""Saved pipelines of either kind, and what they consist of without their weights."""
+
+import torch
+from diffusers import DiffusionPipeline
+
+from ..hub import check_reached, hub_errors
+from ..models import CascadedUNet2DModel
+from . import CascadedDiffusionPipeline, SuperResolutionPipeline
+from .model_index import component_class, load_index
+
+
+Pipeline = CascadedDiffusionPipeline | SuperResolutionPipeline
+KINDS = {kind.__name__: kind for kind in (CascadedDiffusionPipeline, SuperResolutionPipeline)}
+
+
+def kind_of(name: str) -> type[Pipeline]:
+    """
+    The class of the pipeline in a folder or on the Hub.
+
+    Raises:
+        ValueError: it is of another kind.
+        OSError: there is none.
+    """
+    check_reached(name)
+    with hub_errors(name):
+        found = load_index(DiffusionPipeline, name)["_class_name"]
+    if isinstance(found, list):
+        raise ValueError(f"`pipeline` is {name!r}, which carries its own code; give the folder it was exported from.")
+    if found not in KINDS:
+        raise ValueError(f"`pipeline` is {name!r}, which holds a {found}; it must hold {' or '.join(KINDS)}.")
+    return KINDS[found]
+
+
+def load_without_weights(name: str) -> Pipeline:
+    """The pipeline with networks on the meta device: all of its configuration, and nothing to compute with."""
+    kind = kind_of(name)
+    index = load_index(kind, name)
+    components, arguments = kind._get_signature_keys(kind)
+    parts = {}
+    for part in components:
+        value = index.get(part) or [None, None]
+        if value[0] is None:
+            continue
+        found = component_class(value)
+        if found is None:
+            raise ValueError(f"`pipeline` is {name!r}, whose `{part}` carries its own code; it must not: {value}.")
+        if issubclass(found, CascadedUNet2DModel):
+            with torch.device("meta"):
+                parts[part] = found.from_config(found.load_config(name, subfolder=part))
+        else:
+            parts[part] = found.from_pretrained(name, subfolder=part)
+    if absent := [part for part in components if part not in (*parts, *kind._optional_components)]:
+        raise ValueError(f"`pipeline` is {name!r}, a {kind.__name__} without {absent}: take a whole copy of it.")
+    return kind(**parts, **{key: index[key] for key in arguments if key in index})
