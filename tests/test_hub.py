@@ -254,3 +254,13 @@ def test_the_first_lines_of_the_readme_elsewhere(shop, tmp_path, variables, reas
         result = run_script("-m", "cdm_diffusers", command, "checkpoints/nothing", **(environment | variables))
         assert result.returncode == 2 and result.stderr.startswith(f"cdm {command}: error: {said}"), result.stderr
         assert result.stderr.count("\n") == 1
+
+
+def test_local_files_only_asks_nobody(monkeypatch, tmp_path):
+    asked = []
+    monkeypatch.setattr("cdm_diffusers.hub.model_info", lambda *names, **options: asked.append(names))
+    with pytest.raises(
+        OSError, match="'nobody/nothing' is not a folder here, and the Hub was not reached, nor is it in"
+    ):
+        CascadedDiffusionPipeline.from_pretrained("nobody/nothing", local_files_only=True, cache_dir=tmp_path)
+    assert asked == []

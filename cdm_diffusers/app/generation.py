@@ -161,7 +161,7 @@ class _Watched:
         self.updates: queue.SimpleQueue = queue.SimpleQueue()
         self.is_stopped = threading.Event()
         self.images: dict[str, list[Image.Image]] = {}
-        self.stage, self.last_update = None, 0.0
+        self.last_update = 0.0
 
     def run(self) -> None:
         end = None

@@ -114,7 +114,8 @@ class PixelDiffusionPipeline(DiffusionPipeline):
         kwargs = {"use_safetensors": True, **kwargs}
         if not os.path.isdir(pretrained_model_name_or_path):
             hub_options = {name: kwargs[name] for name in HUB_OPTIONS if name in kwargs}
-            check_reached(pretrained_model_name_or_path, **hub_options)
+            if not kwargs.get("local_files_only"):
+                check_reached(pretrained_model_name_or_path, **hub_options)
             with hub_errors(pretrained_model_name_or_path):
                 pipeline = cls._from_hub(pretrained_model_name_or_path, kwargs)
             pipeline._hub_options = hub_options
