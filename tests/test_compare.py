@@ -61,6 +61,18 @@ def test_another_row_split_and_margin(tmp_path):
     assert result["verdict"] == "better, about equal"
 
 
+def test_extrapolated_distances(tmp_path, capsys):
+    first, second = row("a", (1.0, 2.0, 3.0)), row("b", (1.0, 2.0, 3.0))
+    with pytest.raises(ValueError, match="`extrapolated` is True, and the report has \\['frechet_distance'\\]"):
+        compare(CompareConfig(report=written(tmp_path, first, second), extrapolated=True))
+    for one, factor in ((first, 1.0), (second, 3.0)):
+        for run in one["runs"]:
+            value = factor * run["figures"]["test"]["frechet_distance"]["value"]
+            run["figures"]["test"]["frechet_distance_extrapolated"] = {"value": value}
+    (result,) = compare(CompareConfig(report=written(tmp_path, first, second), extrapolated=True))
+    assert result["ratio"] == pytest.approx(3.0) and "extrapolated, validation: ratio to a" in capsys.readouterr().out
+
+
 def test_trainings_are_the_unit_where_there_are_several(tmp_path):
     """Three samplings of each of two trainings are two independent ratios, not six."""
     first = row("a", (1.0, 1.0, 1.0)) | {

@@ -18,7 +18,8 @@ def compare(config: CompareConfig) -> list[dict[str, Any]]:
     printed as a table.
 
     Raises:
-        ValueError: the report cannot be read, has no such row, or two rows have fewer than two seeds in common.
+        ValueError: the report cannot be read, has no such row or no such distances, or two rows have fewer than two
+            seeds in common.
     """
     rows = read_rows(config.report)
     names = [row_name(row) for row in rows]
@@ -28,10 +29,11 @@ def compare(config: CompareConfig) -> list[dict[str, Any]]:
     results = []
     for row, name in zip(rows, names, strict=True):
         if name != reference:
-            ratio, interval = paired_ratio(row, rows[names.index(reference)], config.split)
+            ratio, interval = paired_ratio(row, rows[names.index(reference)], config.split, config.extrapolated)
             verdict = verdict_of(interval, config.margin)
             results.append({"row": name, "ratio": ratio, "interval": interval, "verdict": verdict})
-    print(table(results, f"{config.split}: ratio to {reference}"))
+    kind = "extrapolated, " if config.extrapolated else ""
+    print(table(results, f"{kind}{config.split}: ratio to {reference}"))
     return results
 
 
@@ -43,7 +45,9 @@ def read_rows(report: str) -> list[dict[str, Any]]:
         raise ValueError(f"`report` {report!r} is not a report of reproduce ({error!r}).") from error
 
 
-def paired_ratio(row: dict[str, Any], reference: dict[str, Any], split: str) -> tuple[float, list[float]]:
+def paired_ratio(
+    row: dict[str, Any], reference: dict[str, Any], split: str, extrapolated: bool = False
+) -> tuple[float, list[float]]:
     """
     The geometric mean of the ratios of two rows' distances, training seed by training seed and sampling seed by
     sampling seed, and Student's 95% interval of it: over trainings where there are several, else over samplings.
@@ -52,7 +56,7 @@ def paired_ratio(row: dict[str, Any], reference: dict[str, Any], split: str) -> 
     for row_run in row["runs"]:
         for other in reference["runs"]:
             if all(row_run[key] == other[key] for key in ("training_seed", "sampling_seed")):
-                values = [figure_of(run, split)["value"] for run in (row_run, other)]
+                values = [figure_of(run, split, extrapolated)["value"] for run in (row_run, other)]
                 logs.append({**row_run, "log": math.log(values[0] / values[1])})
     values = independent_values(logs, [run["log"] for run in logs])
     if len(values) < 2:

@@ -102,6 +102,7 @@ class CompareConfig:
         "The row that the others are compared with, as the table names it. Default: the first.", None
     )
     split: Literal["train", "validation"] = option("Split from which distances are compared.", "validation")
+    extrapolated: bool = option("Whether distances are those extrapolated to infinitely many images.", False)
     margin: float = option('"About equal" is a ratio between 1 - margin and 1 + margin.', 0.1)
 
     def __post_init__(self):

@@ -23,12 +23,23 @@ NUM_SHOWN_IMAGES = 16
 COLUMNS = ("train", "validation", "IS")  # distances from the two splits, and the Inception Score
 
 
-def figure_of(run: dict[str, Any], column: str) -> dict[str, Any] | None:
-    """One of the `COLUMNS` of one run; None for the Inception Score of an extractor that has none."""
+def figure_of(run: dict[str, Any], column: str, extrapolated: bool = False) -> dict[str, Any] | None:
+    """
+    One of the `COLUMNS` of one run; None for the Inception Score of an extractor that has none.
+
+    Raises:
+        ValueError: it has no extrapolated distances.
+    """
     if column == "IS":
         return run["figures"].get("inception_score")
     train, validation = (figures for name, figures in run["figures"].items() if name != "inception_score")
-    return (train if column == "train" else validation)["frechet_distance"]
+    figures, name = train if column == "train" else validation, "frechet_distance" + "_extrapolated" * extrapolated
+    if name not in figures:
+        raise ValueError(
+            f"`extrapolated` is {extrapolated}, and the report has {sorted(figures)} alone: measure with `reproduce` "
+            "once more."
+        )
+    return figures[name]
 
 
 def row_name(row: dict[str, Any]) -> str:
