@@ -1,5 +1,8 @@
 """What `cdm reproduce augmentation` concludes, from features of which the right verdict is known."""
 
+import json
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -213,6 +216,15 @@ def test_the_gate():
     ):
         check_gate([1.3, 1.2], [1.0, 1.0], 1.3)
     assert check_gate([0.1], [-0.01], 1.3)["ratio"] == float("inf")
+
+
+@pytest.mark.parametrize("name", ["claims", "augmentation_unlabelled"])
+def test_every_experiment_of_the_other_claims_is_read(name):
+    file = f"configs/{name}.json"
+    for experiment_name in json.loads(Path(file).read_text())["experiments"]:
+        settings = read_settings(ReproduceConfig(name=experiment_name, config=file, output_dir="x"))
+        rows = settings.experiment(experiment_name).rows
+        assert rows and {stage.name for row in rows for stage in row.arm.stages} <= settings.stages.keys()
 
 
 def test_the_configuration_is_the_design():

@@ -24,6 +24,7 @@ from cdm_diffusers.data.image_sets import load_image_set
 from cdm_diffusers.evaluation import paired
 from cdm_diffusers.evaluation.classifier import ClassifierConfig, build_classifier, fit_classifier
 from cdm_diffusers.evaluation.evaluate import evaluate
+from cdm_diffusers.evaluation.records import digest
 from cdm_diffusers.evaluation.sample_store import LowResImages
 from cdm_diffusers.studies import augmentation, verdicts
 from cdm_diffusers.studies import reproduce as module
@@ -417,6 +418,26 @@ def test_a_plan_counts_what_is_shared_once(capsys):
     assert half["total"]["samples"]["gpu_hours"] == pytest.approx(
         alone["total"]["samples"]["gpu_hours"] * 2 * 495 / 312
     )
+
+
+def test_options_that_change_nothing_train_nothing_anew(tmp_path):
+    """The last row of Table 4b is the preset; its first is the second of Table 4a."""
+    rows = {}
+    for name in ("table1", "table4a", "table4b"):
+        settings = read_settings(ReproduceConfig(name=name, config="configs/imagenet.json", output_dir="x"))
+        stages = Study(settings, tmp_path).stages
+        rows[name] = [row.arm.stages[-1] for row in settings.experiment(name).rows]
+    preset, (baseline, *_, flipped) = StageRecipe("imagenet_64_to_256"), rows["table4b"]
+    assert preset in rows["table1"] and flipped.options and stages.plainest(flipped) == preset
+    assert stages.key(rows["table4a"][1], 0) == stages.key(baseline, 0) != stages.key(rows["table4a"][2], 0)
+    keys = {json.dumps(stages.key(recipe, 0), sort_keys=True) for recipe in (*rows["table4a"], *rows["table4b"])}
+    assert len(keys) == 6 + 3  # one of the eight rows of Table 4a blurs the samples of another
+
+    plain = stages.folder_of(flipped, 0)
+    key = {**stages.key(flipped, 0), "options": stages.training_options(flipped)}
+    earlier = tmp_path / "stages" / f"imagenet_64_to_256-{digest(key)}"
+    earlier.mkdir(parents=True)
+    assert plain != earlier == stages.folder_of(flipped, 0)
 
 
 def test_the_stages_before_figure_10s_last_one_sample_as_in_other_tables(capsys):

@@ -6,6 +6,7 @@ Everything is kept under a name that says what it came from, so that a run that 
 what they have in common, and a changed configuration touches nothing that was made before.
 """
 
+import contextlib
 import dataclasses
 import itertools
 import json
@@ -301,7 +302,23 @@ class Stages:
         if self.settings.stages[recipe.name].is_given:
             return self.given_stage(recipe)[1]
         preset = content(self.training(recipe, seed)[1])
-        return {"preset": preset, "options": self.training_options(recipe), "seed": seed}
+        return {"preset": preset, "options": self.training_options(self.plainest(recipe)), "seed": seed}
+
+    def plainest(self, recipe: StageRecipe) -> StageRecipe:
+        """The recipe without the options that change nothing, so that rows which say more share its stages."""
+        for name in recipe.options:
+            options = {other: value for other, value in recipe.options.items() if other != name}
+            plainer = dataclasses.replace(recipe, options=options)
+            with contextlib.suppress(ValueError):  # what is left does not fit together
+                if self.decided(plainer) == self.decided(recipe):
+                    recipe = plainer
+        return recipe
+
+    def decided(self, recipe: StageRecipe) -> tuple[dict[str, Any], dict[str, Any]]:
+        """The recipe's preset, and the options that are not its: those whose default is another value than None."""
+        config, preset = self.training(recipe, seed=0)
+        own = {field.name for field in dataclasses.fields(config) if field.default is not None}
+        return content(preset), {name: getattr(config, name) for name in own}
 
     def pipeline(self, recipe: StageRecipe, seed: int | None) -> Pipeline:
         """The trained stage; trains it, or goes on with that, where it is not there yet."""
@@ -309,7 +326,7 @@ class Stages:
             return self.given_stage(recipe)[0]
         config, preset = self.training(recipe, seed)
         is_super_resolution = preset.unet.low_res_size is not None
-        folder = self.folder / f"{recipe.name}-{digest(self.key(recipe, seed))}"
+        folder = self.folder_of(recipe, seed)
         finished = from_main((folder / "model_index.json").is_file)
         if not finished:
             forget_precision()
@@ -317,6 +334,13 @@ class Stages:
             self.state.wait_for_everyone()
         kind = SuperResolutionPipeline if is_super_resolution else CascadedDiffusionPipeline
         return kind.from_pretrained(folder, dtype=self.dtype)
+
+    def folder_of(self, recipe: StageRecipe, seed: int) -> Path:
+        """Of the stage's training; where 0.1.0 has begun it, the folder that was named by all options."""
+        key = self.key(recipe, seed)
+        keys = key, {**key, "options": self.training_options(recipe)}
+        new, old = (self.folder / f"{recipe.name}-{digest(one)}" for one in keys)
+        return old if old.exists() and not new.exists() else new
 
     def given_stage(self, recipe: StageRecipe) -> tuple[Pipeline, dict[str, Any]]:
         """A stage of a cascade that is there already, and its key."""
