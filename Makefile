@@ -40,7 +40,7 @@ app: $(VENV)/installed-app
 test: $(VENV)/installed-test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 -m "not slow"
 
-test-all: $(VENV)/installed-test $(VENV)/installed-browser
+test-all: $(VENV)/installed-test $(VENV)/installed-browser $(VENV)/installed-docs
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2
 
 lint: $(VENV)/installed-test

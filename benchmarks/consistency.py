@@ -14,13 +14,7 @@ from cdm_diffusers import CascadedDiffusionPipeline
 from cdm_diffusers.data.config import DataConfig
 from cdm_diffusers.data.sources import open_images
 from cdm_diffusers.data.transforms import area_resize, to_float, to_unit
-
-
-def crps(members: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
-    """Of images (N, C, H, W) by samples (K, N, C, H, W) of each, mean over pixels (N,), unbiased for few samples."""
-    error = (members - truth).abs().mean(0)
-    spread = sum((one - members).abs().sum(0) for one in members) / (len(members) * (len(members) - 1))
-    return (error - spread / 2).flatten(1).mean(1)
+from cdm_diffusers.evaluation.ensembles import crps
 
 
 def measure(pipe, low_res: torch.Tensor, labels: torch.Tensor, truth: torch.Tensor, num_samples: int, **options):

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from diffusers import ModelMixin, SchedulerMixin
 
     from .conditioning_augmentation import BlurConditioningAugmentation, GaussianConditioningAugmentation
-    from .losses import HybridLoss, SimpleLoss
+    from .losses import DistillationLoss, HybridLoss, SimpleLoss
     from .models import CascadedUNet2DModel
     from .pipelines import CascadedDiffusionPipeline, CascadedDiffusionPipelineOutput, SuperResolutionPipeline
     from .presets import PRESETS, get_preset
@@ -28,6 +28,7 @@ __all__ = [
     "CascadedDiffusionPipelineOutput",
     "CascadedUNet2DModel",
     "ContinuousDDPMScheduler",
+    "DistillationLoss",
     "GaussianConditioningAugmentation",
     "HybridLoss",
     "ModelMixin",
@@ -42,7 +43,7 @@ __getattr__, __dir__ = lazy(
     __name__,
     {
         "conditioning_augmentation": ["BlurConditioningAugmentation", "GaussianConditioningAugmentation"],
-        "losses": ["HybridLoss", "SimpleLoss"],
+        "losses": ["DistillationLoss", "HybridLoss", "SimpleLoss"],
         "models": ["CascadedUNet2DModel"],
         "pipelines": ["CascadedDiffusionPipeline", "CascadedDiffusionPipelineOutput", "SuperResolutionPipeline"],
         "presets": ["PRESETS", "get_preset"],

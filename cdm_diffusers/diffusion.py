@@ -103,35 +103,39 @@ class DiffusionTable:
 
     def alpha_bar(self, t: int | torch.Tensor) -> torch.Tensor:
         """float64 alpha_bar at the paper's t in 0..T; `start` (1: clean) at t = 0."""
-        return look_up(self._alpha_bar, torch.as_tensor(t, device="cpu"))
+        return look_up(self._alpha_bar, t if isinstance(t, int) else torch.as_tensor(t, device="cpu"))
 
     def signal_and_noise(self, t: int | torch.Tensor, device: torch.device | str = "cpu") -> tuple[torch.Tensor, ...]:
         """sqrt(alpha_bar_t) and sqrt(1 - alpha_bar_t) at the paper's t in 0..T, float32 on `device`."""
-        t = torch.as_tensor(t, device=device)
-        return self._float32("_signal", t), self._float32("_noise", t)
+        t = t if isinstance(t, int) else torch.as_tensor(t, device=device)
+        return self._float32("_signal", t, device), self._float32("_noise", t, device)
 
-    def posterior_mean(self, x_0: torch.Tensor, x_t: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
-        """Mean of q(x_{t-1} | x_t, x_0) for images (B, C, H, W) and an index () or (B,)."""
-        coef_x_0 = per_image(self._float32("coef_x_0", index))
-        coef_x_t = per_image(self._float32("coef_x_t", index))
+    # `index` is an int, or a tensor () or (B,), which has to be on `device`. An int costs no work there.
+
+    def posterior_mean(self, x_0: torch.Tensor, x_t: torch.Tensor, index: int | torch.Tensor) -> torch.Tensor:
+        """Mean of q(x_{t-1} | x_t, x_0) for images (B, C, H, W)."""
+        coef_x_0 = per_image(self._float32("coef_x_0", index, x_t.device))
+        coef_x_t = per_image(self._float32("coef_x_t", index, x_t.device))
         return coef_x_0 * x_0 + coef_x_t * x_t
 
-    def posterior_log_variance(self, index: torch.Tensor) -> torch.Tensor:
+    def posterior_log_variance(
+        self, index: int | torch.Tensor, device: torch.device | str | None = None
+    ) -> torch.Tensor:
         """log beta~, shaped to broadcast over images; the clean end takes the value of the step after it."""
-        return per_image(self._float32("posterior_log_variance_clipped", index))
+        return per_image(self._float32("posterior_log_variance_clipped", index, device))
 
-    def log_beta(self, index: torch.Tensor) -> torch.Tensor:
+    def log_beta(self, index: int | torch.Tensor, device: torch.device | str | None = None) -> torch.Tensor:
         """log beta, shaped to broadcast over images."""
-        return per_image(self._float32("log_betas", index))
+        return per_image(self._float32("log_betas", index, device))
 
-    def noise_factor(self, index: torch.Tensor) -> torch.Tensor:
+    def noise_factor(self, index: int | torch.Tensor, device: torch.device | str | None = None) -> torch.Tensor:
         """1, but 0 for the step that arrives at clean data, shaped to broadcast over images."""
-        return per_image(self._float32("draws_noise", index))
+        return per_image(self._float32("draws_noise", index, device))
 
-    def learned_range_log_variance(self, raw: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+    def learned_range_log_variance(self, raw: torch.Tensor, index: int | torch.Tensor) -> torch.Tensor:
         """log Sigma = v log beta + (1 - v) log beta~ (Section 2.1), where v = (raw + 1) / 2 of the raw output."""
         v = (raw + 1) / 2
-        return v * self.log_beta(index) + (1 - v) * self.posterior_log_variance(index)
+        return v * self.log_beta(index, raw.device) + (1 - v) * self.posterior_log_variance(index, raw.device)
 
     @staticmethod
     def _clipped_log(variance: torch.Tensor) -> torch.Tensor:
@@ -140,21 +144,25 @@ class DiffusionTable:
             variance = torch.cat([variance[1:2], variance[1:]])
         return variance.clamp(min=1e-20).log()
 
-    def _float32(self, name: str, index: torch.Tensor) -> torch.Tensor:
-        key = name, index.device
+    def _float32(self, name: str, index: int | torch.Tensor, device: torch.device | str | None) -> torch.Tensor:
+        key = name, torch.device(device or "cpu") if isinstance(index, int) else index.device
         if key not in self._on_device:
-            self._on_device[key] = getattr(self, name).to(device=index.device, dtype=torch.float32)
+            self._on_device[key] = getattr(self, name).to(device=key[1], dtype=torch.float32)
         return look_up(self._on_device[key], index)
 
 
-def look_up(values: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+def look_up(values: torch.Tensor, index: int | torch.Tensor) -> torch.Tensor:
     """`values[index]` for an index of any shape; unlike it, never waits for the device, and refuses a negative one."""
+    if isinstance(index, int):
+        if index < 0:
+            raise IndexError(f"The index {index} is out of range.")
+        return values[index]
     return values.index_select(0, index.flatten()).view(index.shape)
 
 
 def per_image(values: torch.Tensor) -> torch.Tensor:
-    """Appends three axes, so that scalars () or one value per image (B,) broadcast over (B, C, H, W)."""
-    return values[..., None, None, None]
+    """Scalars () or one value per image (B,) so that they broadcast over (B, C, H, W)."""
+    return values if values.ndim == 0 else values[..., None, None, None]
 
 
 def diffuse(x_0: torch.Tensor, noise: torch.Tensor, alpha: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
@@ -203,6 +211,10 @@ class VelocityPrediction:
         """The clean images that an output `prediction` at `x_t` stands for."""
         return per_image(alpha) * x_t - per_image(sigma) * prediction
 
+    def of_x_0(self, x_0, x_t, alpha, sigma):
+        """The output at `x_t` that stands for the clean images `x_0`: the inverse of [`x_0`], for sigma > 0."""
+        return (per_image(alpha) * x_t - x_0) / per_image(sigma)
+
     def loss_weight(self, sigma):
         """The factor of each image's squared error."""
         return 1.0
@@ -249,6 +261,21 @@ def prediction_for(prediction_type: str) -> Prediction:
 def epsilon_from_x_0(x_0: torch.Tensor, x_t: torch.Tensor, alpha: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
     """epsilon = (x_t - sqrt(alpha_bar) x_0) / sqrt(1 - alpha_bar)."""
     return (x_t - per_image(alpha) * x_0) / per_image(sigma)
+
+
+def ddim_step(
+    x_t: torch.Tensor,
+    x_0: torch.Tensor,
+    alpha: torch.Tensor,
+    sigma: torch.Tensor,
+    alpha_after: torch.Tensor,
+    sigma_after: torch.Tensor,
+) -> torch.Tensor:
+    """
+    DDIM's step (Song et al., 2020): the noise that is in x_t (B, C, H, W) beside its x_0, mixed with x_0 by
+    `alpha_after` and `sigma_after` in place of `alpha` and `sigma`, each () or (B,).
+    """
+    return diffuse(x_0, epsilon_from_x_0(x_0, x_t, alpha, sigma), alpha_after, sigma_after)
 
 
 def limit_x_0(x_0: torch.Tensor, config) -> torch.Tensor:

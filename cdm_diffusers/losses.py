@@ -3,11 +3,21 @@
 
 import math
 from collections.abc import Callable
+from functools import partial
+from typing import Literal, NamedTuple
 
 import torch
 from diffusers.utils.torch_utils import randn_tensor
 
-from .diffusion import diffuse, discretized_gaussian_nll, gaussian_kl, prediction_for
+from .diffusion import (
+    ddim_step,
+    diffuse,
+    discretized_gaussian_nll,
+    gaussian_kl,
+    look_up,
+    per_image,
+    prediction_for,
+)
 from .draws import draw
 
 
@@ -89,3 +99,126 @@ class HybridLoss(SimpleLoss):
         decoder = discretized_gaussian_nll(x_0, mean, 0.5 * log_variance)
         nats = torch.where((index == 0)[:, None, None, None], decoder, kl)
         return nats.mean(dim=(1, 2, 3)) / math.log(2)
+
+
+class GridTimes(NamedTuple):
+    """Times on a grid, each (B,): what the network is told, sqrt(alpha_bar) and sqrt(1 - alpha_bar)."""
+
+    condition: torch.Tensor
+    alpha: torch.Tensor
+    sigma: torch.Tensor
+
+
+PredictX0 = Callable[[torch.Tensor, GridTimes], torch.Tensor]
+
+
+class DistillationLoss:
+    r"""
+    A student learns to go in one step of DDIM where others go in several (Salimans and Ho, 2022).
+
+    The teacher's grid has N times, the student's every m-th of them. From x_t, the teacher takes one DDIM step to the
+    time t' before t, where a second prediction is made; with both, DDIM would arrive at x_t'', the next time of the
+    student's grid. What the student has to predict at x_t so as to arrive there at once,
+
+        x~ = (x_t'' - (sigma'' / sigma) x_t) / (alpha'' - (sigma'' / sigma) alpha),
+
+    is a mean of the two predictions: x~ = (1 - c) x_0 + c x_0',
+    c = (alpha'' - sigma'' alpha' / sigma') / (alpha'' - sigma'' alpha / sigma). So x~ is in the range of images where
+    they are, and no step divides by an alpha near 0.
+
+    - Progressive distillation: m = 2, t is on the student's grid, and the teacher predicts both times.
+    - Consistency distillation (Song et al., 2023): t is anywhere on the teacher's grid, and the second prediction is
+      the student's own, without a gradient. For a student of one step, whose t'' is 0, x~ is that prediction; for one
+      of several these are multistep consistency models (Heek et al., 2024), whose sampler is DDIM too.
+    - m = 1: the student predicts what the teacher does, in steps as many. t' = t'', c = 0.
+
+    The student predicts v. The loss of x~ times SNR + 1 is then that of v; times max(SNR, 1), it is
+    max(alpha^2, sigma^2) times that of v.
+
+    Args:
+        alphas_cumprod (`torch.Tensor` of shape `(N,)`): alpha_bar of the teacher's grid, from low to high noise.
+        conditions (`torch.Tensor` of shape `(N,)`): what the networks are told there.
+        student_steps (`int`): times of the student's grid, a divisor of N; its last is the teacher's.
+        anywhere (`bool`, defaults to `False`): whether t is drawn from the teacher's grid, and not the student's.
+        weighting (`"truncated_snr"` or `"snr_plus_one"`, defaults to `"truncated_snr"`):
+            max(SNR, 1) or SNR + 1, times the loss of x~.
+    """
+
+    def __init__(
+        self,
+        alphas_cumprod: torch.Tensor,
+        conditions: torch.Tensor,
+        student_steps: int,
+        *,
+        anywhere: bool = False,
+        weighting: Literal["truncated_snr", "snr_plus_one"] = "truncated_snr",
+    ):
+        num_times = len(alphas_cumprod)
+        stride, remainder = divmod(num_times, student_steps)
+        if remainder:
+            raise ValueError(
+                f"`student_steps` is {student_steps}; it must divide the teacher's {num_times}, since the student's "
+                "times are some of the teacher's."
+            )
+        self.stride, self.weighting = stride, weighting
+        # Entry 0 of what follows is t = 0, clean data.
+        levels = torch.cat([torch.ones(1, dtype=torch.float64), alphas_cumprod.double().cpu()])
+        alpha, sigma = levels.sqrt(), (1 - levels).sqrt()
+        time = torch.arange(num_times + 1)
+        before, after = (time - 1).clamp(min=0), (time - 1).clamp(min=0) // stride * stride
+        ratio = torch.where(time > 0, alpha / sigma, 0.0)
+        share = (alpha[after] - sigma[after] * ratio[before]) / (alpha[after] - sigma[after] * ratio)
+        share = torch.where(before == after, 0.0, share)
+        self.tables = {
+            "alpha": alpha.float(),
+            "sigma": sigma.float(),
+            "condition": torch.cat([conditions[:1], conditions]).cpu(),  # nothing is asked at t = 0
+            "share": share.float(),
+            "start": time[1:] if anywhere else time[stride::stride],
+        }
+
+    def __call__(
+        self,
+        student: Denoise,
+        teacher: PredictX0,
+        second: PredictX0,
+        x_0: torch.Tensor,
+        generator: torch.Generator | None = None,
+    ) -> torch.Tensor:
+        r"""
+        Args:
+            student (`Callable`): `student(x_t, condition)` returns v, `(B, C, H, W)`.
+            teacher, second (`Callable`):
+                `teacher(x_t, times)` returns x_0 `(B, C, H, W)`; `second` is asked at t'. Without gradients.
+            x_0 (`torch.Tensor` of shape `(B, C, H, W)`): clean images in [-1, 1].
+            generator (`torch.Generator`, *optional*): decides times and noise.
+
+        Returns:
+            `torch.Tensor` of shape `(B,)`: the loss of each image.
+        """
+        tables = self.tables = {name: table.to(x_0.device) for name, table in self.tables.items()}
+        drawn = draw(partial(torch.randint, len(tables["start"])), x_0.shape[:1], generator, x_0.device)
+        time = look_up(tables["start"], drawn)
+        times = self.times(time)
+        x_t = diffuse(x_0, draw(randn_tensor, x_0.shape, generator, x_0.device), times.alpha, times.sigma)
+        target = self.target(teacher, second, x_t, time)
+        target = prediction_for("v_prediction").of_x_0(target, x_t, times.alpha, times.sigma)
+        errors = ((student(x_t, times.condition).float() - target) ** 2).mean(dim=(1, 2, 3))
+        if self.weighting == "truncated_snr":
+            return torch.maximum(times.alpha, times.sigma) ** 2 * errors
+        return errors
+
+    def times(self, time: torch.Tensor) -> GridTimes:
+        """The times of the teacher's grid with the numbers `time` (B,) in 1..N."""
+        return GridTimes(*(look_up(self.tables[name], time) for name in GridTimes._fields))
+
+    @torch.no_grad()
+    def target(self, teacher: PredictX0, second: PredictX0, x_t: torch.Tensor, time: torch.Tensor) -> torch.Tensor:
+        """x~ (B, C, H, W) at x_t, for the numbers `time` (B,) of its times."""
+        times = self.times(time)
+        x_0 = teacher(x_t, times)
+        if self.stride == 1:
+            return x_0
+        before = self.times(time - 1)
+        x_before = ddim_step(x_t, x_0, times.alpha, times.sigma, before.alpha, before.sigma)
+        return torch.lerp(x_0, second(x_before, before), per_image(look_up(self.tables["share"], time)))

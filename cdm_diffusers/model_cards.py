@@ -3,7 +3,7 @@
 import hashlib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -119,6 +119,7 @@ def card_text(
         "## Classes": ", ".join(f"{index} {escaped(name)}" for index, name in (labels or {}).items()),
         "## Data": _data_section(configs, dataset_name),
         "## Stages": _stages_section(pipeline, configs),
+        "## Distillation": _distillation_section(configs),
         "## Figures": "\n\n".join(filter(None, [*tables, _validation_table(validation)])),
         "## Where the weights come from": _origins(sources) if sources else "",
         "## Intended use and limits": _limits(pipeline, measured=bool(reports)),
@@ -294,12 +295,31 @@ def _stages_section(pipeline: Any, configs: dict[str, dict[str, Any]]) -> str:
     rows = [_stage_row(stage, configs.get(stage.name), options) for stage in pipeline.stages]
     table = markdown_table((*header, "images seen"), rows)
     said = "Scheduler, steps, s and guidance are the defaults of a call."
+    if times := options.get("timesteps"):
+        listed = times.items() if isinstance(times, dict) else [(pipeline.stage.name, times)]
+        said += " Time steps: " + "; ".join(f"{name} {', '.join(map(str, of))}" for name, of in listed) + "."
+    if named := pipeline.config.get("settings"):
+        said += f" Settings by name: {named_settings(named)}."
     return f"{table}\n\n{said}" + (f" `{CONFIGURATION}` has every hyperparameter." if configs else "")
+
+
+def named_settings(settings: Mapping[str, Mapping[str, Any]]) -> str:
+    """What calls with `settings=NAME` change, in words."""
+    return "; ".join(
+        f'`settings="{name}"` '
+        + (
+            ", ".join(f"{argument} {stage}={value}" for argument, of in named.items() for stage, value in of.items())
+            or "(the defaults)"
+        )
+        for name, named in settings.items()
+    )
 
 
 def _stage_row(stage: Any, config: dict[str, Any] | None, options: dict[str, Any]) -> list[Any]:
     size, parameters = stage.unet.config.sample_size, stage.unet.num_parameters() / 1e6
-    steps, level, guidance = (of.get(stage.name) if isinstance(of, dict) else of for of in options.values())
+    steps, level, guidance = (
+        of.get(stage.name) if isinstance(of, dict) else of for name, of in options.items() if name != "timesteps"
+    )
     training = config and config["training"]
     return [
         stage.name,
@@ -313,6 +333,30 @@ def _stage_row(stage: Any, config: dict[str, Any] | None, options: dict[str, Any
         _data_of(config) if config else "unknown",
         f"{training['max_train_steps'] * training['train_batch_size']:,}" if training else "unknown",
     ]
+
+
+def _distillation_section(configs: dict[str, dict[str, Any]]) -> str:
+    lines = [
+        _distillation_line(name, config["distillation"], config["inference"]["num_inference_steps"])
+        for name, config in configs.items()
+        if "distillation" in config
+    ]
+    said = "Other numbers of steps than the default are not what such a stage has learnt."
+    return "\n".join(lines) + f"\n\n{said}" if lines else ""
+
+
+def _distillation_line(name: str, origin: dict[str, Any], num_steps: int) -> str:
+    place = Path(origin["pipeline"])
+    teacher = f"stage {origin['stage']} of {escaped(place.name if place.is_absolute() else str(place))}"
+    level, scale = origin["augmentation_level"], origin["guidance_scale"]
+    return (
+        f"- {name} is distilled from {teacher} (fingerprint {origin['fingerprint'][:12]}) by {origin['method']} "
+        f"distillation: it makes in {num_steps} step{'s' * (num_steps > 1)} of DDIM what its teacher makes in "
+        f"{origin['phases'][0][0]}"
+        + (f", with guidance of w = {scale} folded in" if scale != 1 else "")
+        + (f", at s = {level}" if level is not None else "")
+        + "."
+    )
 
 
 def _origins(sources: dict[str, dict[str, Any]]) -> str:

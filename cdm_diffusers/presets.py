@@ -93,12 +93,14 @@ class TrainingPreset:
 class InferencePreset:
     """
     Recommended sampling steps and conditioning augmentation s; None where the stage takes no s. `solver` samples, one
-    of `SOLVER_NAMES` of `pipelines/solver_names.py`; None is the scheduler that was trained with.
+    of `SOLVER_NAMES` of `pipelines/solver_names.py`; None is the scheduler that was trained with. `timestep_spacing`
+    says how one of Diffusers' spreads its steps; None leaves it as in training.
     """
 
     num_inference_steps: int
     augmentation_level: int | None = None
     solver: str | None = added(None)
+    timestep_spacing: str | None = added(None)
 
 
 @dataclass(frozen=True)

@@ -205,6 +205,15 @@ def from_main(function: Callable[[], Any]) -> Any:
     return result
 
 
+def largest(value: int, group: "torch.distributed.ProcessGroup | None") -> int:
+    """The largest of all processes' values; `group` is theirs on the host, None for a single one. All must ask."""
+    if group is None:
+        return value
+    values = torch.tensor(int(value))
+    torch.distributed.all_reduce(values, torch.distributed.ReduceOp.MAX, group)
+    return values.item()
+
+
 class Watch:
     """This process's connections to others, and a thread that listens to them."""
 

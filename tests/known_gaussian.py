@@ -4,6 +4,8 @@ import torch
 from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
 
+from cdm_diffusers.diffusion import per_image
+
 
 class GaussianDenoiser(ModelMixin, ConfigMixin):
     r"""
@@ -39,7 +41,7 @@ class GaussianDenoiser(ModelMixin, ConfigMixin):
         config = self.config
         self.calls.append({"timestep": timestep, "low_res": low_res, "augmentation_level": augmentation_level})
         by_level = config.time_conditioning == "noise_level"
-        alpha_bar = timestep.double() ** 2 if by_level else self.alphas_cumprod[timestep]
+        alpha_bar = per_image(timestep.double() ** 2 if by_level else self.alphas_cumprod[timestep])
         alpha, sigma = alpha_bar.sqrt(), (1 - alpha_bar).sqrt()
         distance = (sample.double() - alpha * config.mean) / (alpha_bar * config.std**2 + 1 - alpha_bar)
         output = sigma * distance + config.bias

@@ -14,7 +14,7 @@ from urllib.parse import parse_qs, unquote, urlparse
 
 
 API = re.compile(
-    r"/api/(?P<kind>models|datasets)/(?P<name>[^/]+/[^/]+)"
+    r"/api/(?P<kind>models|datasets|spaces)/(?P<name>[^/]+/[^/]+)"
     r"(/(?P<action>revision|tree|preupload|commit)/(?P<revision>[^/]+)(?P<folder>/.*)?)?"
 )
 FILE = re.compile(r"/(?P<kind>datasets/)?(?P<name>[^/]+/[^/]+)/resolve/(?P<revision>[^/]+)/(?P<file>.+)")
@@ -26,7 +26,7 @@ USER = "me"
 def serve(root: Path, cut: set[str] = frozenset()) -> Iterator[dict[str, str]]:
     """
     Serves `root`/models/OWNER/NAME and `root`/datasets/OWNER/NAME, revision v1 of them from OWNER/NAME@v1; uploads
-    arrive there, those of the token "secret". `requests` tells what was asked for.
+    arrive there and in `root`/spaces, those of the token "secret". `requests` tells what was asked for.
 
     Args:
         root: the folder.
@@ -102,7 +102,7 @@ class Handler(BaseHTTPRequestHandler):
         elif path == "/api/repos/create":
             given = json.loads(content)
             name = f"{given.get('organization') or USER}/{given['name']}"
-            (self.root / "models" / name).mkdir(parents=True, exist_ok=True)
+            (self.root / f"{given.get('type') or 'model'}s" / name).mkdir(parents=True, exist_ok=True)
             self.send_json({"url": f"http://{self.headers['Host']}/{name}", "name": name})
         elif path == "/api/validate-yaml":
             self.send_json({"errors": [], "warnings": []})

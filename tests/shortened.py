@@ -1,25 +1,148 @@
-"""The command `cdm` for blocks of the documents: the words that are given, then those that make it short."""
+"""
+The commands and the Python of a document, made short: `python tests/shortened.py < STEPS`, a JSON list of lists of
+words, in a folder where FASHION_MNIST holds a few pictures, and small networks lie under the names of large ones.
 
+Each step has a process of its own, forked from one that has imported what takes long.
+"""
+
+import importlib
+import json
+import multiprocessing
 import sys
+from pathlib import Path
+from urllib.request import urlopen
 
-from cdm_diffusers.commands.main import main
+import torch
+from documents import words_of_cdm
+from forkserver import PRELOADED
+from golden import TWINS
+
+from cdm_diffusers.commands.main import COMMANDS, main
 
 
 TRAINING = (
     "--max_train_steps 2 --train_batch_size 4 --lr_warmup_steps 1 --validation_inference_steps 2 --report_to none"
 )
+# What each command is given besides.
 SHORTER = {
-    "train": TRAINING,
+    "train base": TRAINING,
+    "train sr": TRAINING,
+    "train classifier": "--num_train_epochs 1 --train_batch_size 10",
+    "distill": "--phase_steps 1 --train_batch_size 4 --lr_warmup_steps 0 --validation_steps 0 --report_to none",
     "sample": "--num_inference_steps 2 --num_images_per_label 1",
-    "search": "--num_images 20 --seeds 0 --batch_size 20 --num_inference_steps 2 --augmentation_levels 0 500",
+    "sample-set": "--num_images 20 --batch_size 20 --num_inference_steps 2",
+    "search": "--num_images 20 --batch_size 20 --seeds 0 --ensemble_images 2",
+    "cas": "--num_train_epochs 1 --train_batch_size 10 --num_seeds 1",
+    "likelihood": "--num_images 2 --num_terms 2",
+    "select-checkpoint": "--num_images 20 --num_final_images 20 --num_inference_steps 2",
+    "reproduce": "--num_images 20 --sampling_seeds 0 1 --max_train_steps 2 --train_data_dir FASHION_MNIST",
+    "app": "--port 0",
 }
-# What does not get short enough, and who runs it.
-LEFT_OUT = {"reproduce": "trains and measures for minutes: tests/test_reproduce.py"}
+# The same where a word is given.
+SHORTER_WITH = {
+    ("train base", "--compile"): "--no_compile",
+    ("train sr", "--compile"): "--no_compile",
+    ("assemble", "imagenet-64"): '--default_num_inference_steps {"base":5,"super_res_1":5}',
+    ("search", "--num_inference_steps"): "--num_inference_steps 2",
+    ("search", "--augmentation_levels"): "--augmentation_levels 0 500 --num_inference_steps 2",
+    ("search", "--grid"): '--grid {"num_inference_steps":[2],"scheduler":["ancestral","unipc"]}',
+}
+# What stands for files and data sets that are not there.
+PLACES = {"/usr/share/datasets/fashion-mnist": "FASHION_MNIST"}
+NETWORKS = {
+    "64x64_diffusion.pt": TWINS["small cosine 1000"],
+    "64_256_upsampler.pt": TWINS["small linear 4000"],
+    "ema_0.9999_200000.pt": TWINS["128x128"],
+}
+# Programs that are not run, and who runs what they would.
+LEFT_TO_OTHERS = {
+    "make": "tests/test_installed.py installs, and other tests run what the targets run",
+    "pip": "tests/test_installed.py",
+    "npm": "tests/test_avatars.py",
+    "node": "tests/test_avatars.py; pictures lie there already",
+    "curl": "files of gigabytes; small ones lie there already",
+}
+# Commands that are not run, or run dry, by a word of theirs, and why; their options are understood nevertheless.
+STANDS_IN = "hours of training: untrained stages lie there already"
+LEFT_OUT = {
+    "ILSVRC/imagenet-1k": "needs ImageNet and four GPUs: tests/test_many_processes.py trains on two processes",
+    "benchmarks.gpu": "needs a GPU: tests/test_benchmarks.py runs it at toy size",
+    "runs/augmentation/good-base": STANDS_IN,
+    "runs/augmentation/good-base/checkpoint-300": STANDS_IN,
+    "fashion_mnist_8_to_32": STANDS_IN,
+}
+TAKES_THEM = "takes stages of hours of training: tests/test_reproduce.py has small ones"
+RUN_DRY = {f"configs/{name}.json": TAKES_THEM for name in ("augmentation", "augmentation_unlabelled", "claims")}
+
+
+def shortened(command: str, words: list[str]) -> list[str]:
+    """The words of a command, then those that make it short."""
+    words = [PLACES.get(word, word) for word in words]
+    further = [SHORTER.get(command, "")]
+    further += [more for (name, word), more in SHORTER_WITH.items() if name == command and word in words]
+    if words[0] in NETWORKS:
+        further += [f"--{name} {value}" for name, value in NETWORKS[words[0]].settings.items()]
+    return [*words, *" ".join(further).split()]
+
+
+def small_config(file: str) -> str:
+    """A configuration of `reproduce` with small batches, two steps and few levels in place of what `file` has."""
+    content = json.loads(Path(file).read_text())
+    own = [stage["options"] for stage in content["stages"].values() if "options" in stage]
+    for trained in (content["training"], *own):
+        trained["train_batch_size"] = 4
+    for experiment in content["experiments"].values():
+        experiment |= {"batch_sizes": [2, 4]} if "batch_sizes" in experiment else {}
+        experiment.get("evaluation", {}).pop("num_reference_images", None)
+        experiment["num_inference_steps"] = dict.fromkeys(experiment["num_inference_steps"], 2)
+        for several in {"levels", "steps"} & experiment.keys():
+            experiment[several] = experiment[several][:2]
+    content["classification"] |= {"num_images": 20, "num_train_epochs": 1, "num_seeds": 1, "train_batch_size": 10}
+    small = Path(f"small-{Path(file).name}")
+    small.write_text(json.dumps(content))
+    return str(small)
+
+
+def visit_once() -> None:
+    """Lets `cdm app` end when it has been visited, instead of waiting."""
+    import gradio
+
+    gradio.Blocks.block_thread = lambda page: (urlopen(page.local_url).close(), page.close())
+
+
+def run_command(words: list[str]) -> None:
+    command = next(name for name in (" ".join(words[:2]), words[0]) if name in COMMANDS)
+    words = words[len(command.split()) :]
+    if RUN_DRY.keys() & set(words):
+        words.append("--dry_run")
+    if "--dry_run" not in words:
+        words = shortened(command, words)
+        if command == "reproduce":
+            words = [small_config(word) if word.startswith("configs/") else word for word in words]
+        elif command == "app":
+            visit_once()
+    main([*command.split(), *words])
+
+
+def run(program: str, *words: str) -> None:
+    """A step: a program and its words, or "Python" and a block of it."""
+    if program == "Python":
+        text = words[0] if torch.cuda.is_available() else words[0].replace('.to("cuda")', "")
+        exec(compile(text, "block", "exec"), {"__name__": "__main__"})
+    elif program == "hf":
+        sys.argv = [program, *words]
+        importlib.import_module("huggingface_hub.cli.hf").main()
+    elif program not in LEFT_TO_OTHERS and not LEFT_OUT.keys() & set(words):
+        given = words_of_cdm(program, *words)
+        main(given) if given[0].startswith("-") else run_command(given)
 
 
 if __name__ == "__main__":
-    name, *words = sys.argv[1:]
-    if name in LEFT_OUT:
-        print(f"cdm {name} is left out: it {LEFT_OUT[name]}")
-    else:
-        main([name, *words, *SHORTER.get(name, "").split()])
+    for name in PRELOADED:
+        importlib.import_module(name)
+    for step in json.load(sys.stdin):
+        process = multiprocessing.get_context("fork").Process(target=run, args=step)
+        process.start()
+        process.join()
+        if process.exitcode:
+            sys.exit(f"{' '.join(step)}: ended with {process.exitcode}")

@@ -371,6 +371,23 @@ def test_no_control_takes_a_file_from_an_address(monkeypatch):
             asyncio.run(page.preprocess_data(fn, posted, None))
 
 
+def test_what_controls_refuse_is_no_traceback():
+    gradio = pytest.importorskip("gradio", reason="gradio is not installed; the extra `app` has it")
+    from cdm_diffusers.app.page import build_page
+
+    page = build_page(small_cascade(), Limits(), "A cascade")
+    sample = next(fn for fn in page.fns.values() if fn.concurrency_id == "sampling")
+    for place, control in enumerate(sample.inputs):
+        posted = [other.value for other in sample.inputs]
+        posted[place] = -3
+        if isinstance(control, gradio.Slider | gradio.Dropdown):
+            with pytest.raises(gradio.Error) as refusal:
+                asyncio.run(page.preprocess_data(sample, posted, None))
+            assert not refusal.value.print_exception
+        else:  # the seed, which the settings check
+            assert -3 in asyncio.run(page.preprocess_data(sample, posted, None))
+
+
 def test_each_setting_of_a_comparison_is_bounded(cascade, monkeypatch):
     pytest.importorskip("gradio", reason="gradio is not installed; the extra `app` has it")
     from cdm_diffusers.app.page import Demo

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
 import time
@@ -38,6 +39,7 @@ from selenium.webdriver.support.ui import WebDriverWait  # noqa: E402
 
 PIPELINE = ROOT / "checkpoints" / "fashion-mnist-32"
 PATIENCE = 120  # seconds, on a busy machine
+MAX_UPLOADS = 8  # of all tests together, which come from one address
 
 
 @pytest.fixture(scope="module")
@@ -55,6 +57,8 @@ def server(tmp_path_factory):
         "0",
         "--max_upload_megabytes",
         "1",
+        "--max_uploads",
+        str(MAX_UPLOADS),
     ]
     with open(folder / "errors", "w") as errors:
         process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=errors, text=True)
@@ -160,8 +164,22 @@ def visit(server, tmp_path):
             visitor.driver.quit()
 
 
+def post_half(address: str) -> None:
+    """A visitor who goes away in the middle of an upload."""
+    host, port = address.removeprefix("http://").rstrip("/").split(":")
+    head = (
+        "POST /gradio_api/upload HTTP/1.1\r\nHost: demo\r\nContent-Length: 500000\r\n"
+        "Content-Type: multipart/form-data; boundary=line\r\n\r\n--line\r\n"
+        'Content-Disposition: form-data; name="files"; filename="half.png"\r\n\r\n'
+    )
+    with socket.create_connection((host, int(port))) as connection:
+        connection.sendall(head.encode() + bytes(200_000))
+        time.sleep(1)
+
+
 def temporary_files(server) -> list[Path]:
-    return [path for path in server[1].glob("cdm-app-*/**/*") if path.is_file()]
+    """And folders, which are named by a SHA-256 of what is in them."""
+    return [path for path in server[1].glob("cdm-app-*/**/*") if path.is_file() or len(path.name) == 64]
 
 
 @pytest.mark.parametrize("width", [390, 1440])
@@ -238,6 +256,23 @@ def test_what_is_no_picture_is_a_sentence_and_not_kept(visit, server, tmp_path, 
     visitor.tab("Your picture")
     visitor.upload(tmp_path / name)
     visitor.wait(lambda: said in toasts(visitor))
+    assert temporary_files(server) == []
+
+
+def test_an_upload_that_breaks_off_leaves_nothing(server):
+    post_half(server[0])
+    time.sleep(1)
+    assert temporary_files(server) == []
+
+
+def test_uploads_are_bounded_in_a_sentence(visit, server, tmp_path):
+    visitor = visit(390)
+    visitor.tab("Your picture")
+    for number in range(MAX_UPLOADS + 1):
+        Image.new("L", (20, 20), 10 * number).save(tmp_path / "mine.png")
+        visitor.upload(tmp_path / "mine.png")
+        time.sleep(1)
+    visitor.wait(lambda: f"This page takes {MAX_UPLOADS} pictures" in toasts(visitor))
     assert temporary_files(server) == []
 
 

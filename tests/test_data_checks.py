@@ -152,7 +152,7 @@ def test_a_link_to_itself_is_left_out(tmp_path, capfd):
 def test_folder_of_nothing_but_what_is_left_out(tmp_path):
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "notes.txt").write_text("")
-    with pytest.raises(ValueError, match=r"holds no images, parquet files or IDX files \(left out: 1 not images\)"):
+    with pytest.raises(ValueError, match=r"holds no images, parquet, tar or IDX files \(left out: 1 not images\)"):
         open_images(config_for(tmp_path))
 
 

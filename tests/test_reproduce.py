@@ -363,13 +363,14 @@ def test_accuracies_of_several_samplings_are_averaged():
 
 
 def stand_ins(folder, content):
-    """A configuration whose given stages are not trained yet, with untrained ones in their places."""
+    """A configuration whose stages in runs/ are not trained yet, with untrained ones in their places."""
     presets = {"good_base": "fashion_mnist_8", "weak_base": "fashion_mnist_8"}
-    for name in content["stages"]:
+    names = [name for name, source in content["stages"].items() if source.get("pipeline", "").startswith("runs/")]
+    for name in names:
         stage = build_stage(get_preset(presets.get(name, "fashion_mnist_8_to_32")))
         part = stage_pipeline(stage.unet, stage, get_preset(presets.get(name, "fashion_mnist_8_to_32")), None)
         part.save_pretrained(folder / name)
-    return content | {"stages": {name: {"pipeline": str(folder / name)} for name in content["stages"]}}
+    return content | {"stages": content["stages"] | {name: {"pipeline": str(folder / name)} for name in names}}
 
 
 @pytest.mark.parametrize("file", sorted(Path("configs").glob("*.json")), ids=lambda file: file.stem)
@@ -380,7 +381,7 @@ def test_every_configuration_can_be_run_dry(file, tmp_path, monkeypatch, capsys)
             module, name, lambda *arguments, **options: pytest.fail("needs more than the configuration")
         )
     content = json.loads(file.read_text())
-    if file.stem == "augmentation":
+    if file.stem in ("augmentation", "augmentation_unlabelled", "claims"):
         file = tmp_path / "config.json"
         file.write_text(json.dumps(stand_ins(tmp_path, content)))
     main(["reproduce", "all", "--config", str(file), "--dry-run"])

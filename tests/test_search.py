@@ -3,7 +3,9 @@
 import errno
 import json
 import os
+import shutil
 from contextlib import contextmanager
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -18,6 +20,7 @@ from cdm_diffusers.data.image_sets import load_image_set
 from cdm_diffusers.data.sources import open_images
 from cdm_diffusers.data.transforms import area_resize, to_float
 from cdm_diffusers.evaluation.classifier import ClassifierConfig, build_classifier
+from cdm_diffusers.evaluation.ensembles import crps, squared_spread_and_error
 from cdm_diffusers.evaluation.features import load_extractor
 from cdm_diffusers.evaluation.sample_store import store_real_images
 from cdm_diffusers.evaluation.seeded_sampling import image_generator
@@ -483,3 +486,127 @@ def test_the_best_is_written_into_the_pipeline(tmp_path, monkeypatch):
     too_many = summarise(lines, "super_res_2", [0], "train", max_evaluations=1)
     with pytest.raises(ValueError, match="no setting within `max_evaluations`"):
         write_best(too_many, changed, "super_res_2", tmp_path, about)
+
+
+# What selects
+
+
+def test_selected_by_recognition_or_crps():
+    lines = [line((1.0, 1.0), 4, num_inference_steps=2), line((2.0, 1.0), 4, num_inference_steps=4)]
+    lines[0]["figures"] |= {"recognised": 0.5, "crps": 0.4, "spread_over_error": 0.3}
+    lines[1]["figures"] |= {"recognised": 0.9, "crps": 0.2, "spread_over_error": 0.9}
+    real = line((0.5, 0.5), 4, conditioning="train", num_inference_steps=2)
+    description = {"stage": "super_res_1", "measured_stage": "super_res_1", "extractor": "E", "distance": "D"}
+    for select, best in (("distance", 0), ("recognition", 1), ("crps", 1)):
+        rows = summarise([*lines, real], "super_res_1", [0], "train", select=select)
+        assert [row["is_best"] for row in rows] == [best == 0, best == 1, False]
+        assert [row["is_optimal"] for row in rows] == [best == 0, best == 1, True]
+        text = table(rows, {"train": 0.25, "test": 0.5}, description, "train", select=select)
+        assert "| recognised | CRPS | spread over error |" in text
+        assert "| 0.2000 | 0.90 |" in text and "| - | - | - |" in text
+        assert text.count("**best**, front") == 1 and text.count("front |") == 2
+
+
+def test_a_search_by_crps_measures_samples_of_real_inputs(folders, tmp_path):
+    """Also of what was measured without; figures are those of the pipeline's own samples."""
+    grid = {"num_inference_steps": [2, 3]}
+    search(config_for(folders, tmp_path, grid=json.dumps(grid)))
+    rows = search(config_for(folders, tmp_path, grid=json.dumps(grid), select="crps", ensemble_images=5))
+    assert len(rows) == 2 and len(lines_of(tmp_path)) == 4
+    best = min(rows, key=lambda row: row["figures"]["crps"]["mean"])
+    assert best["is_best"] and "CRPS on real inputs of 'train'" in (tmp_path / "table.md").read_text()
+
+    order = torch.randperm(12, generator=torch.Generator().manual_seed(0))[:5]
+    truth, low_res = ((real_images(folders, "train", size)[order] + 1) / 2 for size in (8, 4))
+    pipe = CascadedDiffusionPipeline.from_pretrained(folders / "cascade").with_schedulers(last_stage="super_res_1")
+    pipe.set_progress_bar_config(disable=True)
+    generators = [image_generator(0, number, 1) for number in range(5 * 8)]
+    made = pipe(
+        (order % 3).repeat_interleave(8),
+        image=low_res.repeat_interleave(8, dim=0),
+        generator=generators,
+        num_inference_steps=2,
+        output_type="pt",
+    ).images.numpy()
+    made = made.reshape(5, 8, 1, 8, 8)
+    error = np.abs(made - truth.numpy()[:, None]).mean()
+    spread = np.mean([np.abs(made[:, i] - made[:, j]).mean() for i in range(8) for j in range(8) if i != j])
+    figures = next(row for row in rows if row["setting"]["num_inference_steps"] == 2)["figures"]
+    assert figures["crps"]["mean"] == pytest.approx(error - spread / 2, rel=1e-3)
+    ratio = made.var(1, ddof=1).mean() * 9 / 8 / np.square(made.mean(1) - truth.numpy()).mean()
+    assert figures["spread_over_error"]["mean"] == pytest.approx(ratio**0.5, rel=1e-3)
+
+
+def test_a_calibrated_ensemble_spreads_as_much_as_it_errs():
+    generator = torch.Generator().manual_seed(0)
+    members, truth = torch.randn(8, 400, 1, 4, 4, generator=generator), torch.randn(400, 1, 4, 4, generator=generator)
+    spread, error = squared_spread_and_error(members, truth)
+    assert (spread.mean() / error.mean()).item() == pytest.approx(1, abs=0.05)
+    # of a standard normal: E|x - y| / 2 = 1 / sqrt(pi)
+    assert crps(members, truth).mean().item() == pytest.approx(1 / np.sqrt(np.pi), rel=0.03)
+
+
+def test_what_cannot_select(folders, tmp_path):
+    with pytest.raises(ValueError, match="`select` is 'crps', but the base has no input"):
+        search(
+            config_for(
+                folders, tmp_path, num_inference_steps=[2], select="crps", stage="base", measured_stage="super_res_1"
+            )
+        )
+    with pytest.raises(ValueError, match="`select` is 'crps', which starts from real images"):
+        search(config_for(folders, tmp_path, truncated=[True], select="crps"))
+    none = mock.patch.object(search_module.Search, "open_classifier", lambda run: None)
+    with none, pytest.raises(ValueError, match="`select` is 'recognition', but there is no classifier"):
+        search(config_for(folders, tmp_path, num_inference_steps=[2], select="recognition"))
+
+
+def test_the_best_is_written_by_name(tmp_path):
+    small_cascade(settings={"fast": {"num_inference_steps": {"base": 2}}}).save_pretrained(tmp_path)
+    pipeline = CascadedDiffusionPipeline.from_pretrained(tmp_path)
+    found = {"num_inference_steps": 2, "timesteps": [18, 4], "augmentation_level": 4, "scheduler": "ancestral"}
+    rows = summarise([line((3.0, 4.0), 2, **found)], "super_res_1", [0], "train")
+    write_best(rows, pipeline, "super_res_1", tmp_path, {"select": "distance"}, "fast")
+    changed = CascadedDiffusionPipeline.from_pretrained(tmp_path)
+    assert changed.stage_options() == pipeline.stage_options()
+    assert changed.config.settings["fast"] == {
+        "num_inference_steps": {"base": 2, "super_res_1": 2},
+        "augmentation_levels": {"super_res_1": 4},
+        "timesteps": {"super_res_1": [18, 4]},
+    }
+    assert json.loads((tmp_path / "search-super_res_1-fast.json").read_text())["select"] == "distance"
+    other = summarise([line((3.0, 4.0), 2, **{**found, "scheduler": "unipc"})], "super_res_1", [0], "train")
+    with pytest.raises(ValueError, match=r"`write_as` is 'fast', but the best setting has another solver .*'unipc'"):
+        write_best(other, pipeline, "super_res_1", tmp_path, {}, "fast")
+
+
+# Time steps
+
+
+def test_time_steps_are_searched_stored_and_used(folders, tmp_path):
+    shutil.copytree(folders / "cascade", tmp_path / "cascade")
+    options = {"pipeline": str(tmp_path / "cascade"), "schedulers": ["ddim"], "num_inference_steps": [3]}
+    options |= {"timesteps": ["even", "gits"], "real_inputs": True}
+    rows = search(config_for(folders, tmp_path / "out", **options))
+    found = [row["setting"].get("timesteps") for row in rows]
+    assert [times is None for times in found] == [True, False, True] and len(found[1]) == 3
+    stored = json.loads((tmp_path / "out" / "timesteps.json").read_text())
+    assert list(stored.values()) == [found[1]]
+    with mock.patch.object(search_module, "follow") as follow:  # nothing is left to do
+        assert search(config_for(folders, tmp_path / "out", **options)) == rows
+    assert not follow.called
+
+    best = [row | {"is_best": row is rows[1]} for row in rows]
+    pipeline = CascadedDiffusionPipeline.from_pretrained(tmp_path / "cascade")
+    write_best(best, pipeline, "super_res_1", tmp_path / "cascade", {})
+    changed = CascadedDiffusionPipeline.from_pretrained(tmp_path / "cascade")
+    assert changed.stage_options()["timesteps"] == {"super_res_1": found[1]}
+    assert changed.stage_options()["num_inference_steps"]["super_res_1"] == 3
+    own = resolved([Setting(augmentation_level=1), Setting(num_inference_steps=5)], changed, "super_res_1")
+    assert [one.timesteps for one in own] == [found[1], None]
+
+
+def test_time_steps_of_a_base(folders, tmp_path):
+    options = {"stage": "base", "measured_stage": "super_res_1", "grid": json.dumps({"timesteps": ["gits", [15, 2]]})}
+    rows = search(config_for(folders, tmp_path, **options))
+    assert [len(row["setting"]["timesteps"]) for row in rows] == [3, 2]
+    assert [row["evaluations"]["base"] for row in rows] == [3, 2]

@@ -1,6 +1,7 @@
 """The site of `make docs`: links, tables of contents and references; that it builds without warnings."""
 
 import ast
+import configparser
 import importlib
 import inspect
 import re
@@ -196,6 +197,15 @@ FIGURES = sorted((DOCS / "figures").glob("*.png"))
 def test_figures_are_small_and_shown(figure):
     assert figure.stat().st_size < 200_000
     assert any(f"](figures/{figure.name})" in page.read_text() for page in PAGES)
+
+
+def test_make_test_installs_no_builder_of_sites():
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / "setup.cfg")
+    extras = setup["options.extras_require"]
+    assert "sphinx" in extras["docs"] and "sphinx" not in extras["test"]
+    targets = dict(re.findall(r"^(test|test-all): (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    assert "installed-docs" in targets["test-all"] and "installed-docs" not in targets["test"]
 
 
 @pytest.mark.slow("samples for the figures, a minute and a half")

@@ -240,6 +240,14 @@ def test_stream_of_integer_labels_needs_their_number(tmp_path):
 # Preprocessing
 
 
+@pytest.mark.parametrize(("shape", "channels"), [((6, 6, 3), 3), ((6, 6), 1)])
+def test_a_picture_that_fits_is_copied_only_into_its_tensor(shape, channels, monkeypatch):
+    image, pixels = Image.fromarray(random_pixels(shape)), random_pixels(shape).reshape(6, 6, channels)
+    for name in ("copy", "convert", "crop", "resize", "transpose", "paste"):
+        monkeypatch.setattr(Image.Image, name, None)
+    assert torch.equal(image_to_tensor(image, 6, channels), torch.from_numpy(pixels).permute(2, 0, 1))
+
+
 def triangle_resize(pixels, size):
     """Antialiased bilinear resize of (H, H) float64 pixels by its definition: a tent as wide as the reduction."""
     scale = len(pixels) / size
@@ -483,7 +491,7 @@ def test_bad_idx_files(tmp_path):
 
 def test_folder_without_images(tmp_path):
     (tmp_path / "boot").mkdir()
-    with pytest.raises(ValueError, match="holds no images, parquet files or IDX files"):
+    with pytest.raises(ValueError, match="holds no images, parquet, tar or IDX files"):
         open_images(config_for(tmp_path))
 
 

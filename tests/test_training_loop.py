@@ -22,6 +22,7 @@ import sys
 import threading
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -99,11 +100,16 @@ def images(tmp_path_factory):
 
 def train_here(options, super_resolution, before=None):
     """A run in this process; `before` prepares a fault. Returns how many processes accelerate sees."""
+    return carry_out_here(partial(train, super_resolution=super_resolution), TrainingConfig(**options), before)
+
+
+def carry_out_here(command, config, before=None):
+    """As [`train_here`], of any command that trains a stage."""
     torch.set_num_threads(1)
     multiprocessing.set_start_method("fork", force=True)  # of data loaders, in this process
     if before is not None:
         before()
-    train(TrainingConfig(**options), super_resolution)
+    command(config)
     return PartialState().num_processes
 
 

@@ -7,6 +7,9 @@ from annotated_types import Ge, Le
 from ..options import PositiveFloat, PositiveInt, option, options
 
 
+MINUTES = 10  # for which uploads count, and for which what is left of one is held
+
+
 @options
 class Limits:
     """What one visitor may ask for, so that none exhausts the machine."""
@@ -17,6 +20,8 @@ class Limits:
     max_queue: PositiveInt = option("Calls that may wait while another runs.", 16)
     max_upload_megabytes: PositiveInt = option("Size of the file of a picture, in megabytes (2^20 bytes).", 8)
     max_upload_megapixels: PositiveInt = option("Size of a picture, in millions of pixels.", 24)
+    max_uploads: PositiveInt = option(f"Pictures that one address may upload in {MINUTES} minutes.", 30)
+    max_uploaded_megabytes: PositiveInt = option(f"Megabytes that one address may upload in {MINUTES} minutes.", 64)
 
 
 @options

@@ -11,18 +11,19 @@ from typing import Any
 
 import gradio as gr
 from gradio_client.utils import is_file_obj_with_meta, is_http_url_like, traverse
+from starlette.middleware import Middleware
 
 from ..pipelines import CascadedDiffusionPipeline
 from ..pipelines.inputs import tensor_to_images
 from ..pipelines.solver_names import SOLVER_NAMES
 from . import rendering
-from .config import AppConfig, Limits
+from .config import MINUTES, AppConfig, Limits
 from .facts import StageFacts, class_names, stage_facts
-from .generation import LARGEST_SEED, Settings, generate
+from .gate import Gate, Quota
+from .generation import Settings, generate
 from .uploads import low_res_of, take_upload
 
 
-SECONDS_UPLOADS_ARE_HELD = 600
 SAMPLING = {"concurrency_limit": 1, "concurrency_id": "sampling"}
 HIGHEST_SCALE = 10.0
 MOST_VISITORS = 1000  # whose states are held at a time
@@ -113,7 +114,7 @@ class Demo:
 
     def how(self) -> dict:
         """Seed, and what each stage takes."""
-        controls = {("seed", None): gr.Number(0, label="Seed", precision=0, minimum=0, maximum=LARGEST_SEED)}
+        controls = {("seed", None): gr.Number(0, label="Seed", precision=0)}
         for stage in self.stages:
             with gr.Accordion(stage.title, open=False):
                 controls["num_inference_steps", stage.name] = gr.Slider(
@@ -174,11 +175,11 @@ class Demo:
         largest = max(stage.low_res_size for stage in stages)
         gr.Markdown(
             "A picture is cropped to a square and shrunk to what the stage takes. That is all that is held, in memory "
-            f"and for {SECONDS_UPLOADS_ARE_HELD // 60} minutes at most; its file is removed at once."
+            f"and for {MINUTES} minutes at most; its file is removed at once."
         )
         upload = gr.File(label="Picture", file_types=["image"], height=120, elem_id="upload")
         upload.preprocess = lambda payload: payload and Path(payload.path)  # Gradio's own makes files that stay
-        pixels = gr.State(time_to_live=SECONDS_UPLOADS_ARE_HELD)
+        pixels = gr.State(time_to_live=60 * MINUTES)
         seen = gr.HTML()
         sizes = {stage.title: stage.low_res_size for stage in stages}
         first = gr.Dropdown(list(sizes), value=next(iter(sizes)), label="Start at", filterable=False)
@@ -189,7 +190,11 @@ class Demo:
         def take(file: Path | None) -> tuple:
             if file is None:
                 return gr.skip(), gr.skip(), gr.skip()
-            taken = take_upload(file, largest, self.pipeline.base_unet.config.out_channels, self.limits)
+            try:
+                taken = take_upload(file, largest, self.pipeline.base_unet.config.out_channels, self.limits)
+            finally:
+                with contextlib.suppress(OSError):
+                    file.parent.rmdir()  # Gradio makes a folder for each content
             inputs = {stage.name: 2 * low_res_of(taken, stage.low_res_size) - 1 for stage in stages}
             sections = [
                 rendering.section(f"What {name} takes", tensor_to_images(pixels, "pil"), [""])
@@ -230,7 +235,21 @@ class Demo:
 
 
 class Page(gr.Blocks):
-    """Blocks that fetch nothing: Gradio downloads any input, of any control, that says it is a file at an address."""
+    """
+    Blocks that fetch nothing: Gradio downloads any input, of any control, that says it is a file at an address. What a
+    control refuses is no traceback in the log.
+    """
+
+    async def preprocess_data(self, *arguments: Any, **options: Any) -> list[Any]:
+        """
+        Raises:
+            gradio.Error: a visitor has posted what a control does not take.
+        """
+        try:
+            return await super().preprocess_data(*arguments, **options)
+        except gr.Error as error:
+            error.print_exception = False
+            raise
 
     def validate_inputs(self, block_fn: Any, inputs: list[Any]) -> None:
         """
@@ -254,7 +273,7 @@ def build_page(pipeline: CascadedDiffusionPipeline, limits: Limits, title: str) 
         title: what the page is called.
     """
     demo = Demo(pipeline, limits, stage_facts(pipeline, limits), class_names(pipeline))
-    with Page(title=title, analytics_enabled=False, delete_cache=(60, SECONDS_UPLOADS_ARE_HELD)) as page:
+    with Page(title=title, analytics_enabled=False, delete_cache=(60, 60 * MINUTES)) as page:
         sizes = " to ".join(f"{stage.size}x{stage.size}" for stage in demo.stages)
         gr.Markdown(f"# {title}\nA cascade of {len(demo.stages)} stages, {sizes}.")
         with gr.Row():
@@ -290,6 +309,7 @@ def launch(page: gr.Blocks, config: AppConfig) -> None:
         enable_monitoring=False,
         state_session_capacity=MOST_VISITORS,
         max_file_size=config.max_upload_megabytes * 2**20,
+        app_kwargs={"middleware": [Middleware(Gate, quota=Quota(config))]},
         theme=gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]),
         css=rendering.STYLE,
         quiet=True,

@@ -87,6 +87,7 @@ class PicturesConfig(CallConfig):
         "Names or numbers of classes, a row each. Default: the first ten; none for an unconditional cascade.", None
     )
     num_images_per_label: PositiveInt = option("Images of each class; of an unconditional cascade, images.", 8)
+    settings: str | None = option("Name of the pipeline's settings to use; see info. Default: its defaults.", None)
     augmentation_levels: NonNegativeInt | dict[str, NonNegativeInt] | None = option(
         "s of all stages that take one, or of each. Default: the pipeline's.", None
     )
@@ -97,7 +98,9 @@ class PicturesConfig(CallConfig):
     last_stage: str | None = option("Stop after this stage. Default: the last.", None)
     scale: PositiveInt = option("Screen pixels per pixel of the last stage, in a grid.", 2)
     show: bool = option(
-        "Show the grid, too, in terminals that can: kitty, Ghostty, iTerm2 and WezTerm. --no_show leaves it out.", True
+        "Show the grid, too, in terminals that can: kitty, Ghostty, iTerm2, WezTerm, and those that take sixels. "
+        "--no_show leaves it out.",
+        True,
     )
 
 

@@ -8,6 +8,7 @@ from typing import Any
 from huggingface_hub import ModelCard
 from huggingface_hub.errors import EntryNotFoundError
 
+from ..model_cards import named_settings
 from ..pipelines import SuperResolutionPipeline
 from ..pipelines.loading import Pipeline, load_without_weights
 from ..pipelines.stages import CascadeStage
@@ -40,6 +41,7 @@ def describe(name: str) -> dict[str, Any]:
         "license": license_of(name),
         "source_resolution": pipeline.config.source_resolution,
         "classes": None if classes is None else {str(number): label for number, label in classes.items()},
+        **({"settings": pipeline.config.settings} if pipeline.config.get("settings") else {}),
         "stages": {stage.name: describe_stage(stage, pipeline) for stage in stages_of(pipeline)},
     }
 
@@ -104,7 +106,7 @@ def as_text(description: dict[str, Any]) -> str:
                 scheduler["prediction_type"],
                 scheduler["class"],
                 f"T = {scheduler['num_train_timesteps']}, {scheduler['beta_schedule']}",
-                *defaults.values(),
+                *(value for option, value in defaults.items() if option != "timesteps"),
             ]
         )
     classes = description["classes"]
@@ -115,4 +117,9 @@ def as_text(description: dict[str, Any]) -> str:
         "",
         markdown_table(header, rows),
     ]
+    for name, stage in description["stages"].items():
+        if times := stage["defaults"].get("timesteps"):
+            lines.append(f"time steps of {name}: {', '.join(map(str, times))}")
+    if "settings" in description:
+        lines.append(f"settings by name: {named_settings(description['settings'])}")
     return "\n".join(lines)

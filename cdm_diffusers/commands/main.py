@@ -46,6 +46,11 @@ COMMANDS = {
     "train sr": Command(
         "Train a super-resolution stage.", "training.config:TrainingConfig", "training.loop:train_super_resolution"
     ),
+    "distill": Command(
+        "A stage that samples in few steps, from one that takes many.",
+        "training.config:DistillationConfig",
+        "training.distillation:distill",
+    ),
     "train classifier": Command(
         "Train a classifier, to measure samples with.",
         "evaluation.config:ClassifierConfig",

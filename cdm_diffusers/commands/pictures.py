@@ -41,6 +41,7 @@ def sample_pictures(config: PicturesConfig) -> None:
         class_labels=labels,
         batch_size=count if labels is None else None,
         num_images_per_label=1 if labels is None else count,
+        settings=config.settings,
         num_inference_steps=config.num_inference_steps,
         augmentation_levels=levels_of(config.augmentation_levels, pipeline),
         truncated=config.truncated,

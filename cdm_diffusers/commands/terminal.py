@@ -1,38 +1,57 @@
-"""Pictures in terminals that can show them: by kitty's protocol, or by iTerm2's."""
+"""Pictures in terminals that can show them: by kitty's protocol, by iTerm2's, or as sixels."""
 
 import base64
+import fcntl
 import io
+import os
+import re
+import select
 import shutil
+import struct
+import sys
+import termios
+import time
 from collections.abc import Mapping
 from typing import TextIO
 
 from PIL import Image
 
+from .sixel import sixel
+
 
 KITTY_CHUNK = 4096  # characters of base64 in one escape sequence
 CELL_WIDTH = 8  # pixels, about
+PATIENCE = 1.0  # seconds for an answer of the terminal, which may be at the other end of an ssh connection
+ATTRIBUTES = re.compile(rb"\x1b\[\?([\d;]*)c")  # the answer to CSI c: a class, then what the terminal can
+SIXEL = b"4"
 
 
 def show(image: Image.Image, stream: TextIO, environment: Mapping[str, str]) -> bool:
     """
-    Writes `image` to `stream` where that is a terminal which, by its `environment`, shows pictures.
+    Writes `image` to `stream` where that is a terminal which shows pictures, by its `environment` or its own word.
 
     Returns:
         Whether it was written.
     """
-    protocol = protocol_of(environment) if stream.isatty() else None
-    if protocol is None:
+    if not stream.isatty():
         return False
-    file = io.BytesIO()
-    image.save(file, "PNG")
-    content = base64.b64encode(file.getvalue()).decode()
-    stream.write((kitty(content, image.width) if protocol == "kitty" else iterm(content)) + "\n")
+    protocol = protocol_of(environment)
+    if protocol is not None:
+        file = io.BytesIO()
+        image.save(file, "PNG")
+        content = base64.b64encode(file.getvalue()).decode()
+        written = kitty(content, image.width) if protocol == "kitty" else iterm(content)
+    elif environment.get("TERM") != "dumb" and takes_sixels(stream):
+        written = sixel(_no_wider_than(_pixels_across(stream), image))
+    else:
+        return False
+    stream.write(written + "\n")
     stream.flush()
     return True
 
 
 def protocol_of(environment: Mapping[str, str]) -> str | None:
-    """ "kitty", "iterm" or None; None within tmux and screen, which do not let pictures through."""
+    """ "kitty", "iterm" or None; None within tmux and screen, which do not let those through."""
     if "TMUX" in environment or "STY" in environment:
         return None
     program = environment.get("TERM_PROGRAM")
@@ -41,6 +60,55 @@ def protocol_of(environment: Mapping[str, str]) -> str | None:
     if program in ("iTerm.app", "WezTerm") or environment.get("LC_TERMINAL") == "iTerm2":
         return "iterm"
     return "kitty" if program == "ghostty" else None
+
+
+def takes_sixels(stream: TextIO) -> bool:
+    """
+    Asks the terminal behind `stream` and stdin whether it takes sixels, and waits for [`PATIENCE`] at most.
+
+    It is not asked, and False returned, where stdin is no terminal, somebody types already, or this process is in the
+    background.
+    """
+    try:
+        keyboard, screen = sys.stdin.fileno(), stream.fileno()
+        if os.tcgetpgrp(keyboard) != os.getpgrp():
+            return False
+        before = termios.tcgetattr(keyboard)
+    except (AttributeError, OSError, ValueError, termios.error):  # stdin is none, or closed, or no terminal of ours
+        return False
+    raw = [*before]
+    raw[3] &= ~(termios.ICANON | termios.ECHO)  # bytes as they come, and none shown
+    try:
+        termios.tcsetattr(keyboard, termios.TCSANOW, raw)
+        return not _has_input(keyboard, 0) and SIXEL in _attributes(keyboard, screen)
+    finally:
+        termios.tcsetattr(keyboard, termios.TCSANOW, before)
+
+
+def _attributes(keyboard: int, screen: int) -> list[bytes]:
+    """What the terminal says that it can; nothing where it does not answer in time."""
+    os.write(screen, b"\x1b[c")
+    answer, end = b"", time.monotonic() + PATIENCE
+    while not (found := ATTRIBUTES.search(answer)):
+        if not _has_input(keyboard, end - time.monotonic()) or not (more := os.read(keyboard, 1024)):
+            return []
+        answer += more
+    return found[1].split(b";")[1:]
+
+
+def _has_input(keyboard: int, seconds: float) -> bool:
+    return bool(select.select([keyboard], [], [], max(0, seconds))[0])
+
+
+def _pixels_across(stream: TextIO) -> int:
+    _, _, across, _ = struct.unpack("HHHH", fcntl.ioctl(stream, termios.TIOCGWINSZ, bytes(8)))
+    return across or CELL_WIDTH * shutil.get_terminal_size().columns  # many terminals tell no pixels
+
+
+def _no_wider_than(width: int, image: Image.Image) -> Image.Image:
+    image = image.copy()
+    image.thumbnail((width, image.height))
+    return image
 
 
 def kitty(content: str, width: int) -> str:

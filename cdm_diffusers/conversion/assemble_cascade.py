@@ -45,6 +45,9 @@ def assemble_cascade(config: AssembleConfig) -> None:
     for name in DEFAULTS:
         if getattr(config, name) is not None:
             cascade.register_to_config(**{name: {**(cascade.config[name] or {}), **getattr(config, name)}})
+    if times := cascade.config.get("default_timesteps"):  # of stages that are given no number of steps instead
+        given = config.default_num_inference_steps or {}
+        cascade.register_to_config(default_timesteps={stage: of for stage, of in times.items() if stage not in given})
     names = [stage.name for stage in cascade.stages]
     places = [config.base, *config.super_res]
     configs, sources = documents(places, CONFIGURATION, names), documents(places, SOURCE, names)

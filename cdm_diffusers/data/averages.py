@@ -1,11 +1,20 @@
 """Area averages: what a stage of some size is trained on of a data set at its source resolution."""
 
 import hashlib
+from collections.abc import Mapping
 
 import torch
 from torch.utils.data import Dataset
 
 from .transforms import area_resize, to_float, to_uint8
+
+
+def averaged_to(datasets: Mapping[str, Dataset], size: int) -> dict[str, Dataset]:
+    """Data sets by name, each as it is where its images are of this size, else as [`AreaAverages`]."""
+    return {
+        name: dataset if dataset[0]["image"].shape[-1] == size else AreaAverages(dataset, size)
+        for name, dataset in datasets.items()
+    }
 
 
 class AreaAverages(Dataset):

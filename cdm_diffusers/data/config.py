@@ -48,14 +48,15 @@ class DataConfig:
         dataset_name: Hub id (or local repository) of a data set. Give this or `train_data_dir`.
         dataset_config_name: configuration of the Hub data set.
         dataset_revision: branch, tag or commit of the Hub data set; its newest commit if None.
-        train_data_dir: local folder of IDX files, of parquet files, or with one sub-folder of images per class. A
-            folder whose sub-folders are all named like splits (train, test, val, ...) is entered at `dataset_split`.
+        train_data_dir: local folder of IDX files, of parquet files, of WebDataset's tar files, or with one sub-folder
+            of images per class. A folder whose sub-folders are all named like splits (train, test, val, ...) is
+            entered at `dataset_split`; of tar files those are taken that have its name as a word in their path.
         dataset_split: split to train on.
         image_column, label_column: their names; found by type and by usual names if None.
         label_names: class names in the order of their ids: a file with one name per line, or a comma-separated list.
         streaming: read while training, nothing prepared beforehand. Pays for Hub data sets larger than the disk: a
             local folder is read from its files either way, and a stream is shuffled only within its buffer.
-        shuffle_buffer_size: number of examples within which a stream is shuffled.
+        shuffle_buffer_size: number of examples within which a stream is shuffled; see `streams.py`.
         padding: black pixels added on each side before cropping (Fashion-MNIST, 28 to 32 pixels: 2).
         background: colour (name or hex) behind transparent pixels.
         num_channels: 3, or 1 for grey images.
@@ -106,7 +107,7 @@ class DataOptions:
     dataset_config_name: str | None = option("Configuration of the Hub data set.", None)
     dataset_revision: str | None = option(REVISION, None)
     train_data_dir: str | None = option(
-        "Folder of images (one sub-folder per class), of parquet files, or of MNIST-style IDX files.", None
+        "Folder of images (one sub-folder per class), of parquet or tar files, or of MNIST-style IDX files.", None
     )
     image_column: str | None = option("Column with the images. Default: found by its type.", None)
     label_column: str | None = option("Column with the class labels. Default: found by its type.", None)
@@ -153,8 +154,8 @@ class DataCheckConfig:
     """
 
     data: str = option(
-        "Folder of images (one sub-folder per class), of parquet files, or of MNIST-style IDX files; or a data set of "
-        "the Hub.",
+        "Folder of images (one sub-folder per class), of parquet or tar files, or of MNIST-style IDX files; or a data "
+        "set of the Hub.",
         positional=True,
     )
     sizes: list[PositiveInt] = option("Sizes of the stages' images.", [16, 64])

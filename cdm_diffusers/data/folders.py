@@ -2,6 +2,7 @@
 
 import glob
 import os
+import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -13,7 +14,8 @@ from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
 from .config import DataConfig
 
 
-SPLIT_FOLDERS = ("train", "test", "val", "valid", "validation")
+VALIDATION = ("val", "valid", "validation")
+SPLIT_FOLDERS = ("train", "test", *VALIDATION)
 HIDDEN, NOT_IMAGES, DEAD_LINKS = "hidden", "not images", "links to nothing"  # why files are left out
 
 
@@ -52,12 +54,39 @@ def read_image_folder(folder: Path, config: DataConfig) -> ImageFolderContents:
     _read(contents, Path(), root, [os.path.realpath(root)])
     if not contents.images:
         raise ValueError(
-            f"{str(root)!r} holds no images, parquet files or IDX files{_but(contents)}: give --train_data_dir a "
+            f"{str(root)!r} holds no images, parquet, tar or IDX files{_but(contents)}: give --train_data_dir a "
             "folder with one sub-folder of images per class."
         )
     if config.class_conditional and not contents.metadata:
         _check_classes(contents)
     return contents
+
+
+def holds_images(folder: Path) -> bool:
+    """Whether any file in it has an image's name."""
+    return any(path.suffix.lower() in ImageFolder.EXTENSIONS for path in folder.rglob("*"))
+
+
+def files_of_split(folder: Path, pattern: str, split: str) -> list[Path]:
+    """
+    Files below `folder` that match, as paths from it: those that have `split` as a word in their path, or all, where
+    none has the word of any split.
+
+    Raises:
+        ValueError: they have words of other splits only.
+    """
+    files = sorted(path.relative_to(folder) for path in folder.rglob(pattern))
+    words = {path: set(re.split(r"[^a-z]+", path.as_posix().lower())) for path in files}
+    if not any(words[path].intersection(SPLIT_FOLDERS) for path in files):
+        return files
+    synonyms = VALIDATION if split in VALIDATION else (split,)
+    found = [path for path in files if words[path].intersection(synonyms)]
+    if not found:
+        raise ValueError(
+            f"`dataset_split` is {split!r}, which is not in the name of any of the {len(files):,} files {pattern} in "
+            f"{str(folder)!r}, such as {files[0].as_posix()!r}: give a split that is."
+        )
+    return found
 
 
 def imagefolder_options(contents: ImageFolderContents, config: DataConfig) -> dict[str, Any]:

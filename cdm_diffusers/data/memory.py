@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from tqdm.auto import tqdm
 
+from .streams import RowStream
 from .transforms import area_resize, to_float
 
 
@@ -26,6 +27,7 @@ class ImageData:
         left_out: paths of files in the folder that are not read, by reason.
         root: the folder of local files.
         files: which of them the images come from, from `root`.
+        stream: of a stream, its rows in an order of our own, see `streams.py`.
         identity: what tells these images from others; see `fingerprints.py`.
     """
 
@@ -35,6 +37,7 @@ class ImageData:
     root: Path | None = None
     files: list[Path] = field(default_factory=list)
     identity: dict[str, Any] | None = None
+    stream: RowStream | None = None
 
 
 class InMemoryImages(torch.utils.data.Dataset):

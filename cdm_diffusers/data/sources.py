@@ -1,5 +1,6 @@
 """
-Training images from a Hub data set, a folder of images, parquet files or IDX files, map-style or streamed.
+Training images from a Hub data set, a folder of images, parquet files, WebDataset's tar files or IDX files, map-style
+or streamed.
 
 Every source ends in items `{"image": uint8 tensor (C, R, R), "label": int64 scalar tensor}` with R the source
 resolution (no "label" for unconditional training). Images stay uint8 until they are on the training device, where
@@ -24,15 +25,16 @@ from PIL import Image
 
 from ..hub import ASKING_TIME, hub_errors
 from .config import DataConfig
-from .folders import imagefolder_options, read_image_folder
+from .folders import files_of_split, holds_images, imagefolder_options, read_image_folder
 from .idx import open_idx
 from .labels import LabelEncoding, check_num_classes, naming, read_label_names
 from .memory import ImageData, hash_of
+from .streams import RowStream
 from .transforms import ImageHeader, UnfitImage, image_to_tensor
 
 
 IMAGE_COLUMNS = ("image", "img")
-LABEL_COLUMNS = ("label", "labels", "fine_label")
+LABEL_COLUMNS = ("label", "labels", "fine_label", "cls")  # the last is WebDataset's
 
 Rows = datasets.Dataset | datasets.IterableDataset
 
@@ -62,6 +64,12 @@ def open_images(config: DataConfig) -> ImageData:
     folder = Path(config.train_data_dir)
     if any(folder.glob("*images-idx3-ubyte*")):
         return open_idx(folder, config)
+    if any(folder.rglob("*.tar")) and not holds_images(folder):
+        archives = files_of_split(folder, "*.tar", config.dataset_split)
+        data_files = {config.dataset_split: [str(folder / path) for path in archives]}
+        with _without_bars():
+            rows = load_dataset("webdataset", data_files=data_files, **load_options)
+        return replace(_from_rows(rows, config), root=folder, files=archives)
     tables = [path.relative_to(folder) for path in folder.rglob("*.parquet")]
     if tables:
         data = _from_rows(load_dataset(str(folder), **load_options), config)
@@ -153,7 +161,7 @@ class RowDecoder:
     label_column: str | None
     labels: LabelEncoding | None
 
-    def __call__(self, row: dict[str, Any], index: int) -> dict[str, torch.Tensor]:
+    def __call__(self, row: dict[str, Any], index: int | str) -> dict[str, torch.Tensor]:
         """The item of a row; `index` names it in errors."""
         with naming(self.place(row, index)):
             item = {"image": self.pixels(row)}
@@ -161,7 +169,11 @@ class RowDecoder:
                 item["label"] = torch.tensor(self.labels.encode(row[self.label_column]))
         return item
 
-    def place(self, row: dict[str, Any], index: int) -> str:
+    def size(self, row: dict[str, Any]) -> int:
+        """Bytes of the row's image as it is encoded, 0 where it is still a file."""
+        return len((row[self.image_column] or {}).get("bytes") or b"")
+
+    def place(self, row: dict[str, Any], index: int | str) -> str:
         """The row and its file, as errors name them."""
         path = (row[self.image_column] or {}).get("path")
         return f"{path!r} (row {index})" if path else f"row {index}"
@@ -169,15 +181,22 @@ class RowDecoder:
     def pixels(self, row: dict[str, Any]) -> torch.Tensor:
         """uint8 (C, R, R); [`UnfitImage`] if there are none."""
         with reading():
-            image = datasets.Image().decode_example(self.file(row))
+            image = self.opened(row)
+            image.load()
         config = self.config
         return image_to_tensor(image, config.source_resolution, config.num_channels, config.padding, config.background)
 
     def header(self, row: dict[str, Any]) -> ImageHeader:
         """What is known of the row's image without decoding it; [`UnfitImage`] if it cannot be opened."""
-        file = self.file(row)
-        with reading(), Image.open(file["path"] if file["bytes"] is None else io.BytesIO(file["bytes"])) as image:
+        with reading(), self.opened(row) as image:
             return ImageHeader(image.size, image.mode, image.has_transparency_data)
+
+    def opened(self, row: dict[str, Any]) -> Image.Image:
+        """The row's image; where it is a file that is far away, fetched."""
+        file = self.file(row)
+        if file["bytes"] is None and "://" in file["path"]:
+            return datasets.Image().decode_example(file)
+        return Image.open(file["path"] if file["bytes"] is None else io.BytesIO(file["bytes"]))
 
     def file(self, row: dict[str, Any]) -> dict[str, Any]:
         """Bytes and path of the row's image."""
@@ -240,14 +259,16 @@ def _from_rows(rows: Rows, config: DataConfig) -> ImageData:
     rows = rows.select_columns([image_column] if labels is None else [image_column, label_column])
     rows = rows.cast_column(image_column, datasets.Image(decode=False))
     decode = RowDecoder(config, image_column, label_column, labels)
+    stream = None
     if isinstance(rows, datasets.IterableDataset):
+        stream = RowStream(rows, decode, config.seed, config.shuffle_buffer_size)
         rows = rows.shuffle(seed=config.seed, buffer_size=config.shuffle_buffer_size)
         dataset = rows.map(decode, with_indices=True, remove_columns=rows.column_names)
     else:
         if labels is not None:
             _check_labels(rows, label_column, labels)
         dataset = DecodedRows(rows, decode)
-    return ImageData(dataset, None if labels is None else labels.id2label)
+    return ImageData(dataset, None if labels is None else labels.id2label, stream=stream)
 
 
 def _find_image_column(features: datasets.Features, config: DataConfig) -> str:

@@ -68,6 +68,12 @@ class SampleConfig:
     num_inference_steps: PositiveInt | dict[str, PositiveInt] | None = option(
         "Steps of all stages, or of each. Default: the pipeline's.", None
     )
+    settings: str | None = option("Name of the pipeline's settings to use; see info. Default: its defaults.", None)
+    timesteps: dict[str, list[NonNegativeInt]] | None = option(
+        "JSON: time steps of stages instead of a number of steps, {stage: [t, ...]}, indices t - 1 from high to low. "
+        "Default: the pipeline's.",
+        None,
+    )
     augmentation_levels: dict[str, NonNegativeInt] | None = option("s of each stage. Default: the pipeline's.", None)
     truncated: bool = option("Truncated conditioning augmentation (Section 3.2) instead of non-truncated.", False)
     guidance_scale: float | dict[str, float] | None = option(

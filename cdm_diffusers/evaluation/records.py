@@ -5,22 +5,14 @@ import importlib.metadata
 import json
 import shlex
 import sys
-from collections.abc import Collection, Iterable
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-import torch
 from pydantic import ConfigDict
 from typing_extensions import TypedDict
 
-from ..added import defaults_of_added
 from ..files import read_json
-from ..models.arguments import UNetArguments
-from ..pipelines.stages import CascadeStage
-
-
-# Arguments of networks that came later, with their defaults: networks that do not use them keep their hashes.
-ADDED_ARGUMENTS = defaults_of_added(UNetArguments)
 
 
 class Report(TypedDict):
@@ -37,33 +29,6 @@ def provenance(*libraries: str) -> dict[str, Any]:
         "command": shlex.join(["python", *sys.argv]),
         "versions": {name: importlib.metadata.version(name) for name in libraries},
     }
-
-
-def fingerprint(stages: Iterable[CascadeStage]) -> str:
-    """A hash of all weights and configs that decide what the stages sample."""
-    hashed = hashlib.sha256()
-    for stage in stages:
-        for part in (stage.unet, stage.scheduler, stage.noising_scheduler):
-            config = {} if part is None else {k: v for k, v in part.config.items() if not k.startswith("_")}
-            for name, default in ADDED_ARGUMENTS.items():
-                if name in config and config[name] == default:
-                    del config[name]
-            hashed.update(json.dumps([stage.name, type(part).__name__, config], sort_keys=True).encode())
-        _add_weights(hashed, stage.unet)
-    return hashed.hexdigest()
-
-
-def weights_fingerprint(module: torch.nn.Module) -> str:
-    """A hash of all weights and their names."""
-    hashed = hashlib.sha256()
-    _add_weights(hashed, module)
-    return hashed.hexdigest()
-
-
-def _add_weights(hashed: Any, module: torch.nn.Module) -> None:
-    for name, tensor in module.state_dict().items():
-        hashed.update(name.encode())
-        hashed.update(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy())
 
 
 def digest(content: Any) -> str:

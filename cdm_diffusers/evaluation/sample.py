@@ -19,11 +19,12 @@ from accelerate.utils import broadcast_object_list
 
 from ..data.transforms import to_uint8
 from ..pipelines import CascadedDiffusionPipeline
+from ..pipelines.fingerprints import fingerprint
 from ..pipelines.inputs import resolve_class_labels
 from ..pipelines.stages import noise_rule, num_classes_of
 from ..processes import ending_together, held_by_main, open_state
 from .config import SampleConfig
-from .records import fingerprint, provenance
+from .records import provenance
 from .sample_store import LowResImages, SampleStore
 from .seeded_sampling import check_call, counted_evaluations, draw_images, sample_batches
 
@@ -203,10 +204,18 @@ def call_options(pipeline: CascadedDiffusionPipeline, config: SampleConfig, firs
             f"`truncated` changes nothing: of the stages whose input is made here, {names[first_stage + 1 :]}, none "
             "takes an s. Leave it out."
         )
-    options = pipeline.stage_options(config.num_inference_steps, config.augmentation_levels, config.guidance_scale)
+    options = pipeline.stage_options(
+        config.num_inference_steps,
+        config.augmentation_levels,
+        config.guidance_scale,
+        config.timesteps,
+        config.settings,
+    )
     for values in options.values():
         for name in names[:first_stage]:
             values.pop(name, None)
+    if options.get("timesteps") == {}:
+        del options["timesteps"]
     options |= {"truncated": config.truncated, "restart_timestep": config.restart_timestep}
     return options | ({"consistency": True} if config.consistency else {})  # which older folders do not name
 

@@ -30,7 +30,7 @@ from ..files import write_json
 from ..pipelines import CascadedDiffusionPipeline, SuperResolutionPipeline
 from ..pipelines.stages import NOISE_RULE
 from ..processes import ending_together, from_main, open_state
-from ..training.checkpoints import EMA_NAME, checkpoints_in, step_of
+from ..training.checkpoints import EMA_NAME, checkpoints_in, read_checkpoint, step_of
 from ..training.export import save_pipeline, stage_pipeline
 from ..training.resolve import preset_of
 from ..training.stage import build_stage
@@ -141,6 +141,8 @@ def weights_hash(checkpoint: Path) -> str:
 
 def checkpoint_pipeline(checkpoint: Path, resolved: dict[str, Any]) -> Pipeline:
     """The stage with the EMA weights of `checkpoint`."""
+    if "distillation" in resolved:  # students of one run differ in their number of steps
+        resolved, _ = read_checkpoint(checkpoint)
     preset = preset_of(resolved)
     stage = build_stage(preset)
     try:

@@ -3,6 +3,8 @@
 import contextlib
 import math
 import os
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -32,6 +34,23 @@ from .arguments import MOST_WEIGHTS, check_arguments
 # What indices and noise levels may be: a noise level in half precision has lost its digits already.
 _INDEX_DTYPES = (torch.int64, torch.int32)
 _LEVEL_DTYPES = (torch.float32, torch.float64)
+
+# What networks have made of conditions, within `constant_conditions`
+_made_of_conditions: ContextVar[dict | None] = ContextVar("made_of_conditions", default=None)
+
+
+@contextlib.contextmanager
+def constant_conditions() -> Iterator[None]:
+    """
+    Within it, networks make what follows from a condition alone (the embeddings of class and s, the upsampled
+    low-resolution image) once, and again only for another tensor. Weights and the tensors' values must not change.
+    Compiled networks make it at each call.
+    """
+    token = _made_of_conditions.set({})
+    try:
+        yield
+    finally:
+        _made_of_conditions.reset(token)
 
 
 class CascadedUNet2DModel(ModelMixin, AttentionMixin, PeftAdapterMixin, ConfigMixin):
@@ -463,14 +482,14 @@ class CascadedUNet2DModel(ModelMixin, AttentionMixin, PeftAdapterMixin, ConfigMi
         # 1. embeddings: float32 until after the sinusoids, since bf16 cannot tell 4000 times apart
         emb = self.time_embedding(self._sinusoids(timestep, sample))
         if augmentation_level is not None:
-            emb = emb + self.augmentation_embedding(self._sinusoids(augmentation_level, sample, scale=1.0))
+            emb = emb + self._once(self._level_embedding, augmentation_level, sample)
         if class_labels is not None:
-            emb = emb + self.class_embedding(class_labels)
+            emb = emb + self._once(self._class_embedding, class_labels, sample)
 
         # 2. input
         sample = F.pixel_unshuffle(sample, self.config.patch_size)  # (B, p * p * C, H / p, W / p)
         if low_res is not None:
-            condition = self._to_first_level(low_res, sample.shape[-2:])
+            condition = self._once(self._to_first_level, low_res, sample)
             pair = (condition, sample) if self.config.low_res_first else (sample, condition)
             sample = torch.cat(pair, dim=1)
         hidden = self.conv_in(sample)
@@ -504,8 +523,25 @@ class CascadedUNet2DModel(ModelMixin, AttentionMixin, PeftAdapterMixin, ConfigMi
         values = values.to(device=sample.device, dtype=torch.float32).expand(sample.shape[0])
         return self.time_proj(scale * values).to(sample.dtype)  # (B, time_proj_dim)
 
-    def _to_first_level(self, low_res: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-        """The low-resolution image at the first level's resolution `size`: upsampled, as it is, or in patches."""
+    def _once(self, make: Callable, condition: torch.Tensor, sample: torch.Tensor) -> torch.Tensor:
+        """`make(condition, sample)`, a function of the dtype and shape of `sample`; see [`constant_conditions`]."""
+        made = None if torch.compiler.is_compiling() else _made_of_conditions.get()
+        if made is None:
+            return make(condition, sample)
+        key, kind = (self, make.__name__), (sample.dtype, sample.shape)
+        if key not in made or made[key][0] is not condition or made[key][1] != kind:
+            made[key] = condition, kind, make(condition, sample)
+        return made[key][2]
+
+    def _level_embedding(self, augmentation_level: torch.Tensor, sample: torch.Tensor) -> torch.Tensor:
+        return self.augmentation_embedding(self._sinusoids(augmentation_level, sample, scale=1.0))
+
+    def _class_embedding(self, class_labels: torch.Tensor, sample: torch.Tensor) -> torch.Tensor:
+        return self.class_embedding(class_labels)
+
+    def _to_first_level(self, low_res: torch.Tensor, sample: torch.Tensor) -> torch.Tensor:
+        """The low-resolution image at the resolution of `sample`, the first level's: upsampled, or in patches."""
+        size = sample.shape[-2:]
         if low_res.shape[-1] >= size[-1]:
             return F.pixel_unshuffle(low_res, self._low_res_patch_size())
         mode = self.config.low_res_interpolation

@@ -11,6 +11,8 @@ the loop starts.
 import copy
 import functools
 import inspect
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from diffusers import IPNDMScheduler
@@ -31,7 +33,7 @@ class Denoiser:
         unet ([`CascadedUNet2DModel`]): the network.
         class_labels (`torch.Tensor` of shape `(B,)`, *optional*): int64 labels.
         low_res (`torch.Tensor` of shape `(B, C, h, w)`, *optional*): the conditioning image, noise included.
-        augmentation_level (`int`, *optional*): s, for a network that is told it.
+        augmentation_level (`int` or `torch.Tensor` of shape `(B,)`, *optional*): s, for a network that is told it.
         guidance_scale (`float`, defaults to 1.0): w, which may be set between steps; 1 is no guidance.
         refine (`Callable`, *optional*): takes the limited x_0 of each step, and the result; returns what to use.
     """
@@ -40,39 +42,50 @@ class Denoiser:
         self, unet, class_labels=None, low_res=None, augmentation_level=None, guidance_scale=1.0, refine=None
     ):
         self.refine = refine
-        self.unet = unet
+        self.unet, self.dtype = unet, unet.dtype  # which looks through the whole network
         self.guidance_scale = guidance_scale
-        self.is_finite = True  # on the device from the first call on: whether all outputs of the network are
+        self.extremes = []  # of each call's output, on the device: NaN or infinite where a value is
         self.conditions = {}
         if class_labels is not None:
             self.conditions["class_labels"] = class_labels
         if low_res is not None:
-            self.conditions["low_res"] = low_res.to(unet.dtype)
+            self.conditions["low_res"] = low_res.to(self.dtype)
         if augmentation_level is not None:
-            self.conditions["augmentation_level"] = torch.tensor(augmentation_level, device=low_res.device)
+            self.conditions["augmentation_level"] = torch.as_tensor(augmentation_level, device=low_res.device)
 
     @functools.cached_property
     def doubled_conditions(self) -> dict[str, torch.Tensor]:
         """The conditions of the batch with its labels, then with the null class."""
         labels = self.conditions["class_labels"]
-        doubled = {"class_labels": torch.cat([labels, torch.full_like(labels, self.unet.config.num_classes)])}
-        if "low_res" in self.conditions:
-            doubled["low_res"] = torch.cat([self.conditions["low_res"]] * 2)
-        return self.conditions | doubled
+        null = torch.full_like(labels, self.unet.config.num_classes)
+        doubled = {name: twice(condition) for name, condition in self.conditions.items()}
+        return doubled | {"class_labels": torch.cat([labels, null])}
 
     def __call__(self, x_t: torch.Tensor, time: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """The prediction `(B, C, H, W)` at x_t and the raw variance, which has no channels where it is not learned."""
+        """
+        The prediction `(B, C, H, W)` at x_t and a time, () or (B,); and the raw variance, which has no channels where
+        it is not learned.
+        """
         channels, is_guided = x_t.shape[1], self.guidance_scale != 1
-        x_t = torch.cat([x_t, x_t]) if is_guided else x_t
+        x_t, time = (twice(x_t), twice(time)) if is_guided else (x_t, time)
         conditions = self.doubled_conditions if is_guided else self.conditions
-        output = self.unet(x_t.to(self.unet.dtype), time, **conditions, return_dict=False)[0].float()
-        self.is_finite = output.isfinite().all() & self.is_finite
+        output = self.unet(x_t.to(self.dtype), time, **conditions, return_dict=False)[0].float()
+        self.extremes.extend(torch.aminmax(output))
         prediction, raw_variance = output[:, :channels], output[:, channels:]
         if is_guided:
             of_class, of_null = prediction.chunk(2)
             prediction = of_null + self.guidance_scale * (of_class - of_null)
             raw_variance = raw_variance.chunk(2)[0]
         return prediction, raw_variance
+
+    def is_finite(self, sample: torch.Tensor) -> bool:
+        """Whether `sample` is, and all outputs of the network were, which limits of x_0 hide; waits for the device."""
+        return bool(torch.stack([*self.extremes, *torch.aminmax(sample)]).isfinite().all())
+
+
+def twice(values: torch.Tensor) -> torch.Tensor:
+    """Values (B, ...) for a batch of all images twice; one for all images, (), as it is."""
+    return torch.cat([values, values]) if values.ndim else values
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -91,26 +104,30 @@ class AncestralSampler:
             sqrt(alpha_bar).
         num_inference_steps (`int`): steps of the whole grid.
         device (`torch.device`): where sampling runs.
+        timesteps (`list[int]`, *optional*): the grid itself, indices t - 1 from high to low.
         stop_at (`int`, defaults to 0), start_at (`int`, *optional*): the paper's times between which it runs.
     """
 
-    def __init__(self, scheduler, time_conditioning, num_inference_steps, device, stop_at=0, start_at=None):
+    def __init__(
+        self, scheduler, time_conditioning, num_inference_steps, device, timesteps=None, stop_at=0, start_at=None
+    ):
         if time_conditioning == "timestep" and isinstance(scheduler, ContinuousDDPMScheduler):
             raise ValueError(
                 "The network is conditioned on timesteps, but ContinuousDDPMScheduler samples at noise levels: use "
                 "CascadedDDPMScheduler, or one of Diffusers' schedulers."
             )
         self.scheduler = copy.copy(scheduler)
-        self.scheduler.set_timesteps(num_inference_steps, device, stop_at=stop_at, start_at=start_at)
+        grid = {"num_inference_steps": num_inference_steps} if timesteps is None else {"timesteps": timesteps}
+        self.scheduler.set_timesteps(device=device, stop_at=stop_at, start_at=start_at, **grid)
         self.timesteps = self.scheduler.timesteps
         levels = self.scheduler.inference_table.alphas_cumprod.flip(0).sqrt()
         self.times = self.timesteps if time_conditioning == "timestep" else levels.to(device, torch.float32)
 
     def step(self, index, denoise: Denoiser, sample, generator) -> torch.Tensor:
         """x_{t-1} from `sample` = x_t, t being `timesteps[index]`."""
-        output = torch.cat(denoise(sample, self.times[index]), dim=1)
         self.scheduler.refine = denoise.refine
-        return self.scheduler.step(output, self.timesteps[index], sample, generator=generator, return_dict=False)[0]
+        position = len(self.timesteps) - 1 - index
+        return self.scheduler.reverse_step(position, sample, *denoise(sample, self.times[index]), generator)[0]
 
 
 class SolverSampler:
@@ -129,19 +146,14 @@ class SolverSampler:
         num_inference_steps (`int`): what `set_timesteps` is given.
         device (`torch.device`):
             Where sampling runs. The schedule itself stays on the CPU, where looking things up in it waits for nothing.
+        timesteps (`list[int]`, *optional*): the times to visit instead of evenly spread ones.
     """
 
-    def __init__(self, scheduler, time_conditioning, num_inference_steps, device):
+    def __init__(self, scheduler, time_conditioning, num_inference_steps, device, timesteps=None):
         config = scheduler.config
         self.prediction = prediction_for(config.get("prediction_type", "epsilon"))
-        self.limits = {
-            "clip_sample": config.get("clip_sample", True),
-            "clip_sample_range": config.get("clip_sample_range", 1.0),
-            "thresholding": config.get("thresholding", False),
-            "dynamic_thresholding_ratio": config.get("dynamic_thresholding_ratio", 0.995),
-            "sample_max_value": config.get("sample_max_value", 1.0),
-        }
-        self.scheduler, indices, alphas_cumprod = solver_on_grid(scheduler, num_inference_steps)
+        self.limits = limits_of(config)
+        self.scheduler, indices, alphas_cumprod = solver_on_grid(scheduler, num_inference_steps, timesteps)
         self.timesteps = self.scheduler.timesteps
         self.alpha = alphas_cumprod.sqrt().to(device, torch.float32)
         self.sigma = (1 - alphas_cumprod).sqrt().to(device, torch.float32)
@@ -162,11 +174,30 @@ class SolverSampler:
         return self.scheduler.step(output, timestep, sample, **extra, return_dict=False)[0]
 
 
+def limits_of(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What a scheduler's config says of the range of x_0, for [`limit_x_0`]; by default it is clipped to [-1, 1]."""
+    return {
+        "clip_sample": config.get("clip_sample", True),
+        "clip_sample_range": config.get("clip_sample_range", 1.0),
+        "thresholding": config.get("thresholding", False),
+        "dynamic_thresholding_ratio": config.get("dynamic_thresholding_ratio", 0.995),
+        "sample_max_value": config.get("sample_max_value", 1.0),
+    }
+
+
 def make_sampler(
-    name: str, unet, scheduler, num_inference_steps: int, device, stop_at: int = 0, start_at: int | None = None
+    name: str,
+    unet,
+    scheduler,
+    num_inference_steps: int,
+    device,
+    timesteps: Sequence[int] | None = None,
+    stop_at: int = 0,
+    start_at: int | None = None,
 ) -> AncestralSampler | SolverSampler:
     r"""
-    The sampler of a stage, its grid laid out.
+    The sampler of a stage, its grid laid out: of `num_inference_steps` times as the scheduler spreads them, or of as
+    many `timesteps`.
 
     Raises:
         `ValueError`: the scheduler is unknown, cannot run so many steps, or cannot stop or start at a given time.
@@ -174,7 +205,7 @@ def make_sampler(
     try:
         if isinstance(scheduler, OWN_SCHEDULERS):
             return AncestralSampler(
-                scheduler, unet.config.time_conditioning, num_inference_steps, device, stop_at, start_at
+                scheduler, unet.config.time_conditioning, num_inference_steps, device, timesteps, stop_at, start_at
             )
         if not isinstance(scheduler, SOLVER_CLASSES):
             supported = ", ".join(kind.__name__ for kind in (*OWN_SCHEDULERS, *SOLVER_CLASSES))
@@ -184,6 +215,6 @@ def make_sampler(
                 f"{type(scheduler).__name__} cannot stop or restart inside its grid: use non-truncated sampling "
                 "(`truncated=False`) without `restart_timestep`, or CascadedDDPMScheduler."
             )
-        return SolverSampler(scheduler, unet.config.time_conditioning, num_inference_steps, device)
+        return SolverSampler(scheduler, unet.config.time_conditioning, num_inference_steps, device, timesteps)
     except ValueError as error:
         raise ValueError(f"Stage `{name}`: {error}") from error

@@ -13,6 +13,8 @@ from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from diffusers.utils.torch_utils import randn_tensor
 
 from ..hub import check_reached, hub_errors
+from ..models import constant_conditions
+from ..plain import plain
 from ..publishing import keep_documents, upload
 from .denoising import AncestralSampler, Denoiser, SolverSampler
 from .inputs import check_guidance_scale
@@ -23,6 +25,11 @@ from .stages import CascadeStage
 # Of `from_pretrained`, which find the other files of a repository; and of `save_pretrained`, which say where to upload
 HUB_OPTIONS = ("revision", "token", "cache_dir")
 PUBLICATION = ("repo_id", "private", "token", "commit_message", "create_pr")
+
+
+def added_to_config(**entries) -> dict[str, Any]:
+    """Entries that came into pipelines' configs later, where there is something to say: earlier versions lack them."""
+    return {name: plain(value) for name, value in entries.items() if value is not None}
 
 
 class StepEnd:
@@ -209,6 +216,16 @@ class PixelDiffusionPipeline(DiffusionPipeline):
             return upload(folder, repo_id, private=private, token=token, origin=self._origin, **commit)
 
     @property
+    def _execution_device(self) -> torch.device:
+        """As in Diffusers, which goes through all networks several times; here only where one of them is offloaded."""
+        unets = [stage.unet for stage in self.stages]
+        devices = {next(unet.parameters()).device for unet in unets}
+        hooks = {"_hf_hook", "_diffusers_hook"}
+        if len(devices) > 1 or any(hooks & module.__dict__.keys() for unet in unets for module in unet.modules()):
+            return super()._execution_device
+        return devices.pop()
+
+    @property
     def _origin(self) -> str | None:
         """The folder or Hub id that the pipeline was loaded from."""
         origin = self.config.get("_name_or_path")
@@ -229,7 +246,7 @@ class PixelDiffusionPipeline(DiffusionPipeline):
         """x_T ~ N(0, I), float32, at the scale of the scheduler."""
         size = stage.unet.config.sample_size
         shape = (batch_size, stage.unet.config.in_channels, size, size)
-        noise = randn_tensor(shape, generator=generator, device=self._execution_device, dtype=torch.float32)
+        noise = randn_tensor(shape, generator=generator, device=sampler.times.device, dtype=torch.float32)
         return noise * sampler.scheduler.init_noise_sigma
 
     def _denoise(
@@ -251,7 +268,7 @@ class PixelDiffusionPipeline(DiffusionPipeline):
         self._current_stage, self._num_timesteps = name, len(sampler.timesteps)
         self._guidance_scale = denoiser.guidance_scale
         try:
-            with self.progress_bar(total=len(sampler.timesteps)) as progress_bar:
+            with constant_conditions(), self.progress_bar(total=len(sampler.timesteps)) as progress_bar:
                 progress_bar.set_description(name)
                 for index, timestep in enumerate(sampler.timesteps):
                     if self.interrupt:
@@ -265,7 +282,7 @@ class PixelDiffusionPipeline(DiffusionPipeline):
             self._current_stage = None
         if denoiser.refine is not None and not self.interrupt:
             sample = denoiser.refine(sample)  # some solvers end beside their last x_0
-        if not sample.isfinite().all() & denoiser.is_finite:
+        if not denoiser.is_finite(sample):
             raise ValueError(
                 f"Stage `{name}` made NaN or infinite values: check its weights, its dtype (float16 overflows where "
                 "bfloat16 and float32 do not) and `guidance_scale`."

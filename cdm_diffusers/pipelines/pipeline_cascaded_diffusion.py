@@ -2,7 +2,7 @@
 
 import itertools
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,10 +28,10 @@ from .inputs import (
     resolve_class_labels,
     tensor_to_images,
 )
-from .pipeline_base import PixelDiffusionPipeline, StepEnd
+from .pipeline_base import PixelDiffusionPipeline, StepEnd, added_to_config
 from .pipeline_output import CascadedDiffusionPipelineOutput
 from .pipeline_super_resolution import SuperResolutionPipeline
-from .solvers import OWN_SCHEDULERS, scheduler_of, with_inference_schedule
+from .solvers import OWN_SCHEDULERS, scheduler_of, solver_name, with_inference_schedule
 from .stages import CascadeStage, StageOptions, num_classes_of
 
 
@@ -40,7 +40,14 @@ logger = logging.get_logger(__name__)
 STAGE_NAMES = ("base", "super_res_1", "super_res_2", "super_res_3")
 STAGE_PARTS = ("unet", "scheduler", "noising_scheduler")
 # Entries of a cascade's config, in the order of [`StageOptions`]
-DEFAULTS = ("default_num_inference_steps", "default_augmentation_levels", "default_guidance_scales")
+DEFAULTS = (
+    "default_num_inference_steps",
+    "default_augmentation_levels",
+    "default_guidance_scales",
+    "default_timesteps",
+)
+# The same as arguments of a call
+ARGUMENTS = ("num_inference_steps", "augmentation_levels", "guidance_scale", "timesteps")
 
 
 @dataclass(frozen=True)
@@ -83,6 +90,12 @@ class CascadedDiffusionPipeline(PixelDiffusionPipeline):
         default_num_inference_steps (`dict[str, int]`, *optional*): recommended steps of each stage.
         default_augmentation_levels (`dict[str, int]`, *optional*): recommended s of each stage that takes one.
         default_guidance_scales (`dict[str, float]`, *optional*): recommended w of stages trained with label dropout.
+        default_timesteps (`dict[str, list[int]]`, *optional*):
+            Recommended time steps of stages for which evenly spread ones are not best, as `cdm search` finds them.
+            They go before the recommended number of steps.
+        settings (`dict[str, dict]`, *optional*):
+            Other recommendations by name, for `pipe(..., settings=name)`: of each name the arguments that differ from
+            the defaults, `{"calibrated": {"num_inference_steps": {"super_res_2": 25}}}`.
 
     Raises:
         `ValueError`: stages are missing or do not fit together.
@@ -122,6 +135,8 @@ class CascadedDiffusionPipeline(PixelDiffusionPipeline):
         default_num_inference_steps: dict | None = None,
         default_augmentation_levels: dict | None = None,
         default_guidance_scales: dict | None = None,
+        default_timesteps: dict | None = None,
+        settings: dict | None = None,
     ):
         super().__init__()
         self.register_modules(
@@ -143,13 +158,15 @@ class CascadedDiffusionPipeline(PixelDiffusionPipeline):
             default_num_inference_steps=plain(default_num_inference_steps),
             default_augmentation_levels=plain(default_augmentation_levels),
             default_guidance_scales=plain(default_guidance_scales),
+            **added_to_config(default_timesteps=default_timesteps, settings=settings),
         )
         check_fit(self.stages)
         names = [stage.name for stage in self.stages]
         for default in DEFAULTS:
-            if self.config[default] is not None:
+            if self.config.get(default) is not None:
                 check_stage_names(default, self.config[default], names)
         self.stage_options()
+        self._check_settings(names)
 
     def __setattr__(self, name: str, value):
         if name in STAGE_PARTS:
@@ -204,7 +221,7 @@ class CascadedDiffusionPipeline(PixelDiffusionPipeline):
         if not isinstance(base, CascadedDiffusionPipeline):
             raise ValueError(f"`base` is a {type(base).__name__}; it must be a CascadedDiffusionPipeline.")
         parts = {name: part for name, part in base.components.items() if part is not None}
-        defaults = {default: dict(base.config[default] or {}) for default in DEFAULTS}
+        defaults = {default: dict(base.config.get(default) or {}) for default in DEFAULTS}
         id2label, source_resolution = base.config.id2label, base.config.source_resolution
         for number, pipe in enumerate(super_res, start=len(base.stages)):
             pipe = (
@@ -227,6 +244,7 @@ class CascadedDiffusionPipeline(PixelDiffusionPipeline):
             **parts,
             id2label=id2label,
             source_resolution=source_resolution,
+            settings=base.config.get("settings"),
             **{default: values or None for default, values in defaults.items()},
         )
         for before, stage in itertools.pairwise(cascade.stages):
@@ -253,7 +271,7 @@ class CascadedDiffusionPipeline(PixelDiffusionPipeline):
             raise ValueError(f"`name` is {name!r}; it must be one of the stages {list(stages)}.")
         if name == "base":
             return self.with_schedulers(last_stage="base")
-        stage, defaults = stages[name], StageOptions(*((self.config[default] or {}).get(name) for default in DEFAULTS))
+        stage, defaults = stages[name], StageOptions(*(values.get(name) for values in self._defaults()))
         return SuperResolutionPipeline(
             stage.unet,
             stage.scheduler,
@@ -270,7 +288,8 @@ class CascadedDiffusionPipeline(PixelDiffusionPipeline):
         last_stage: str | None = None,
     ) -> "CascadedDiffusionPipeline":
         r"""
-        A cascade of the same networks with other schedulers, cut off after a stage.
+        A cascade of the same networks with other schedulers, cut off after a stage. Recommended time steps of stages
+        that get another scheduler are left out: they were found for the one before.
 
         Args:
             scheduler (`str` or `dict[str, str]`, *optional*):
@@ -299,15 +318,16 @@ class CascadedDiffusionPipeline(PixelDiffusionPipeline):
             parts |= {f"{stage.name}_unet": stage.unet, f"{stage.name}_scheduler": solver}
             if stage.noising_scheduler is not None:
                 parts[f"{stage.name}_noising_scheduler"] = stage.noising_scheduler
-        defaults = {}
-        for default in DEFAULTS:
-            values = self.config[default]
-            defaults[default] = values and {s.name: values[s.name] for s in kept if s.name in values}
+        others = [
+            stage.name
+            for stage in kept
+            if stage.name in levels or solver_name(stage.scheduler) != solver_name(parts[f"{stage.name}_scheduler"])
+        ]
         return CascadedDiffusionPipeline(
             **parts,
             id2label=None if num_classes_of(kept) is None else self.config.id2label,
             source_resolution=self.config.source_resolution,
-            **defaults,
+            **self._recommendations([stage.name for stage in kept], others),
         )
 
     def stage_options(
@@ -315,25 +335,29 @@ class CascadedDiffusionPipeline(PixelDiffusionPipeline):
         num_inference_steps: int | dict[str, int] | None = None,
         augmentation_levels: dict[str, int] | None = None,
         guidance_scale: float | dict[str, float] | None = None,
-    ) -> dict[str, dict[str, int | float]]:
+        timesteps: Sequence[int] | dict[str, Sequence[int]] | None = None,
+        settings: str | None = None,
+    ) -> dict[str, dict[str, Any]]:
         r"""
         What a call with these arguments runs with, stage by stage: where none is given the config's default, as told
         in [`__call__`].
 
         Returns:
-            `dict`: these arguments, with a value for every stage (s: for every stage that takes one), so that
-            `pipe(..., **pipe.stage_options())` is `pipe(...)`.
+            `dict`: these arguments, with a value for every stage (s: for every stage that takes one; "timesteps": for
+            those that have some, or left out), so that `pipe(..., **pipe.stage_options())` is `pipe(...)`.
 
         Raises:
             `ValueError`: a stage is unknown, or a number is out of range or not for its stage.
         """
-        options = self._options(self.stages, num_inference_steps, augmentation_levels, guidance_scale)
+        given = num_inference_steps, augmentation_levels, guidance_scale, timesteps
+        options = self._options(self.stages, *given, settings)
         levels = {name: of_stage.augmentation_level for name, of_stage in options.items()}
+        times = {name: of_stage.timesteps for name, of_stage in options.items() if of_stage.timesteps is not None}
         return {
             "num_inference_steps": {name: of_stage.num_inference_steps for name, of_stage in options.items()},
             "augmentation_levels": {name: level for name, level in levels.items() if level is not None},
             "guidance_scale": {name: of_stage.guidance_scale for name, of_stage in options.items()},
-        }
+        } | ({"timesteps": times} if times else {})
 
     def evaluations(
         self,
@@ -342,6 +366,8 @@ class CascadedDiffusionPipeline(PixelDiffusionPipeline):
         guidance_scale: float | dict[str, float] | None = None,
         truncated: bool = False,
         restart_timestep: int | None = None,
+        timesteps: Sequence[int] | dict[str, Sequence[int]] | None = None,
+        settings: str | None = None,
     ) -> dict[str, int]:
         r"""
         How often a call with these arguments, told of in [`__call__`], calls the network of each stage for an image;
@@ -350,7 +376,8 @@ class CascadedDiffusionPipeline(PixelDiffusionPipeline):
         Raises:
             `ValueError`: the call would refuse the arguments.
         """
-        options = self._options(self.stages, num_inference_steps, augmentation_levels, guidance_scale)
+        given = num_inference_steps, augmentation_levels, guidance_scale, timesteps
+        options = self._options(self.stages, *given, settings)
         runs = self._runs(self.stages, options, truncated, restart_timestep, torch.device("cpu"))
         return {run.stage.name: run.evaluations for run in runs}
 
@@ -361,7 +388,9 @@ class CascadedDiffusionPipeline(PixelDiffusionPipeline):
         *,
         num_images_per_label: int = 1,
         batch_size: int | None = None,
+        settings: str | None = None,
         num_inference_steps: int | dict[str, int] | None = None,
+        timesteps: Sequence[int] | dict[str, Sequence[int]] | None = None,
         augmentation_levels: dict[str, int] | None = None,
         truncated: bool = False,
         restart_timestep: int | None = None,
@@ -384,9 +413,15 @@ class CascadedDiffusionPipeline(PixelDiffusionPipeline):
             num_images_per_label (`int`, defaults to 1):
                 Images of each label; all those of the first label come first.
             batch_size (`int`, *optional*): how many images an unconditional cascade makes; 1 by default.
+            settings (`str`, *optional*):
+                A name of `config.settings`, whose steps, s and w then take the places of the config's defaults.
             num_inference_steps (`int` or `dict[str, int]`, *optional*):
-                Steps of all stages or of each, 1..T. Where none are given the config's, else T for
-                CascadedDDPMScheduler and 100 for others; Diffusers' schedulers take at most 100 and T/2 by default.
+                Steps of all stages or of each, 1..T, spread as the scheduler does. Where none are given the config's,
+                else T for CascadedDDPMScheduler and 100 for others; Diffusers' schedulers take at most 100 and T/2 by
+                default.
+            timesteps (`list[int]` or `dict[str, list[int]]`, *optional*):
+                Instead of a number of steps the time steps themselves, indices t - 1 in 0..T-1 from high to low, of
+                all stages or of each. Where neither is given the config's.
             augmentation_levels (`dict[str, int]`, *optional*):
                 s in 0..T of stages with Gaussian conditioning augmentation. Where none is given the config's, else 0.
             truncated (`bool`, defaults to `False`):
@@ -459,7 +494,8 @@ class CascadedDiffusionPipeline(PixelDiffusionPipeline):
         labels, low_res, count = batch_inputs(labels, low_res, batch_size, num_images_per_label, device)
         check_generator(generator, count)
         on_step_end = StepEnd(callback_on_step_end, callback_on_step_end_tensor_inputs, self._callback_tensor_inputs)
-        options = self._options(stages, num_inference_steps, augmentation_levels, guidance_scale)
+        given = num_inference_steps, augmentation_levels, guidance_scale, timesteps
+        options = self._options(stages, *given, settings)
         if consistency:
             self._check_consistency(stages, truncated)
         runs = self._runs(stages, options, truncated, restart_timestep, device)
@@ -506,8 +542,54 @@ class CascadedDiffusionPipeline(PixelDiffusionPipeline):
         low_res = image_to_tensor(image, self.base_unet.config.out_channels, sizes)
         return stages[1 + sizes.index(low_res.shape[-1]) :], low_res
 
+    def _recommendations(self, kept: list[str], others: list[str]) -> dict[str, Any]:
+        """Arguments of a cascade of the stages `kept`, of which `others` have solvers that time steps are not for."""
+
+        def part(argument: str, values: dict[str, Any] | None) -> dict[str, Any] | None:
+            names = [name for name in kept if name not in others or not argument.endswith("timesteps")]
+            return values and {name: values[name] for name in names if name in values}
+
+        settings = {
+            name: {argument: part(argument, values) for argument, values in named.items()}
+            for name, named in (self.config.get("settings") or {}).items()
+        }
+        return {default: part(default, self.config.get(default)) for default in DEFAULTS} | {
+            "settings": settings or None
+        }
+
+    def _defaults(self) -> list[dict[str, Any]]:
+        """The config's [`DEFAULTS`], each by stage."""
+        return [self.config.get(name) or {} for name in DEFAULTS]
+
+    def _named(self, settings: str | None) -> list[dict[str, Any]]:
+        """The [`ARGUMENTS`] that are called so, each by stage."""
+        named = self.config.get("settings") or {}
+        if settings is not None and settings not in named:
+            there_are = f"it must be one of {list(named)}" if named else "this pipeline has none by name: leave it out"
+            raise ValueError(f"`settings` is {settings!r}; {there_are}.")
+        return [{} if settings is None else named[settings].get(argument, {}) for argument in ARGUMENTS]
+
+    def _check_settings(self, names: list[str]):
+        settings = self.config.get("settings") or {}
+        if not isinstance(settings, Mapping) or not all(isinstance(named, Mapping) for named in settings.values()):
+            raise ValueError(
+                f"`settings` is {settings!r}; it must be a dict of names, with a dict of arguments for each."
+            )
+        for name, named in settings.items():
+            for argument, values in named.items():
+                if argument not in ARGUMENTS:
+                    raise ValueError(f"`settings` {name!r} has {argument!r}; it must be one of {ARGUMENTS}.")
+                check_stage_names(argument, values, names)
+            self.stage_options(**named)
+
     def _options(
-        self, stages: list[CascadeStage], num_inference_steps, augmentation_levels, guidance_scale
+        self,
+        stages: list[CascadeStage],
+        num_inference_steps=None,
+        augmentation_levels=None,
+        guidance_scale=None,
+        timesteps=None,
+        settings: str | None = None,
     ) -> dict[str, StageOptions]:
         """The options of those `stages` that run, resolved and checked; see [`stage_options`]."""
         names = [stage.name for stage in self.stages]
@@ -517,13 +599,15 @@ class CascadedDiffusionPipeline(PixelDiffusionPipeline):
             per_stage("num_inference_steps", num_inference_steps, names),
             per_stage("augmentation_levels", augmentation_levels, names),
             self._guidance_by_stage(guidance_scale, stages),
+            per_stage("timesteps", timesteps, names),
         ]
-        defaults = [self.config[name] or {} for name in DEFAULTS]
+        named = self._named(settings)
+
+        def of(stage: CascadeStage, values_by_stage: list[dict[str, Any]]) -> StageOptions:
+            return StageOptions(*(values.get(stage.name) for values in values_by_stage))
+
         return {
-            stage.name: stage.options(
-                StageOptions(*(values.get(stage.name) for values in given)),
-                StageOptions(*(values.get(stage.name) for values in defaults)),
-            )
+            stage.name: stage.options(of(stage, given), of(stage, named).before(of(stage, self._defaults())))
             for stage in stages
         }
 
@@ -579,7 +663,8 @@ class CascadedDiffusionPipeline(PixelDiffusionPipeline):
                 stop_at = options[following.name].augmentation_level
                 if isinstance(stage.scheduler, OWN_SCHEDULERS):
                     check_same_forward_process(stage, following)
-            grid = (stage.name, stage.unet, stage.scheduler, options[stage.name].num_inference_steps, device)
+            steps, timesteps = options[stage.name].num_inference_steps, options[stage.name].timesteps
+            grid = (stage.name, stage.unet, stage.scheduler, steps, device, timesteps)
             if restart_timestep is not None and stage.name == "base":
                 sampler, restart_sampler = make_sampler(*grid), make_sampler(*grid, stop_at, restart_timestep)
             else:

@@ -1,6 +1,6 @@
 """One super-resolution stage as a pipeline."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -23,7 +23,7 @@ from .inputs import (
     resolve_class_labels,
     tensor_to_images,
 )
-from .pipeline_base import PixelDiffusionPipeline, StepEnd
+from .pipeline_base import PixelDiffusionPipeline, StepEnd, added_to_config
 from .stages import CascadeStage, StageOptions
 
 
@@ -46,6 +46,7 @@ class SuperResolutionPipeline(PixelDiffusionPipeline):
         default_num_inference_steps (`int`, *optional*): recommended steps.
         default_augmentation_level (`int`, *optional*): recommended s.
         default_guidance_scale (`float`, *optional*): recommended w, for a network trained with label dropout.
+        default_timesteps (`list[int]`, *optional*): recommended time steps, which go before the number of steps.
 
     Raises:
         `ValueError`: the network takes no low-resolution image, or the parts contradict each other.
@@ -69,6 +70,7 @@ class SuperResolutionPipeline(PixelDiffusionPipeline):
         default_num_inference_steps: int | None = None,
         default_augmentation_level: int | None = None,
         default_guidance_scale: float | None = None,
+        default_timesteps: Sequence[int] | None = None,
     ):
         super().__init__()
         if unet.config.low_res_size is None:
@@ -80,6 +82,7 @@ class SuperResolutionPipeline(PixelDiffusionPipeline):
             default_num_inference_steps=plain(default_num_inference_steps),
             default_augmentation_level=plain(default_augmentation_level),
             default_guidance_scale=plain(default_guidance_scale),
+            **added_to_config(default_timesteps=default_timesteps),
         )
         if default_augmentation_level is not None:
             check_augmentation_level(self.stage.name, default_augmentation_level, noising_scheduler)
@@ -100,24 +103,29 @@ class SuperResolutionPipeline(PixelDiffusionPipeline):
         num_inference_steps: int | None = None,
         augmentation_level: int | None = None,
         guidance_scale: float | None = None,
-    ) -> dict[str, int | float | None]:
+        timesteps: Sequence[int] | None = None,
+    ) -> dict[str, Any]:
         r"""
         What a call with these arguments runs with: where none is given the config's default, as told in [`__call__`].
 
         Returns:
-            `dict`: these arguments, all of them set; s is None for a stage that takes none.
+            `dict`: these arguments, all of them set; s is None for a stage that takes none, and "timesteps" are left
+            out where it has none of its own.
 
         Raises:
             `ValueError`: an argument is out of range, or not for this stage.
         """
         if num_inference_steps is not None:
             check_count("`num_inference_steps`", num_inference_steps)
-        given = StageOptions(num_inference_steps, augmentation_level, guidance_scale)
-        return self.stage.options(given, self._default_options)._asdict()
+        given = StageOptions(num_inference_steps, augmentation_level, guidance_scale, timesteps)
+        options = self.stage.options(given, self._default_options)._asdict()
+        if options["timesteps"] is None:
+            del options["timesteps"]
+        return options
 
     @property
     def _default_options(self) -> StageOptions:
-        return StageOptions(**{option: self.config[f"default_{option}"] for option in StageOptions._fields})
+        return StageOptions(**{option: self.config.get(f"default_{option}") for option in StageOptions._fields})
 
     @torch.no_grad()
     def __call__(
@@ -128,6 +136,7 @@ class SuperResolutionPipeline(PixelDiffusionPipeline):
         num_images_per_label: int = 1,
         augmentation_level: int | None = None,
         num_inference_steps: int | None = None,
+        timesteps: Sequence[int] | None = None,
         guidance_scale: float | None = None,
         consistency: bool = False,
         generator: torch.Generator | list[torch.Generator] | None = None,
@@ -151,6 +160,9 @@ class SuperResolutionPipeline(PixelDiffusionPipeline):
             num_inference_steps (`int`, *optional*):
                 Steps, 1..T. By default the config's, else T for CascadedDDPMScheduler and 100 for others; Diffusers'
                 schedulers take at most 100 and T/2 by default.
+            timesteps (`list[int]`, *optional*):
+                Instead of a number of steps the time steps themselves, indices t - 1 in 0..T-1 from high to low. Where
+                neither is given the config's.
             guidance_scale (`float`, *optional*):
                 w of classifier-free guidance, for a network trained with label dropout; 1 is none. By default the
                 config's, else 1.
@@ -194,10 +206,13 @@ class SuperResolutionPipeline(PixelDiffusionPipeline):
         labels, low_res, batch_size = batch_inputs(labels, low_res, None, num_images_per_label, device)
         check_generator(generator, batch_size)
         on_step_end = StepEnd(callback_on_step_end, callback_on_step_end_tensor_inputs, self._callback_tensor_inputs)
-        options = StageOptions(**self.stage_options(num_inference_steps, augmentation_level, guidance_scale))
+        options = StageOptions(
+            **self.stage_options(num_inference_steps, augmentation_level, guidance_scale, timesteps)
+        )
         if consistency:
             stage.check_consistency()
-        sampler = make_sampler(stage.name, stage.unet, stage.scheduler, options.num_inference_steps, device)
+        steps = options.num_inference_steps
+        sampler = make_sampler(stage.name, stage.unet, stage.scheduler, steps, device, options.timesteps)
 
         # 2. noise the image, then sample
         self._interrupt = False

@@ -1,6 +1,7 @@
 """The samplers by name: this package's ancestral sampling, and those of Diffusers' schedulers that work here."""
 
 import inspect
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import diffusers
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
 OWN_SCHEDULERS = (CascadedDDPMScheduler, ContinuousDDPMScheduler)
 
 SOLVER_CLASSES = tuple(dict.fromkeys(getattr(diffusers, name) for name, _ in SOLVERS.values()))
+
+# Options of Diffusers' solvers by which noise levels are no training times
+LEVEL_SPACINGS = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "use_lu_lambdas")
 
 # lambda = log(alpha / sigma) at which Diffusers' solvers start
 LOWEST_LOG_SNR = -5.1
@@ -93,20 +97,22 @@ def with_inference_schedule(
 
 
 def solver_on_grid(
-    scheduler: SchedulerMixin, num_inference_steps: int
+    scheduler: SchedulerMixin, num_inference_steps: int, timesteps: Sequence[int] | None = None
 ) -> tuple[SchedulerMixin, torch.Tensor, torch.Tensor]:
     r"""
-    A fresh solver like `scheduler` that takes nothing but epsilon (IPNDM: v), with its grid laid out on the CPU.
+    A fresh solver like `scheduler` that takes nothing but epsilon (IPNDM: v), with its grid laid out on the CPU: as
+    it spreads `num_inference_steps`, or on as many training times `timesteps`, from high to low.
 
     Returns:
         `tuple`: the solver; and for each of its `timesteps` the training time i = t - 1 that the network is told,
         int64, and alpha_bar, float64.
 
     Raises:
-        `ValueError`: it cannot run so many steps, or its noise levels are not those of a diffusion process.
+        `ValueError`: it cannot run so many steps or not at these times, or its noise levels are not those of a
+            diffusion process.
     """
     if isinstance(scheduler, IPNDMScheduler):
-        return _ipndm_on_grid(scheduler, num_inference_steps)
+        return _ipndm_on_grid(scheduler, num_inference_steps, timesteps)
     kind = type(scheduler).__name__
     solver = _epsilon_solver(scheduler)
     num_levels = solver.config.num_train_timesteps
@@ -116,6 +122,8 @@ def solver_on_grid(
             "with signal left."
         )
     solver.set_timesteps(num_inference_steps, device="cpu")
+    if timesteps is not None:
+        _visit(solver, timesteps)
     if not hasattr(solver, "sigmas"):
         indices = solver.timesteps.round().long()
         alphas_cumprod = solver.alphas_cumprod[indices].double()
@@ -160,13 +168,37 @@ def _epsilon_solver(scheduler: SchedulerMixin) -> SchedulerMixin:
     return type(scheduler)(**arguments)
 
 
+def _visit(solver: SchedulerMixin, timesteps: Sequence[int]):
+    """Replaces the grid of a solver by other times, also of those whose `set_timesteps` takes no times."""
+    kind, num_levels = type(solver).__name__, solver.config.num_train_timesteps
+    spacing = next((option for option in LEVEL_SPACINGS if solver.config.get(option)), None)
+    if spacing is not None:
+        raise ValueError(
+            f"`timesteps` are given, but `{spacing}` is True, by which {kind} chooses its noise levels itself: leave "
+            "one of them out."
+        )
+    if timesteps[0] >= num_levels:
+        raise ValueError(
+            f"`timesteps` begin at {timesteps[0]}; with {kind} they must be below {num_levels}, the training steps "
+            "with signal left."
+        )
+    if "timesteps" in inspect.signature(solver.set_timesteps).parameters:
+        solver.set_timesteps(timesteps=list(timesteps), device="cpu")
+        return
+    indices = torch.tensor(timesteps)
+    solver.timesteps = indices.to(solver.timesteps.dtype)
+    if hasattr(solver, "sigmas"):
+        alphas_cumprod = solver.alphas_cumprod[indices].double()
+        solver.sigmas = torch.cat([((1 - alphas_cumprod) / alphas_cumprod).sqrt().float(), solver.sigmas[-1:]])
+
+
 def _ipndm_on_grid(
-    scheduler: IPNDMScheduler, num_inference_steps: int
+    scheduler: IPNDMScheduler, num_inference_steps: int, timesteps: Sequence[int] | None
 ) -> tuple[IPNDMScheduler, torch.Tensor, torch.Tensor]:
     """On the times of DDIM, since Diffusers' scheduler knows one process only; its "betas" are sqrt(1 - alpha_bar)."""
     count = scheduler.config.num_train_timesteps
     ddim = DDIMScheduler.from_config(scheduler.config, num_train_timesteps=count)
-    _, indices, alphas_cumprod = solver_on_grid(ddim, num_inference_steps)
+    _, indices, alphas_cumprod = solver_on_grid(ddim, num_inference_steps, timesteps)
     solver = IPNDMScheduler(num_inference_steps, trained_betas=[*(1 - alphas_cumprod).sqrt().tolist(), 0.0])
     solver.set_begin_index(0)
     return solver, indices, alphas_cumprod

@@ -1,5 +1,6 @@
 """Stages of a cascade, and the options that each takes."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
@@ -10,7 +11,7 @@ from diffusers import SchedulerMixin
 from ..diffusion import held_to
 from ..models import CascadedUNet2DModel
 from ..schedulers import CascadedDDPMScheduler, ContinuousDDPMScheduler
-from ..schedulers.ancestral import MOST_STEPS
+from ..schedulers.ancestral import MOST_STEPS, check_timesteps
 from .denoising import Denoiser
 from .inputs import check_augmentation_level, check_count, check_guidance_scale
 from .solvers import OWN_SCHEDULERS
@@ -28,11 +29,21 @@ def noise_rule(stages: "list[CascadeStage]", augmentation_levels: dict[str, int]
 
 
 class StageOptions(NamedTuple):
-    """How a stage is sampled: number of steps, s, and w of guidance. None is the default, and s of stages without."""
+    """
+    How a stage is sampled: number of steps, s, w of guidance, and its time steps where they are not spread evenly.
+    None is the default, and s of stages without.
+    """
 
     num_inference_steps: int | None = None
     augmentation_level: int | None = None
     guidance_scale: float | None = None
+    timesteps: Sequence[int] | None = None
+
+    def before(self, others: "StageOptions") -> "StageOptions":
+        """These where there are any, else `others`; a number of steps and time steps stand for each other."""
+        if self.num_inference_steps is not None or self.timesteps is not None:
+            others = others._replace(num_inference_steps=None, timesteps=None)
+        return StageOptions(*(other if one is None else one for one, other in zip(self, others, strict=True)))
 
 
 @dataclass(frozen=True)
@@ -78,13 +89,20 @@ class CascadeStage:
 
     def options(self, given: StageOptions, default: StageOptions) -> StageOptions:
         """
-        What was given, else the default, else [`default_num_inference_steps`], s = 0 and no guidance.
+        What was given, else the default, else [`default_num_inference_steps`], s = 0 and no guidance. A number of
+        steps alone is spread evenly, whatever time steps are the default.
 
         Raises:
-            ValueError: a number is out of range, or the stage takes no s or no guidance.
+            ValueError: a number is out of range, numbers of steps contradict each other, or the stage takes no s or no
+                guidance.
         """
         self._check_default(default)
-        steps, level, scale = given
+        steps, level, scale, timesteps = given
+        if steps is timesteps is None:
+            timesteps = default.timesteps
+        if timesteps is not None:
+            timesteps = self._checked_timesteps(steps, timesteps)
+            steps = len(timesteps)
         if steps is None:
             steps = self.default_num_inference_steps(default.num_inference_steps)
         if level is None and self.noising_scheduler is not None:
@@ -95,7 +113,17 @@ class CascadeStage:
             check_count(f"`num_inference_steps` of stage `{self.name}`", steps, highest=MOST_STEPS),
             check_augmentation_level(self.name, level, self.noising_scheduler),
             check_guidance_scale(self.name, scale, self.unet),
+            timesteps,
         )
+
+    def _checked_timesteps(self, steps: int | None, timesteps: Sequence[int]) -> list[int]:
+        what, count = f"`timesteps` of stage `{self.name}`", self.scheduler.config.num_train_timesteps
+        timesteps = check_timesteps(what, timesteps, count)
+        if steps not in (None, len(timesteps)):
+            raise ValueError(
+                f"{what} are {len(timesteps)}, but `num_inference_steps` is {steps}: leave one of them out."
+            )
+        return timesteps
 
     def denoiser(
         self,

@@ -1,7 +1,8 @@
 """What both schedulers share: the forward process, and ancestral sampling along any grid of its noise levels."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -139,6 +140,17 @@ class AncestralScheduler(SchedulerMixin, ConfigMixin):
         positions[timesteps] = torch.arange(len(timesteps))
         self._positions = positions.to(device)
 
+    def _checked_choice(
+        self, num_inference_steps: int | None, timesteps: Sequence[int] | None
+    ) -> tuple[int | None, list[int] | None]:
+        """A number of steps, and the times of the training schedule that it counts, if these are given instead."""
+        if timesteps is None:
+            return num_inference_steps, None
+        if num_inference_steps is not None:
+            raise ValueError("`num_inference_steps` and `timesteps` were both given; it must be one of them.")
+        timesteps = check_timesteps("`timesteps`", timesteps, len(self.table))
+        return len(timesteps), timesteps
+
     def _checked_grid(
         self, num_inference_steps: int, stop_at: int, start_at: int | None
     ) -> tuple[int, int, int | None]:
@@ -217,23 +229,34 @@ class AncestralScheduler(SchedulerMixin, ConfigMixin):
                 f"`variance_type={self.config.variance_type!r}` needs {2 * channels if learns_variance else channels}."
             )
 
-        # 1. mean and variance of p(x_{t-1} | x_t)
         prediction, raw_variance = model_output[:, :channels], model_output[:, channels:]
-        table = self.inference_table
-        x_0, mean, log_variance = self.reverse_moments(table, position, sample, prediction, raw_variance)
-
-        # 2. noise, but none at the clean end
-        noise = randn_tensor(sample.shape, generator=generator, device=sample.device, dtype=dtype)
-        prev_sample = mean + table.noise_factor(position) * (0.5 * log_variance).exp() * noise
-
+        prev_sample, x_0 = self.reverse_step(position, sample, prediction, raw_variance, generator)
         if not return_dict:
             return prev_sample, x_0
         return DDPMSchedulerOutput(prev_sample=prev_sample, pred_original_sample=x_0)
 
+    def reverse_step(
+        self,
+        position: int | torch.Tensor,
+        x_t: torch.Tensor,
+        prediction: torch.Tensor,
+        raw_variance: torch.Tensor,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """
+        x_{t-1} ~ p_theta(x_{t-1} | x_t) and the limited x_0, of arguments as [`reverse_moments`] takes them and
+        without checks: what [`step`] does, once it has found the `position` of its `timestep` on the grid.
+        """
+        table = self.inference_table
+        x_0, mean, log_variance = self.reverse_moments(table, position, x_t, prediction, raw_variance)
+        noise = randn_tensor(x_t.shape, generator=generator, device=x_t.device, dtype=x_t.dtype)
+        deviation = table.noise_factor(position, x_t.device) * (0.5 * log_variance).exp()  # 0 at the clean end
+        return mean + deviation * noise, x_0
+
     def reverse_moments(
         self,
         table: DiffusionTable,
-        position: torch.Tensor,
+        position: int | torch.Tensor,
         x_t: torch.Tensor,
         prediction: torch.Tensor,
         raw_variance: torch.Tensor,
@@ -243,7 +266,8 @@ class AncestralScheduler(SchedulerMixin, ConfigMixin):
 
         Args:
             table ([`DiffusionTable`]): of the grid.
-            position (`torch.Tensor` of shape `()` or `(B,)`): of t on the grid; the step to its clean end is 0.
+            position (`int`, or `torch.Tensor` of shape `()` or `(B,)`):
+                Of t on the grid; the step to its clean end is 0.
             x_t, prediction (`torch.Tensor` of shape `(B, C, H, W)`): the network's input and what it predicts.
             raw_variance (`torch.Tensor`): its raw variance, like x_t where that is learned; else not used.
         """
@@ -253,9 +277,9 @@ class AncestralScheduler(SchedulerMixin, ConfigMixin):
         if self.config.variance_type == "learned_range":
             log_variance = table.learned_range_log_variance(raw_variance, position)
         elif self.config.variance_type == "fixed_large":
-            log_variance = table.log_beta(position)
+            log_variance = table.log_beta(position, x_t.device)
         else:
-            log_variance = table.posterior_log_variance(position)
+            log_variance = table.posterior_log_variance(position, x_t.device)
         return x_0, table.posterior_mean(x_0, x_t, position), log_variance
 
     def _position(self, timestep: int | torch.Tensor, batch_size: int) -> torch.Tensor:
@@ -309,6 +333,21 @@ class AncestralScheduler(SchedulerMixin, ConfigMixin):
         """The v target at indices `timesteps`, with Diffusers' signature."""
         alpha, sigma = self.table.signal_and_noise(timesteps + 1, sample.device)
         return prediction_for("v_prediction").target(sample, noise, alpha, sigma)
+
+
+def check_timesteps(name: str, timesteps: Sequence[int], count: int) -> list[int]:
+    """
+    `timesteps` as a list, for what `name` says of them.
+
+    Raises:
+        ValueError: they are no integers in 0..count - 1 that fall.
+    """
+    values = timesteps.tolist() if isinstance(timesteps, (torch.Tensor, np.ndarray)) else plain(timesteps)
+    are_indices = isinstance(values, (list, tuple, range)) and all(type(value) is int for value in values)
+    falls = are_indices and len(values) > 0 and all(one > next_one for one, next_one in pairwise(values))
+    if not falls or values[0] >= count or values[-1] < 0:
+        raise ValueError(f"{name} is {timesteps!r}; it must be a list of indices in 0..{count - 1}, from high to low.")
+    return list(values)
 
 
 def _check_steps(name: str, value: int):

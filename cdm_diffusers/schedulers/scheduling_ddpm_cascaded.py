@@ -2,14 +2,11 @@
 
 from collections.abc import Sequence
 from functools import partial
-from itertools import pairwise
 
-import numpy as np
 import torch
 from diffusers.configuration_utils import register_to_config
 
 from ..draws import draw
-from ..plain import plain
 from .ancestral import AncestralScheduler, TrainingTimes
 
 
@@ -101,11 +98,7 @@ class CascadedDDPMScheduler(AncestralScheduler):
                 restart (Section 4.2). T by default.
             timesteps (`list[int]`, *optional*): indices t - 1 in 0..T-1, from high to low.
         """
-        if timesteps is not None:
-            if num_inference_steps is not None:
-                raise ValueError("`num_inference_steps` and `timesteps` were both given; it must be one of them.")
-            timesteps = self._checked_timesteps(timesteps)
-            num_inference_steps = len(timesteps)
+        num_inference_steps, timesteps = self._checked_choice(num_inference_steps, timesteps)
         num_inference_steps, stop_at, start_at = self._checked_grid(num_inference_steps, stop_at, start_at)
         self.num_inference_steps = num_inference_steps
         grid = self._linspace(num_inference_steps) if timesteps is None else torch.tensor(timesteps[::-1])
@@ -113,17 +106,6 @@ class CascadedDDPMScheduler(AncestralScheduler):
             grid = torch.cat([grid[grid + 1 < start_at], torch.tensor([start_at - 1])])
         grid = grid[grid + 1 > stop_at]
         self._set_grid(grid, self.table.respace(grid, start=float(self.table.alpha_bar(stop_at))), device)
-
-    def _checked_timesteps(self, timesteps: Sequence[int]) -> list[int]:
-        values = timesteps.tolist() if isinstance(timesteps, (torch.Tensor, np.ndarray)) else plain(timesteps)
-        are_indices = isinstance(values, (list, tuple, range)) and all(type(value) is int for value in values)
-        falls = are_indices and len(values) > 0 and all(one > next_one for one, next_one in pairwise(values))
-        if not falls or values[0] >= len(self.table) or values[-1] < 0:
-            raise ValueError(
-                f"`timesteps` is {timesteps!r}; it must be a list of indices in 0..{len(self.table) - 1}, from high "
-                "to low."
-            )
-        return list(values)
 
     def draw_training_times(
         self,

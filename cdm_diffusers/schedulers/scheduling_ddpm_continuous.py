@@ -1,5 +1,6 @@
 """The scheduler of stages that are told a noise level."""
 
+from collections.abc import Sequence
 from functools import partial
 
 import torch
@@ -77,26 +78,35 @@ class ContinuousDDPMScheduler(AncestralScheduler):
 
     def set_timesteps(
         self,
-        num_inference_steps: int,
+        num_inference_steps: int | None = None,
         device: torch.device | str | None = None,
         stop_at: int = 0,
         start_at: int | None = None,
+        timesteps: Sequence[int] | None = None,
     ):
         r"""
-        Lays out `num_inference_steps` noise levels and keeps those between `stop_at` and `start_at`.
+        Lays out `num_inference_steps` noise levels, or those of `timesteps`, and keeps those between `stop_at` and
+        `start_at`.
 
-        `timesteps` then counts the levels, n-1..0; the levels themselves are in `inference_table`.
+        The attribute `timesteps` then counts the levels, n-1..0; the levels themselves are in `inference_table`.
 
         Args:
-            num_inference_steps (`int`):
-                Steps of the whole grid; at most T, unless the config names an inference schedule.
+            num_inference_steps (`int`, *optional*):
+                Steps of the whole grid; at most T, unless the config names an inference schedule. Not with
+                `timesteps`.
             device (`torch.device` or `str`, *optional*): where `timesteps` and the step's tables go.
             stop_at (`int`, defaults to 0), start_at (`int`, *optional*):
                 Times of the training schedule in 0..T between which sampling runs, as in [`CascadedDDPMScheduler`].
+            timesteps (`list[int]`, *optional*):
+                Indices t - 1 of the training schedule in 0..T-1, from high to low, whatever the inference schedule.
         """
+        num_inference_steps, timesteps = self._checked_choice(num_inference_steps, timesteps)
         num_inference_steps, stop_at, start_at = self._checked_grid(num_inference_steps, stop_at, start_at)
         self.num_inference_steps = num_inference_steps
-        levels = self._inference_levels(num_inference_steps)
+        if timesteps is None:
+            levels = self._inference_levels(num_inference_steps)
+        else:
+            levels = self.table.alphas_cumprod[torch.tensor(timesteps[::-1])]
         if start_at is not None:
             first = self.table.alpha_bar(start_at)
             levels = torch.cat([levels[levels > first], first[None]])

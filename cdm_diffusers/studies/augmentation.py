@@ -12,7 +12,7 @@ import torch
 from diffusers.utils import logging
 from torch.utils.data import Dataset
 
-from ..data.averages import AreaAverages
+from ..data.averages import averaged_to
 from ..data.image_sets import load_image_set
 from ..data.memory import ImageSubset
 from ..evaluation.features import load_extractor
@@ -173,11 +173,7 @@ class Sweep:
     def real_images(self, row: Row) -> dict[str, Dataset]:
         """Of both splits, at the size of the row's samples."""
         cascade = self.study.stages.cascade(row.arm.stages, self.study.training_seeds(row.arm)[0])
-        size, images = cascade.stages[-1].unet.config.sample_size, self.study.real_images()
-        return {
-            split: dataset if dataset[0]["image"].shape[-1] == size else AreaAverages(dataset, size)
-            for split, dataset in images.items()
-        }
+        return averaged_to(self.study.real_images(), cascade.stages[-1].unet.config.sample_size)
 
     def draw(self, images: Dataset, cache_dir: str) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Features and labels of as many real images as there are samples in a row, or of all, if fewer."""

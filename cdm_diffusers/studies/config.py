@@ -37,6 +37,8 @@ def _check_not_empty(values: list, info: ValidationInfo) -> list:
 
 Seeds = Annotated[list[NonNegativeInt], AfterValidator(_check_not_empty)]
 Conditioning = Literal["generated", "train", "eval"]
+TimeSteps = Literal["even", "gits"]
+MEMBERS = 8  # samples of an input, for the CRPS
 InferenceSchedule = tuple[float, float] | Literal["squaredcos_cap_v2"]
 
 
@@ -115,6 +117,10 @@ class Setting:
     """How the searched stage is sampled; what is None is the pipeline's own."""
 
     num_inference_steps: PositiveInt | None = option("Steps of its untruncated grid.", None)
+    timesteps: TimeSteps | list[NonNegativeInt] | None = option(
+        '"even": as the solver spreads them; "gits": found on a few trajectories; or indices t - 1 from high to low.',
+        None,
+    )
     augmentation_level: NonNegativeInt | None = option("s of its low-resolution input.", None)
     truncated: bool = option("Whether the stage before stops at s, instead of being noised to it.", False)
     conditioning: Conditioning = option(
@@ -131,6 +137,11 @@ class Setting:
             raise ValueError(
                 f"`truncated` with `conditioning` {self.conditioning!r}: real images come from no truncated process."
             )
+        if isinstance(self.timesteps, list) and self.num_inference_steps not in (None, len(self.timesteps)):
+            raise ValueError(
+                f"`timesteps` are {len(self.timesteps)}, `num_inference_steps` is {self.num_inference_steps}: leave "
+                "one of them out."
+            )
 
     def as_dict(self) -> dict[str, Any]:
         """JSON, without what does not apply."""
@@ -144,6 +155,7 @@ class Setting:
         """Arguments of [`SampleConfig`]; what is None is left out."""
         per_stage = {
             "num_inference_steps": self.num_inference_steps,
+            "timesteps": self.timesteps if isinstance(self.timesteps, list) else None,
             "augmentation_levels": self.augmentation_level,
             "scheduler": self.scheduler,
             "inference_schedules": self.inference_schedule,
@@ -181,6 +193,11 @@ class SearchConfig(LabelledDataOptions):
         None,
     )
     num_inference_steps: list[PositiveInt] | None = option("Steps of the stage.", None)
+    timesteps: list[TimeSteps] | None = option(
+        '"even": steps as the solver spreads them (the default); "gits": where a few trajectories of the stage, '
+        "followed first, bend most.",
+        None,
+    )
     augmentation_levels: list[NonNegativeInt] | None = option("s of the stage.", None)
     truncated: list[bool] | None = option("false: z_0 is noised to s; true: the stage before stops at s.", None)
     conditionings: list[Conditioning] | None = option(
@@ -206,15 +223,27 @@ class SearchConfig(LabelledDataOptions):
         "is one.",
         None,
     )
+    select: Literal["distance", "recognition", "crps"] = option(
+        "What the best setting is best in: distance from real images; the share recognised by a classifier; or, of a "
+        "super-resolution stage, the CRPS of several samples of each of some real inputs, beside which their spread "
+        "over their error is measured (1: they differ by as much as they err).",
+        "distance",
+    )
     select_split: str | None = option(
-        "The split by whose distance the best setting is selected; the other one's is reported. Default: the training "
-        "split.",
+        "The split by whose distance the best setting is selected, or from whose images the inputs of --select crps "
+        "come; the other one's distance is reported. Default: the training split.",
         None,
     )
+    ensemble_images: TwoOrMore = option(f"Inputs of --select crps, {MEMBERS} samples of each.", 100)
     max_evaluations: PositiveInt | None = option(
         "Select among settings of at most this many evaluations of the stage's network.", None
     )
-    write_best: bool = option("Write the best setting into the pipeline's folder.", False)
+    write_best: bool = option("Write the best setting into the pipeline's folder, as its default.", False)
+    write_as: str | None = option(
+        "Write the best setting into the pipeline's folder for those who ask for these settings by name: "
+        "`pipe(..., settings=NAME)`.",
+        None,
+    )
     keep_samples: bool = option("Keep the samples of every setting.", False)
     dtype: Literal["float32", "bf16", "fp16"] = option("Type of the networks' weights.", "float32")
     cache_dir: str = option("Folder for statistics of real images.", CACHE_DIR)
@@ -226,8 +255,11 @@ class SearchConfig(LabelledDataOptions):
         self.select_split = self.select_split or self.dataset_split
         if self.select_split not in splits:
             raise ValueError(f"`select_split` is {self.select_split!r}; it must be one of {splits}.")
-        if self.write_best and not Path(self.pipeline).is_dir():
-            raise ValueError(f"`pipeline` is {self.pipeline!r}; with `write_best` it must be a folder.")
+        if self.write_best and self.write_as is not None:
+            raise ValueError(f"`write_as` is {self.write_as!r}, and `write_best` is True: give one of them.")
+        for name in ("write_best", "write_as"):
+            if getattr(self, name) and not Path(self.pipeline).is_dir():
+                raise ValueError(f"`pipeline` is {self.pipeline!r}; with `{name}` it must be a folder.")
         self.settings()
 
     def settings(self) -> list[Setting]:
@@ -239,6 +271,7 @@ class SearchConfig(LabelledDataOptions):
         """
         options = {
             "num_inference_steps": self.num_inference_steps,
+            "timesteps": self.timesteps,
             "augmentation_level": self.augmentation_levels,
             "truncated": self.truncated,
             "conditioning": self.conditionings,

@@ -29,11 +29,12 @@ from ..evaluation.config import ClassificationAccuracyConfig, EvaluateConfig, Sa
 from ..evaluation.evaluate import evaluate
 from ..evaluation.features import load_extractor
 from ..evaluation.likelihood import load_pipeline
-from ..evaluation.records import digest, fingerprint, provenance
+from ..evaluation.records import digest, provenance
 from ..evaluation.sample import DTYPES, how_to_go_on, sample
 from ..evaluation.sample_store import LowResImages, SampleStore, store_real_images
 from ..files import write_json
 from ..pipelines import CascadedDiffusionPipeline, SuperResolutionPipeline
+from ..pipelines.fingerprints import fingerprint
 from ..pipelines.loading import Pipeline, load_without_weights
 from ..pipelines.stages import noise_rule, num_classes_of
 from ..presets import StagePreset, get_preset
@@ -99,25 +100,29 @@ def checked(config: ReproduceConfig) -> tuple[Experiment, "Study"]:
     Raises:
         ValueError: as [`Study.check`].
     """
-    settings = read_settings(config)
-    study, experiment = Study(settings, Path(config.output_dir or "")), settings.experiment(config.name)
+    experiment, study = opened(config)
     study.check(config.name, experiment)
     return experiment, study
 
 
+def opened(config: ReproduceConfig) -> tuple[Experiment, "Study"]:
+    """[`checked`], still to be checked."""
+    settings = read_settings(config)
+    experiment = settings.experiment(config.name)
+    return experiment, Study(settings, Path(config.output_dir or ""))
+
+
 def reproduce_one(config: ReproduceConfig) -> dict[str, Any]:
     """[`reproduce`] of one experiment."""
-    settings, output_dir = read_settings(config), Path(config.output_dir)
-    experiment = settings.experiment(config.name)
-    study = Study(settings, output_dir)
-    state, task = study.state, f"the experiment {config.name}"
+    experiment, study = opened(config)
+    state, output_dir, task = study.state, Path(config.output_dir), f"the experiment {config.name}"
     with ending_together(state, lambda: how_to_go_on(output_dir)), held_by_main(state, output_dir, task):
         study.check(config.name, experiment)
         study.figures.measured_with  # noqa: B018 - fails here, and not after training, where something is missing
         report = {
             "name": config.name,
             "title": experiment.title,
-            "settings": settings.given,
+            "settings": study.settings.given,
             **provenance("torch", "diffusers", "numpy"),
         }
         if isinstance(experiment, AugmentationExperiment):

@@ -7,6 +7,7 @@ appended to `results.jsonl`; a search that was stopped goes on where it was.
 """
 
 import dataclasses
+import functools
 import itertools
 import json
 import shutil
@@ -18,34 +19,38 @@ import torch
 from accelerate import PartialState
 from torch.utils.data import DataLoader, Dataset
 
-from ..data.averages import AreaAverages
+from ..data.averages import averaged_to
 from ..data.config import DataConfig
 from ..data.image_sets import load_image_set
 from ..data.labels import check_same_classes
 from ..data.memory import ImageData
 from ..data.splits import open_split, open_splits
-from ..data.transforms import to_float
+from ..data.transforms import area_resize, to_float, to_unit
 from ..evaluation.batches import joined, run_over
 from ..evaluation.classifier import Classifier
 from ..evaluation.config import SampleConfig
+from ..evaluation.ensembles import crps, squared_spread_and_error
 from ..evaluation.features import ClassifierExtractor, extract, load_extractor
 from ..evaluation.metrics import FeatureStatistics, frechet_distance
-from ..evaluation.records import check_same_settings, digest, fingerprint, provenance, weights_fingerprint
+from ..evaluation.records import check_same_settings, digest, provenance
 from ..evaluation.references import real_distance, reference_statistics
 from ..evaluation.sample import DTYPES, all_labels, call_options, how_to_go_on, sample
-from ..evaluation.sample_store import RESULTS_NAME, store_real_images
-from ..evaluation.seeded_sampling import check_call
+from ..evaluation.sample_store import RESULTS_NAME, LowResImages, drawn_images, store_real_images
+from ..evaluation.seeded_sampling import check_call, draw_images, image_generator
 from ..files import read_json, reveal, temporary_name, write_json
 from ..pipelines import CascadedDiffusionPipeline
+from ..pipelines.fingerprints import fingerprint, weights_fingerprint
 from ..pipelines.solvers import solver_name
-from ..pipelines.stages import NOISE_RULE, num_classes_of
+from ..pipelines.stages import NOISE_RULE, StageOptions, num_classes_of
 from ..processes import ending_together, from_main, held_by_main, open_state
-from .config import SearchConfig, Setting
+from .config import MEMBERS, SearchConfig, Setting
 from .search_report import compared_setting, outlook_of, summarise, write_best, write_report
+from .time_steps import find_timesteps, fine_grid, follow
 
 
 SEARCH_NAME = "search.json"
 LINES_NAME = "results.jsonl"
+TIMESTEPS_NAME = "timesteps.json"
 
 # Names of solvers that once meant something else, and what they mean now; results that do not say so mean the former.
 SOLVER_RULES = {"heun": "with Karras's levels"}
@@ -71,6 +76,7 @@ def search(config: SearchConfig) -> list[dict[str, Any]]:
 def search_alone(config: SearchConfig, state: PartialState) -> list[dict[str, Any]]:
     """[`search`] in a folder that no other one has."""
     run = Search(config, state)
+    run.find_time_steps()
     todo = [(seed, setting) for seed in config.seeds for setting in run.settings]
     todo = from_main(lambda: [(seed, setting) for seed, setting in todo if run.find(seed, setting) is None])
     if old := len(run.lines()) - len(run.results()):
@@ -82,15 +88,16 @@ def search_alone(config: SearchConfig, state: PartialState) -> list[dict[str, An
         state.print(f"{number} of {len(todo)}: seed {seed}, {setting.as_dict()}")
         run.sample_and_measure(seed, setting)
     state.wait_for_everyone()
-    select_split, limit = config.select_split, config.max_evaluations
-    rows = summarise(run.results(), run.stage, config.seeds, select_split, limit, only_storable=config.write_best)
+    select_split, limit, select = config.select_split, config.max_evaluations, config.select
+    is_written = config.write_best or config.write_as is not None
+    rows = summarise(run.results(), run.stage, config.seeds, select_split, limit, is_written, select)
     real_distances = run.real_distances()
     if state.is_main_process:
         outlook = outlook_of(rows, config.dataset_split)
-        write_report(rows, real_distances, run.description, run.folder, select_split, limit, outlook)
-        if config.write_best:
-            about = {"selected_by": select_split, "output_dir": config.output_dir}
-            write_best(rows, run.pipeline, run.stage, Path(config.pipeline), about)
+        write_report(rows, real_distances, run.description, run.folder, select_split, limit, outlook, select)
+        if is_written:
+            about = {"selected_by": select_split, "select": select, "output_dir": config.output_dir}
+            write_best(rows, run.pipeline, run.stage, Path(config.pipeline), about, config.write_as)
     state.wait_for_everyone()
     return rows
 
@@ -125,6 +132,7 @@ class Search:
         with state.main_process_first():  # it may download
             self.extractor = load_extractor(config.extractor, state.device)
         self.classifier = self.open_classifier()
+        self.check_selection()
         self.data = self.open_splits()
         self.inputs = dict(self.data)  # real images that stand in for generated ones
         if config.real_inputs and self.before:
@@ -174,6 +182,9 @@ class Search:
                 raise ValueError(
                     "the base has no conditioning: `truncated`, `consistency` and `conditioning` are not for it."
                 )
+            if setting.timesteps == "gits":  # any that the solver must take
+                times = fine_grid(self.pipeline.stages[self.position].scheduler.alphas_cumprod)
+                setting = dataclasses.replace(setting, timesteps=times[-setting.num_inference_steps :])
             config, first_stage = self.sample_config(0, setting), self.first_stage(setting)
             pipeline = self.pipeline.with_schedulers(config.scheduler, config.inference_schedules, config.last_stage)
             low_res = None
@@ -212,11 +223,24 @@ class Search:
         data = open_splits(self.data_config(is_labelled), config.eval_split, id2label=id2label)
         return dict(zip((config.dataset_split, config.eval_split), data, strict=True))
 
-    def data_config(self, is_labelled: bool) -> DataConfig:
-        """The training split."""
+    def check_selection(self) -> None:
+        """
+        Raises:
+            ValueError: what shall select is not measured of these settings.
+        """
+        select = self.config.select
+        if select == "recognition" and self.classifier is None:
+            raise ValueError("`select` is 'recognition', but there is no classifier: give --classifier.")
+        if select == "crps" and not self.before:
+            raise ValueError("`select` is 'crps', but the base has no input, of which there could be several samples.")
+        if select == "crps" and any(setting.truncated for setting in self.settings):
+            raise ValueError("`select` is 'crps', which starts from real images: `truncated` is not for it.")
+
+    def data_config(self, is_labelled: bool, split: str | None = None) -> DataConfig:
+        """A split, by default the training one."""
         stages = self.pipeline.stages
         return self.config.split_config(
-            self.config.dataset_split,
+            split or self.config.dataset_split,
             source_resolution=self.pipeline.config.source_resolution or stages[-1].unet.config.sample_size,
             num_channels=stages[0].unet.config.out_channels,
             padding=self.config.padding,
@@ -244,6 +268,42 @@ class Search:
         self.settings.append(compared.from_real_images())
         self.check(self.settings[-1])
 
+    # Time steps
+
+    def find_time_steps(self) -> None:
+        """Puts the time steps that suit the stage's trajectories in the place of "gits", once for a folder."""
+        file, wanted = self.folder / TIMESTEPS_NAME, [one for one in self.settings if one.timesteps == "gits"]
+        found = from_main(lambda: json.loads(file.read_text()) if file.exists() else {})
+        for setting in wanted:
+            key = json.dumps([setting.num_inference_steps, setting.augmentation_level, setting.guidance_scale])
+            if key not in found:
+                self.state.print(f"Time steps: {setting.as_dict()}")
+                found[key] = self.time_steps(setting)
+                if self.state.is_main_process:
+                    self.folder.mkdir(parents=True, exist_ok=True)
+                    write_json(file, found)
+            self.settings[self.settings.index(setting)] = dataclasses.replace(setting, timesteps=found[key])
+
+    def time_steps(self, setting: Setting) -> list[int]:
+        """Those of "gits" for a number of steps, an s and a w, on the first images of the first seed."""
+        seed, count, stage = self.config.seeds[0], min(16, self.config.num_images), self.pipeline.stages[self.position]
+        if self.before:
+            given = LowResImages(self.low_res_images(seed, "generated"), self.before[-1])
+            labels, low_res = given.labels, given[torch.arange(count)].to(self.state.device) * 2 - 1
+        else:
+            cascade, low_res = self.pipeline, None
+            num_classes = num_classes_of(cascade.stages)
+            labels = all_labels(self.config.labels, count, num_classes, cascade.config.id2label)
+        labels = None if labels is None else labels[:count].to(self.state.device)
+        options = StageOptions(None, setting.augmentation_level, setting.guidance_scale)
+        generator = image_generator(seed, 0, self.position)
+
+        def find() -> list[int]:
+            trajectories = follow(stage, options, labels, low_res, generator, count)
+            return find_timesteps(trajectories, [setting.num_inference_steps])[setting.num_inference_steps]
+
+        return from_main(find)
+
     # Results
 
     def lines(self) -> list[dict[str, Any]]:
@@ -252,14 +312,22 @@ class Search:
         return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
 
     def results(self) -> list[dict[str, Any]]:
-        """The lines of `results.jsonl`, one per setting and seed, but those of another meaning of a solver's name."""
-        return [line for line in self.lines() if line.get("solver_rule") == solver_rule(line["setting"])]
+        """
+        The last line of `results.jsonl` for each setting and seed, but none of another meaning of a solver's name.
+        """
+        lines = [line for line in self.lines() if line.get("solver_rule") == solver_rule(line["setting"])]
+        return list({json.dumps([line["setting"], line["seed"]]): line for line in lines}.values())
 
     def find(self, seed: int, setting: Setting) -> dict[str, Any] | None:
         """The result of a setting and seed, if there is one."""
         expected = json.loads(json.dumps(setting.as_dict()))
         found = (line for line in self.results() if (line["seed"], line["setting"]) == (seed, expected))
-        return next(found, None)
+        needs_ensemble = self.needs_ensemble(setting)
+        return next((line for line in found if not needs_ensemble or "crps" in line["figures"]), None)
+
+    def needs_ensemble(self, setting: Setting) -> bool:
+        """Whether several samples of real inputs are measured."""
+        return self.config.select == "crps" and setting.conditioning == "generated"
 
     def begin(self) -> None:
         """Writes down what all results of the folder share."""
@@ -298,6 +366,8 @@ class Search:
             options |= {"low_res_dir": str(low_res_dir), "low_res_stage": self.before[first_stage - 1]}
         sample(self.sample_config(seed, setting, **options), self.pipeline)
         figures, num_features = self.measure(samples)
+        if self.needs_ensemble(setting):
+            figures |= self.measure_ensemble(seed, setting)
         if self.state.is_main_process:
             record = json.loads((samples / RESULTS_NAME).read_text())
             evaluations = record["evaluations"]
@@ -360,13 +430,45 @@ class Search:
             figures["recognised"] = (logits.argmax(1) == images.labels).float().mean().item()
         return figures, features.shape[1]
 
+    @functools.cached_property
+    def ensemble_data(self) -> Dataset:
+        """Real images of the selecting split with labels, where these condition a stage."""
+        split, id2label = self.config.select_split, self.pipeline.config.id2label
+        dataset = self.data[split].dataset
+        if id2label is not None and dataset.labels is None:
+            dataset = open_split(self.data_config(is_labelled=True, split=split), id2label=id2label).dataset
+        return dataset
+
+    def measure_ensemble(self, seed: int, setting: Setting) -> dict[str, float]:
+        """CRPS, and spread over error, of [`MEMBERS`] samples of each of some real images, averaged down."""
+        config, dataset = self.sample_config(seed, setting), self.ensemble_data
+        order = drawn_images(dataset, seed)[: self.config.ensemble_images]
+        labels = None if dataset.labels is None else dataset.labels[order].repeat_interleave(MEMBERS)
+        pipeline = self.pipeline.with_schedulers(config.scheduler, config.inference_schedules, config.last_stage)
+        pipeline.set_progress_bar_config(disable=True)
+        options = call_options(pipeline, config, self.position)
+        low_res_size = pipeline.stages[self.position].unet.config.low_res_size
+
+        def of_batch(batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, ...]:
+            images = to_float(batch["image"])
+            low_res, truth = (to_unit(area_resize(images, size)) for size in (low_res_size, self.size))
+            numbers = (MEMBERS * batch["number"][:, None].cpu() + torch.arange(MEMBERS)).flatten()
+            low_res = low_res.repeat_interleave(MEMBERS, dim=0)
+            made = draw_images(pipeline, numbers, labels, seed, low_res, self.position, **options)[self.measured]
+            members = made.unflatten(0, (-1, MEMBERS)).transpose(0, 1)
+            return crps(members, truth), *squared_spread_and_error(members, truth)
+
+        numbered = [
+            {"image": dataset[place]["image"], "number": number} for number, place in enumerate(order.tolist())
+        ]
+        loader = DataLoader(numbered, max(1, self.config.batch_size // MEMBERS))
+        scores, spread, error = joined(run_over(loader, of_batch, self.state.device, "samples of real inputs"))
+        ratio = (spread.mean() / error.mean()).sqrt().item()
+        return {"crps": scores.mean().item(), "spread_over_error": ratio}
+
     def real_images(self) -> dict[str, Dataset]:
         """Of both splits, as the measured stage is trained on them."""
-        datasets = {split: data.dataset for split, data in self.data.items()}
-        return {
-            split: dataset if dataset[0]["image"].shape[-1] == self.size else AreaAverages(dataset, self.size)
-            for split, dataset in datasets.items()
-        }
+        return averaged_to({split: data.dataset for split, data in self.data.items()}, self.size)
 
     def real_distances(self) -> dict[str, float]:
         """From each split, of as many real images of the other one as there are samples."""
@@ -394,5 +496,17 @@ def resolved(settings: list[Setting], pipeline: CascadedDiffusionPipeline, stage
         "scheduler": solver_name(getattr(pipeline, f"{stage}_scheduler")),
         "guidance_scale": own["guidance_scale"][stage],
     }
-    settings = [Setting(**(defaults | setting.as_dict())) for setting in settings]
+
+    def whole(setting: Setting) -> Setting:
+        given = setting.as_dict()
+        is_own = given.get("scheduler", defaults["scheduler"]) == defaults["scheduler"]
+        own_times = own.get("timesteps", {}).get(stage) if is_own and setting.num_inference_steps is None else None
+        times = given.pop("timesteps", own_times)
+        if isinstance(times, list):
+            given |= {"timesteps": times, "num_inference_steps": len(times)}
+        elif times == "gits":
+            given["timesteps"] = times
+        return Setting(**(defaults | given))
+
+    settings = [whole(setting) for setting in settings]
     return list({json.dumps(setting.as_dict()): setting for setting in settings}.values())

@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from diffusers import SchedulerMixin
 from ..evaluation.intervals import mean_and_error
 from ..files import held, replace_folder, temporary_name, write_json, writing
 from ..pipelines import CascadedDiffusionPipeline
+from ..pipelines.solvers import solver_name
 from ..tables import markdown_table, plus_minus
 from .config import Setting
 
@@ -20,6 +22,12 @@ OUTLOOKS = (
     (1.1, "augmentation may pay a little"),
     (-math.inf, "there is next to nothing for augmentation to repair"),
 )
+# Figures of a row that are no distances from a split: their titles and formats in tables.
+OTHER_FIGURES = {
+    "recognised": ("recognised", ".2%"),
+    "crps": ("CRPS", ".4f"),
+    "spread_over_error": ("spread over error", ".2f"),
+}
 # Arguments of a call, for which a pipeline's config has no place.
 CALL_ONLY = ("truncated", "restart_timestep", "consistency")
 
@@ -31,6 +39,7 @@ def summarise(
     select_split: str,
     max_evaluations: int | None = None,
     only_storable: bool = False,
+    select: str = "distance",
 ) -> list[dict[str, Any]]:
     """
     Results of the same setting together, in the order of their first.
@@ -42,13 +51,14 @@ def summarise(
         select_split: the split by the distance from which settings are compared.
         max_evaluations: of the stage's network, for a setting to be the best.
         only_storable: whether only a setting that a pipeline's config can hold may be the best.
+        select: "distance", "recognition" or "crps": the figure by which settings are compared.
 
     Returns:
         `list[dict]`: "setting"; "seeds"; "figures" by name, each {"mean", "standard_error" (None for one seed),
         "values"}; "evaluations" of each stage's network per image; "seconds" for all images of one seed; "is_best"
-        for the setting with the lowest mean distance of those that sample from generated images and meet the
-        conditions above; and "is_optimal" where no other setting of the same conditioning is better with as few
-        evaluations of the stage.
+        for the setting with the best mean figure of those that sample from generated images and meet the conditions
+        above; and "is_optimal" where no other setting of the same conditioning is better with as few evaluations of
+        the stage.
     """
     by_setting = {}
     for line in lines:
@@ -62,10 +72,14 @@ def summarise(
         and not (only_storable and any(row["setting"].get(name) for name in CALL_ONLY))
         and (max_evaluations is None or row["evaluations"][stage] <= max_evaluations)
     ]
-    best = min(allowed, key=lambda row: _distance(row, select_split), default=None)
+
+    def cost(row: dict[str, Any]) -> float:
+        return _cost(row, select, select_split)
+
+    best = min(allowed, key=cost, default=None)
     for row in rows:
         row["is_best"] = row is best
-        row["is_optimal"] = not any(_dominates(other, row, stage, select_split) for other in rows)
+        row["is_optimal"] = not any(_dominates(other, row, stage, cost) for other in rows)
     return rows
 
 
@@ -90,8 +104,16 @@ def _distance(row: dict[str, Any], split: str) -> float:
     return row["figures"][split]["mean"]
 
 
-def _dominates(other: dict[str, Any], row: dict[str, Any], stage: str, split: str) -> bool:
-    a, b = ((r["evaluations"][stage], _distance(r, split)) for r in (other, row))
+def _cost(row: dict[str, Any], select: str, split: str) -> float:
+    """What is least in the best row; infinite where its figure was not measured."""
+    name, sign = {"distance": (split, 1), "recognition": ("recognised", -1), "crps": ("crps", 1)}[select]
+    return sign * row["figures"][name]["mean"] if name in row["figures"] else math.inf
+
+
+def _dominates(
+    other: dict[str, Any], row: dict[str, Any], stage: str, cost: Callable[[dict[str, Any]], float]
+) -> bool:
+    a, b = ((r["evaluations"][stage], cost(r)) for r in (other, row))
     same = other["setting"]["conditioning"] == row["setting"]["conditioning"]
     return same and a != b and a[0] <= b[0] and a[1] <= b[1]
 
@@ -149,10 +171,11 @@ def _verdict(ratio: float) -> str:
 def outlook_line(outlook: dict[str, Any], first: dict[str, Any]) -> str:
     """A sentence of it; `first` is a row."""
     level, verdict = outlook["augmentation_level"], outlook["augmentation"]
-    said = f": {verdict}." if verdict is not None else (
-        f". Whether augmentation will pay is left open: with fewer than twice as many images as the "
+    left_open = (
+        "Whether augmentation will pay is left open: with fewer than twice as many images as the "
         f"{first['num_features']:,} features both distances are far too large, and their ratio too near 1."
-    )  # fmt: skip
+    )
+    said = f". {left_open}" if verdict is None else f": {verdict}."
     return (
         f"Generated/ground-truth ratio{'' if level is None else f' at s = {level}'}: {outlook['ratio']:.3g} "
         f"({outlook['generated']:.4g} on generated low-resolution images, {outlook['real']:.4g} on real training "
@@ -168,12 +191,13 @@ def write_report(
     select_split: str,
     max_evaluations: int | None = None,
     outlook: dict[str, Any] | None = None,
+    select: str = "distance",
 ) -> None:
     """
     `table.md`, `quality-over-s.png` (if s varies), `quality-over-evaluations.png` (of generated conditioning), and
     `augmentation.json`, the `outlook` (if there is one).
     """
-    text = table(rows, real, description, select_split, max_evaluations)
+    text = table(rows, real, description, select_split, max_evaluations, select)
     if outlook is not None:
         text += f"\n\n{outlook_line(outlook, rows[0])}"
         write_json(folder / "augmentation.json", outlook)
@@ -184,7 +208,7 @@ def write_report(
         plot_levels(rows, label).savefig(folder / "quality-over-s.png", dpi=120)
     generated = [row for row in rows if row["setting"]["conditioning"] == "generated"]
     if generated:
-        plot = plot_evaluations(generated, description["stage"], label, select_split)
+        plot = plot_evaluations(generated, description["stage"], label, select_split, select)
         plot.savefig(folder / "quality-over-evaluations.png", dpi=120)
 
 
@@ -201,7 +225,7 @@ def varied(rows: list[dict[str, Any]]) -> list[str]:
 
 def splits_of(rows: list[dict[str, Any]]) -> list[str]:
     """The training and the validation split, from which distances were measured."""
-    return [name for name in rows[0]["figures"] if name != "recognised"]
+    return [name for name in rows[0]["figures"] if name not in OTHER_FIGURES]
 
 
 def table(
@@ -210,9 +234,10 @@ def table(
     description: dict[str, Any],
     select_split: str,
     max_evaluations: int | None = None,
+    select: str = "distance",
 ) -> str:
     """
-    Rows in markdown, the nearest on the selecting split first.
+    Rows in markdown, the best of the selecting figure first.
 
     Args:
         real: distances from each split of as many real images of the other one.
@@ -223,8 +248,14 @@ def table(
     seeds = sorted({seed for row in rows for seed in row["seeds"]})
     within = "" if max_evaluations is None else f" within {max_evaluations} network evaluations"
     figures = {split: (f"{description['distance']}, {split!r}", ".4g") for split in splits}
-    if all("recognised" in row["figures"] for row in rows):
-        figures["recognised"] = "recognised", ".2%"
+    figures |= {name: how for name, how in OTHER_FIGURES.items() if any(name in row["figures"] for row in rows)}
+    by = {
+        "distance": f"by the distance from {select_split!r}, so that its distance from {other_split!r} is the one to "
+        "report",
+        "recognition": "by the share recognised",
+        "crps": f"by the CRPS on real inputs of {select_split!r}; where spread over error is 1, samples of one input "
+        "differ by as much as they err",
+    }[select]
     few = (
         f"These are no more images than the {first['num_features']:,} features: distances are far too large, and "
         "compare only with distances of as many images."
@@ -234,8 +265,8 @@ def table(
         f"{description['extractor']}. {first['num_images']:,} samples; seeds {', '.join(map(str, seeds))}.",
         f"All settings: {', '.join(shared)}.",
         "",
-        f"Means over seeds ± standard error. **best**{within}: selected by the distance from {select_split!r}, "
-        f"so that its distance from {other_split!r} is the one to report.",
+        f"Means over seeds ± standard error. **best**{within}: selected {by}. front: no other is better by that with "
+        "as few network evaluations of the stage.",
         f"As many real images of the other split: {', '.join(f'{real[name]:.4g} from {name!r}' for name in splits)}.",
         *([few] if first["num_images"] <= first["num_features"] else []),
         "",
@@ -244,12 +275,15 @@ def table(
     cells = [
         [
             *(_shown(row["setting"].get(name)) for name in axes),
-            *(plus_minus(row["figures"][name], style) for name, (_, style) in figures.items()),
+            *(
+                plus_minus(row["figures"][name], style) if name in row["figures"] else "-"
+                for name, (_, style) in figures.items()
+            ),
             " + ".join(f"{count:g}" for count in row["evaluations"].values()),
             f"{row['seconds']:.0f}",
-            "**best**" if row["is_best"] else "",
+            ", ".join(["**best**"] * row["is_best"] + ["front"] * row["is_optimal"]),
         ]
-        for row in sorted(rows, key=lambda row: _distance(row, select_split))
+        for row in sorted(rows, key=lambda row: _cost(row, select, select_split))
     ]
     return "\n".join([*lines, markdown_table(header, cells)])
 
@@ -300,10 +334,16 @@ def plot_levels(rows: list[dict[str, Any]], label: tuple[str, str]) -> Any:
     return figure
 
 
-def plot_evaluations(rows: list[dict[str, Any]], stage: str, label: tuple[str, str], select_split: str) -> Any:
-    """Distance over evaluations of the stage's network, a colour for each solver; and the Pareto front."""
+def plot_evaluations(
+    rows: list[dict[str, Any]], stage: str, label: tuple[str, str], select_split: str, select: str = "distance"
+) -> Any:
+    """
+    Distance over evaluations of the stage's network, a colour for each solver; and the Pareto front of the figure that
+    selects.
+    """
     splits = splits_of(rows)
     figure, panels = _panels(splits, label)
+    by = {"distance": f"distance from {select_split!r}", "recognition": "recognition", "crps": "CRPS"}[select]
     ticks = sorted({row["evaluations"][stage] for row in rows})
     for panel, split in zip(panels, splits, strict=True):
         for solver in dict.fromkeys(row["setting"].get("scheduler", "own") for row in rows):
@@ -313,9 +353,7 @@ def plot_evaluations(rows: list[dict[str, Any]], stage: str, label: tuple[str, s
             panel.errorbar(counts, [_distance(row, split) for row in points], errors, fmt="o", capsize=3, label=solver)
         front = sorted((row["evaluations"][stage], _distance(row, split)) for row in rows if row["is_optimal"])
         front.append((ticks[-1], front[-1][1]))
-        panel.step(
-            *zip(*front, strict=True), where="post", color="black", lw=1, label=f"Pareto front on {select_split!r}"
-        )
+        panel.step(*zip(*front, strict=True), where="post", color="black", lw=1, label=f"Pareto front of {by}")
         for row in rows:
             if row["is_best"]:
                 point = row["evaluations"][stage], _distance(row, split)
@@ -333,17 +371,24 @@ def plot_evaluations(rows: list[dict[str, Any]], stage: str, label: tuple[str, s
 
 
 def write_best(
-    rows: list[dict[str, Any]], pipeline: CascadedDiffusionPipeline, stage: str, folder: Path, about: dict[str, Any]
+    rows: list[dict[str, Any]],
+    pipeline: CascadedDiffusionPipeline,
+    stage: str,
+    folder: Path,
+    about: dict[str, Any],
+    name: str | None = None,
 ) -> None:
     """
-    Steps, s and guidance into the config of the pipeline in `folder`, and the solver as its component;
+    Steps or time steps, s and guidance into the config of the pipeline in `folder`, the solver as its component;
     `search-STAGE.json` beside them says how they were found.
 
     Args:
         about: further entries of `search-STAGE.json`.
+        name: of the settings among which the best one is stored instead, for `pipe(..., settings=name)`; then the file
+            is `search-STAGE-NAME.json`, and the solver stays.
 
     Raises:
-        ValueError: no row is the best.
+        ValueError: no row is the best, or it has another solver than the pipeline and is to be stored by name.
     """
     best = next((row for row in rows if row["is_best"]), None)
     if best is None:
@@ -355,16 +400,46 @@ def write_best(
     schedules = {stage: setting["inference_schedule"]} if "inference_schedule" in setting else None
     changed = pipeline.with_schedulers({stage: setting.get("scheduler")}, schedules)
     scheduler = getattr(changed, f"{stage}_scheduler")
-    final = folder / f"{stage}_scheduler"
-    temporary = temporary_name(final)
+    own = solver_name(getattr(pipeline, f"{stage}_scheduler"))
+    if name is not None and (schedules is not None or setting.get("scheduler", own) != own):
+        raise ValueError(
+            f"`write_as` is {name!r}, but the best setting has another solver than the pipeline, "
+            f"{schedules or setting.get('scheduler')!r}: settings by name share that of the pipeline. "
+            "Search it alone, or give --write_best."
+        )
     with held(folder, "storing the best setting"):
-        with writing("The scheduler", temporary):
-            scheduler.save_pretrained(temporary)
-            replace_folder(temporary, final)
         index = json.loads((folder / "model_index.json").read_text())
-        store_setting(index, setting, stage, scheduler)
+        if name is None:
+            save_scheduler(scheduler, folder / f"{stage}_scheduler")
+            store_setting(index, setting, stage, scheduler)
+        else:
+            store_named(index, setting, stage, name)
         write_json(folder / "model_index.json", index)
-        write_json(folder / f"search-{stage}.json", {**best, **about, "num_settings": len(rows)})
+        file = folder / f"search-{stage if name is None else f'{stage}-{name}'}.json"
+        write_json(file, {**best, **about, "num_settings": len(rows)})
+
+
+def save_scheduler(scheduler: SchedulerMixin, final: Path) -> None:
+    """A scheduler's folder, in the place of the one that is there."""
+    temporary = temporary_name(final)
+    with writing("The scheduler", temporary):
+        scheduler.save_pretrained(temporary)
+        replace_folder(temporary, final)
+
+
+def store_named(index: dict[str, Any], setting: dict[str, Any], stage: str, name: str) -> None:
+    """Puts the setting of a stage among those that a `model_index.json` has by `name`."""
+    index["settings"] = index.get("settings") or {}
+    named = index["settings"].setdefault(name, {})
+    for argument, axis in (
+        ("num_inference_steps", "num_inference_steps"),
+        ("augmentation_levels", "augmentation_level"),
+        ("guidance_scale", "guidance_scale"),
+        ("timesteps", "timesteps"),
+    ):
+        others = {other: value for other, value in named.pop(argument, {}).items() if other != stage}
+        values = others | ({} if setting.get(axis) is None else {stage: setting[axis]})
+        named |= {argument: values} if values else {}
 
 
 def store_setting(index: dict[str, Any], setting: dict[str, Any], stage: str, scheduler: SchedulerMixin) -> None:
@@ -375,8 +450,9 @@ def store_setting(index: dict[str, Any], setting: dict[str, Any], stage: str, sc
         ("default_num_inference_steps", "num_inference_steps"),
         ("default_augmentation_levels", "augmentation_level"),
         ("default_guidance_scales", "guidance_scale"),
+        ("default_timesteps", "timesteps"),
     ):
         if setting.get(axis) is not None and (axis, setting[axis]) != ("guidance_scale", 1.0):
             index[name] = {**(index.get(name) or {}), stage: setting[axis]}
-        elif axis == "guidance_scale" and index.get(name):
+        elif axis in ("guidance_scale", "timesteps") and index.get(name):
             index[name].pop(stage, None)

@@ -1,7 +1,9 @@
 """Which images and which noise each process takes: an equal part of a step's batch for each micro-batch."""
 
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain, islice
 
 import numpy as np
 import torch
@@ -9,7 +11,9 @@ from accelerate import Accelerator, skip_first_batches
 from accelerate.utils import send_to_device
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
 
+from ..data.streams import START, NamedRow, Place, RowStream
 from ..draws import PartGenerator
+from ..processes import largest
 
 
 # What a run draws its noise for at once. Runs of earlier versions drew it for each part by itself, and took each
@@ -26,12 +30,14 @@ class Split:
         part_size: images of one part.
         num_processes, process_index: of all processes, this one.
         num_micro_batches: parts of each process.
+        by_process: whether parts are numbered n * num_micro_batches + m, as of streams in lanes.
     """
 
     part_size: int
     num_processes: int
     process_index: int
     num_micro_batches: int
+    by_process: bool = False
 
     @property
     def num_parts(self) -> int:
@@ -45,6 +51,8 @@ class Split:
 
     def part(self, micro_batch: int) -> int:
         """Which part of the batch this process has in its `micro_batch`-th micro-batch."""
+        if self.by_process:
+            return self.process_index * self.num_micro_batches + micro_batch
         return micro_batch * self.num_processes + self.process_index
 
 
@@ -114,9 +122,80 @@ class ImageBatches:
             yield send_to_device(batch, self.device, non_blocking=True)
 
 
+class LaneSampler(Sampler[list[NamedRow]]):
+    """
+    Undecoded rows of this process's parts. Lane l has the l-th equal share of each batch, so that a process reads only
+    the lanes with shares in its parts. An epoch ends where one of them has no rows for another batch.
+    """
+
+    def __init__(self, stream: RowStream, split: Split, num_lanes: int):
+        self.stream, self.split, self.num_lanes = stream, split, num_lanes
+        self.share = split.batch_size // num_lanes
+        self.parts = [split.part(micro_batch) for micro_batch in range(split.num_micro_batches)]
+        first, last = self.parts[0] * split.part_size, (self.parts[-1] + 1) * split.part_size
+        self.rows = range(first, last)  # of a batch, that are this process's
+        self.lanes = range(first // self.share, -(-last // self.share))
+        self.start(0, {})
+
+    def start(self, epoch: int, places: dict[int, Place]) -> None:
+        """Where to begin: the epoch, and the places of lanes that are not at its beginning."""
+        self.epoch, self.places = epoch, places
+        self.after: deque[dict[int, Place]] = deque()  # the places after each batch that was handed out
+
+    def __iter__(self) -> Iterator[list[NamedRow]]:
+        starts = {number: self.places.get(number, START) for number in self.lanes}
+        lanes = {n: self.stream.lane(self.epoch, n, self.num_lanes, place) for n, place in starts.items()}
+        while True:
+            batch, places = [], {}
+            for number, lane in lanes.items():
+                taken = list(islice(lane, self.share))
+                if len(taken) < self.share:
+                    return
+                batch += [row for row, _ in taken]
+                places[number] = taken[-1][1]
+            self.after.append(places)
+            start, size = self.rows.start - self.lanes.start * self.share, self.split.part_size
+            for place in range(start, start + len(self.rows), size):
+                yield batch[place : place + size]
+
+
+class LaneBatches:
+    """
+    This process's parts of the batches of a stream in lanes, on the device that trains.
+
+    Args:
+        together: the processes' group on the host, which tells whether all have another batch.
+    """
+
+    def __init__(
+        self,
+        stream: RowStream,
+        split: Split,
+        num_lanes: int,
+        device: torch.device,
+        together: "torch.distributed.ProcessGroup | None",
+        **options,
+    ):
+        self.sampler, self.device, self.together = LaneSampler(stream, split, num_lanes), device, together
+        self.loader = DataLoader(stream, batch_sampler=self.sampler, **options)
+        self.places: dict[int, Place] = {}
+
+    def epoch(self, number: int, first_batch: int) -> Iterator[dict[str, torch.Tensor]]:
+        """Micro-batches of an epoch from its `first_batch`-th batch on, where `places` are, if it is not the first."""
+        self.sampler.start(number, self.places if first_batch else {})
+        loader = iter(self.loader)
+        while True:
+            first = next(loader, None)
+            if largest(first is None, self.together):
+                return
+            self.places = self.sampler.after.popleft()
+            for micro_batch in chain([first], islice(loader, self.sampler.split.num_micro_batches - 1)):
+                yield send_to_device(micro_batch, self.device, non_blocking=True)
+
+
 class StreamBatches:
     """
-    The same of a stream, in the order in which it comes: with several processes, one reads it and hands out the parts.
+    Parts of a stream as runs of 0.1.0 took them: one process reads it, in the order of `datasets`, and hands them out.
     A batch's micro-batches are held until it is whole, since nobody knows before where a stream ends.
     """
 

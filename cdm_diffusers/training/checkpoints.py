@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any
+from typing import Any, NotRequired
 
 import torch
 from pydantic import ConfigDict
@@ -22,6 +22,7 @@ from ..options import NonNegativeInt
 
 WEIGHTS_NAME, EMA_NAME = "model.safetensors", "ema.safetensors"
 OPTIMIZER_NAME, SCALER_NAME = "optimizer.bin", "scaler.pt"
+TEACHER_NAME = "teacher.safetensors"
 CHECKPOINT_NAME = re.compile(r"checkpoint-(\d+)")
 MISSING = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENODEV)  # the last is safetensors' for a folder
 DAMAGE = re.compile("PytorchStreamReader|corrupt|unexpected EOF|loading state_dict")  # PyTorch has no class for it
@@ -42,6 +43,7 @@ class Progress(Result):
     epoch: NonNegativeInt
     epoch_batches: NonNegativeInt
     ema_steps: NonNegativeInt
+    lanes: NotRequired[list[dict[str, NonNegativeInt]]]  # of a stream, a `Place` each
 
 
 def checkpoints_in(output_dir: Path) -> list[Path]:
@@ -176,19 +178,23 @@ class TrainingState:
         weights, averages: of the network, by the names of its parameters.
         optimizer: its `state_dict`.
         scaler: that of the gradient scaler, None without one.
+        teacher: weights of the student that a distillation learns from; None for other runs.
     """
 
     weights: dict[str, torch.Tensor]
     averages: dict[str, torch.Tensor]
     optimizer: dict[str, Any]
     scaler: dict[str, Any] | None
+    teacher: dict[str, torch.Tensor] | None = None
 
 
 def write_state(folder: Path, state: TrainingState) -> None:
     """Writes a new folder with the files of `state`."""
     folder.mkdir(parents=True)
-    for name, tensors in ((WEIGHTS_NAME, state.weights), (EMA_NAME, state.averages)):
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / name)
+    files = {WEIGHTS_NAME: state.weights, EMA_NAME: state.averages, TEACHER_NAME: state.teacher}
+    for name, tensors in files.items():
+        if tensors is not None:
+            save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / name)
     torch.save(state.optimizer, folder / OPTIMIZER_NAME)
     if state.scaler is not None:
         torch.save(state.scaler, folder / SCALER_NAME)
@@ -201,6 +207,7 @@ def read_state(folder: Path, has_scaler: bool) -> TrainingState:
         averages=load_file(folder / EMA_NAME),
         optimizer=torch.load(folder / OPTIMIZER_NAME, map_location="cpu", weights_only=True),
         scaler=torch.load(folder / SCALER_NAME, weights_only=True) if has_scaler else None,
+        teacher=load_file(folder / TEACHER_NAME) if (folder / TEACHER_NAME).exists() else None,
     )
 
 

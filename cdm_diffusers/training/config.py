@@ -21,7 +21,109 @@ SUPER_RESOLUTION_PRESETS = [name for name in PRESETS if name not in BASE_PRESETS
 
 
 @options
-class TrainingConfig(HubOptions):
+class RunConfig(HubOptions):
+    """
+    What every training of a stage is told: data, optimisation, checkpoints.
+
+    Raises:
+        ValueError: unless exactly one of `dataset_name` and `train_data_dir` is given.
+    """
+
+    output_dir: str = option("Folder for checkpoints, samples, logs and, at the end, the pipeline.")
+
+    # Data
+    dataset_name: str | None = option("A data set of the Hub, e.g. zalando-datasets/fashion_mnist.", None)
+    dataset_config_name: str | None = option("Configuration of the Hub data set.", None)
+    dataset_revision: str | None = option(REVISION, None)
+    train_data_dir: str | None = option(
+        "Folder of images (one sub-folder per class), of parquet or tar files, or of MNIST-style IDX files.", None
+    )
+    dataset_split: str = option("Split to train on.", "train")
+    image_column: str | None = option("Column with the images. Default: found by its type.", None)
+    label_column: str | None = option("Column with the class labels. Default: found by its type.", None)
+    label_names: str | None = option(
+        "Names of the classes 0, 1, ...: a file with one per line, or a comma-separated list.", None
+    )
+    streaming: bool = option("Stream the data set instead of downloading it first.", False)
+    shuffle_buffer_size: PositiveInt = option(
+        "Images among which a stream is shuffled; no more than half a GiB of them.", 10_000
+    )
+    background: str | None = option("Colour behind transparent images. Without it, such images are an error.", None)
+    num_classes: PositiveInt | None = option("Number of classes, where a stream does not say.", None)
+    padding: NonNegativeInt | None = option(
+        "Black pixels added on each side before cropping. Default: the preset's.", None
+    )
+    source_resolution: PositiveInt | None = option(
+        "Resolution of the centre crop that all stages of a cascade average down from. Default: the preset's.", None
+    )
+    dataloader_num_workers: NonNegativeInt = option("Processes that load data; 0 loads in the training process.", 0)
+    hold_in_memory: bool = option(
+        "Decode all images once, at the stage's size, and hold them in the memory of the device that trains.", False
+    )
+
+    # Optimisation
+    seed: NonNegativeInt = option("Seed of weights, data order and noise.", 0)
+    train_batch_size: PositiveInt | None = option(
+        "Images per device and micro-batch. Default: the preset's (global) batch over devices and accumulation steps.",
+        None,
+    )
+    gradient_accumulation_steps: PositiveInt = option("Micro-batches per optimizer step.", 1)
+    learning_rate: PositiveFloat | None = option("Peak learning rate. Default: the preset's.", None)
+    lr_scheduler: (
+        Literal["linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup"] | None
+    ) = option("Learning rate schedule. Default: the preset's.", None)
+    lr_warmup_steps: NonNegativeInt | None = option("Steps of linear warm-up. Default: the preset's.", None)
+    adam_beta1: Fraction | None = option("AdamW beta1. Default: the preset's.", None)
+    adam_beta2: Fraction | None = option("AdamW beta2. Default: the preset's.", None)
+    adam_weight_decay: NonNegativeFloat | None = option("AdamW weight decay. Default: the preset's.", None)
+    adam_epsilon: PositiveFloat | None = option("AdamW epsilon. Default: the preset's.", None)
+    max_grad_norm: PositiveFloat | None = option("Gradients are clipped to this norm. Default: the preset's.", None)
+    ema_decay: Fraction | None = option(
+        "Decay of the exponential moving average of the weights. Default: the preset's.", None
+    )
+    ema_warmup: bool | None = option(
+        "EMA decay min(ema_decay, (1 + i) / (10 + i)) at step i. Default: the preset's.", None
+    )
+    random_flip: bool | None = option("Flip half of the images left to right. Default: the preset's.", None)
+    mixed_precision: Literal["no", "fp16", "bf16"] | None = option(
+        "Autocast type. Default: that of `accelerate launch` or its configuration, else the preset's.", None
+    )
+    gradient_checkpointing: bool = option("Recompute activations in the backward pass: slower, less memory.", False)
+    compile: bool = option("torch.compile the network; on the CPU this takes minutes and a C++ compiler.", False)
+    channels_last: bool | None = option(
+        "Keep weights in channels_last memory format. Default: on GPUs, where it is faster; a resumed run's stays.",
+        None,
+    )
+
+    # Checkpoints, logging and validation
+    checkpointing_steps: PositiveInt = option("Save a checkpoint every so many steps.", 1000)
+    checkpoints_total_limit: PositiveInt | None = option("Keep only so many checkpoints. Default: all.", None)
+    resume_from_checkpoint: str | None = option(
+        'A checkpoint folder, or "latest" for the last one in output_dir (a new run if there is none).', None
+    )
+    logging_steps: PositiveInt = option("Log loss, learning rate, gradient norm and speed every so many steps.", 50)
+    validation_steps: NonNegativeInt = option(
+        "Draw samples with the EMA weights every so many steps; 0 for never.", 1000
+    )
+    num_validation_images: PositiveInt = option("Images per validation (base: rounded to whole rows of classes).", 20)
+    validation_inference_steps: PositiveInt | None = option(
+        "Sampling steps of a validation. Default: the preset's.", None
+    )
+    report_to: str = option(
+        'Tracker: "tensorboard", "wandb", any other of accelerate\'s, "all" or "none".', "tensorboard"
+    )
+    logging_dir: str = option("Folder of the tracker's files inside output_dir.", "logs")
+
+    def __post_init__(self):
+        if (self.dataset_name is None) == (self.train_data_dir is None):
+            raise ValueError(
+                f"`dataset_name` is {self.dataset_name!r} and `train_data_dir` is {self.train_data_dir!r}: "
+                "give exactly one of them."
+            )
+
+
+@options
+class TrainingConfig(RunConfig):
     """
     Train one stage of a cascade: a network for its low resolution, or one that upsamples. What is not said is the
     preset's.
@@ -40,36 +142,10 @@ class TrainingConfig(HubOptions):
         f"Preset of the stage. Base stages: {', '.join(BASE_PRESETS)}. Super-resolution stages: "
         f"{', '.join(SUPER_RESOLUTION_PRESETS)}."
     )
-    output_dir: str = option("Folder for checkpoints, samples, logs and, at the end, the pipeline.")
 
     # Data
-    dataset_name: str | None = option("A data set of the Hub, e.g. zalando-datasets/fashion_mnist.", None)
-    dataset_config_name: str | None = option("Configuration of the Hub data set.", None)
-    dataset_revision: str | None = option(REVISION, None)
-    train_data_dir: str | None = option(
-        "Folder of images (one sub-folder per class), of parquet files, or of MNIST-style IDX files.", None
-    )
-    dataset_split: str = option("Split to train on.", "train")
-    image_column: str | None = option("Column with the images. Default: found by its type.", None)
-    label_column: str | None = option("Column with the class labels. Default: found by its type.", None)
-    label_names: str | None = option(
-        "Names of the classes 0, 1, ...: a file with one per line, or a comma-separated list.", None
-    )
-    streaming: bool = option("Stream the data set instead of downloading it first.", False)
-    background: str | None = option("Colour behind transparent images. Without it, such images are an error.", None)
-    num_classes: PositiveInt | None = option("Number of classes, where a stream does not say.", None)
     num_channels: Literal[1, 3] | None = option("Colour channels: 1 or 3. Default: the preset's.", None)
     unconditional: bool = option("Train without class labels.", False)
-    padding: NonNegativeInt | None = option(
-        "Black pixels added on each side before cropping. Default: the preset's.", None
-    )
-    source_resolution: PositiveInt | None = option(
-        "Resolution of the centre crop that all stages of a cascade average down from. Default: the preset's.", None
-    )
-    dataloader_num_workers: NonNegativeInt = option("Processes that load data; 0 loads in the training process.", 0)
-    hold_in_memory: bool = option(
-        "Decode all images once, at the stage's size, and hold them in the memory of the device that trains.", False
-    )
 
     # Network and diffusion process
     sample_size: PositiveInt | None = option("Resolution of the stage's output. Default: the preset's.", None)
@@ -115,30 +191,7 @@ class TrainingConfig(HubOptions):
     )
 
     # Optimisation
-    seed: NonNegativeInt = option("Seed of weights, data order and noise.", 0)
-    train_batch_size: PositiveInt | None = option(
-        "Images per device and micro-batch. Default: the preset's (global) batch over devices and accumulation steps.",
-        None,
-    )
-    gradient_accumulation_steps: PositiveInt = option("Micro-batches per optimizer step.", 1)
     max_train_steps: PositiveInt | None = option("Optimizer steps. Default: the preset's.", None)
-    learning_rate: PositiveFloat | None = option("Peak learning rate. Default: the preset's.", None)
-    lr_scheduler: (
-        Literal["linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup"] | None
-    ) = option("Learning rate schedule. Default: the preset's.", None)
-    lr_warmup_steps: NonNegativeInt | None = option("Steps of linear warm-up. Default: the preset's.", None)
-    adam_beta1: Fraction | None = option("AdamW beta1. Default: the preset's.", None)
-    adam_beta2: Fraction | None = option("AdamW beta2. Default: the preset's.", None)
-    adam_weight_decay: NonNegativeFloat | None = option("AdamW weight decay. Default: the preset's.", None)
-    adam_epsilon: PositiveFloat | None = option("AdamW epsilon. Default: the preset's.", None)
-    max_grad_norm: PositiveFloat | None = option("Gradients are clipped to this norm. Default: the preset's.", None)
-    ema_decay: Fraction | None = option(
-        "Decay of the exponential moving average of the weights. Default: the preset's.", None
-    )
-    ema_warmup: bool | None = option(
-        "EMA decay min(ema_decay, (1 + i) / (10 + i)) at step i. Default: the preset's.", None
-    )
-    random_flip: bool | None = option("Flip half of the images left to right. Default: the preset's.", None)
     crop_size: NonNegativeInt | None = option(
         "Super-resolution: train on random crops of this side, in pixels of the output; 0 for whole images. Default: "
         "the preset's.",
@@ -152,40 +205,53 @@ class TrainingConfig(HubOptions):
         "Probability of replacing a label by the null class, for classifier-free guidance. Default: the preset's.",
         None,
     )
-    mixed_precision: Literal["no", "fp16", "bf16"] | None = option(
-        "Autocast type. Default: that of `accelerate launch` or its configuration, else the preset's.", None
-    )
-    gradient_checkpointing: bool = option("Recompute activations in the backward pass: slower, less memory.", False)
-    compile: bool = option("torch.compile the network; on the CPU this takes minutes and a C++ compiler.", False)
-    channels_last: bool | None = option(
-        "Keep weights in channels_last memory format. Default: on GPUs, where it is faster; a resumed run's stays.",
-        None,
-    )
-
-    # Checkpoints, logging and validation
-    checkpointing_steps: PositiveInt = option("Save a checkpoint every so many steps.", 1000)
-    checkpoints_total_limit: PositiveInt | None = option("Keep only so many checkpoints. Default: all.", None)
-    resume_from_checkpoint: str | None = option(
-        'A checkpoint folder, or "latest" for the last one in output_dir (a new run if there is none).', None
-    )
-    logging_steps: PositiveInt = option("Log loss, learning rate, gradient norm and speed every so many steps.", 50)
-    validation_steps: NonNegativeInt = option(
-        "Draw samples with the EMA weights every so many steps; 0 for never.", 1000
-    )
-    num_validation_images: PositiveInt = option("Images per validation (base: rounded to whole rows of classes).", 20)
-    validation_inference_steps: PositiveInt | None = option(
-        "Sampling steps of a validation. Default: the preset's.", None
-    )
-    report_to: str = option(
-        'Tracker: "tensorboard", "wandb", any other of accelerate\'s, "all" or "none".', "tensorboard"
-    )
-    logging_dir: str = option("Folder of the tracker's files inside output_dir.", "logs")
 
     def __post_init__(self):
         if self.preset not in PRESETS:
             raise ValueError(f"`preset` is {self.preset!r}; it must be one of {', '.join(PRESETS)}.")
-        if (self.dataset_name is None) == (self.train_data_dir is None):
-            raise ValueError(
-                f"`dataset_name` is {self.dataset_name!r} and `train_data_dir` is {self.train_data_dir!r}: "
-                "give exactly one of them."
-            )
+        super().__post_init__()
+
+
+@options
+class DistillationConfig(RunConfig):
+    """
+    Distil a stage of a cascade: a student makes in few steps, without guidance, what its teacher makes in many. What
+    is not said is as in the teacher's training, which is meant where options speak of a preset; but the learning rate
+    falls linearly to 0 in each phase.
+
+    Example:
+        cdm distill my-cascade --stage base --train_data_dir my-images --output_dir runs/base-4
+        cdm distill my-cascade --stage super_res_1 --end_steps 1 --train_data_dir my-images --output_dir runs/sr-1
+        accelerate launch -m cdm_diffusers distill my-cascade --stage super_res_1 --method consistency --end_steps 1 \
+            --train_data_dir my-images --output_dir runs/sr-1
+
+    Raises:
+        ValueError: unless exactly one of `dataset_name` and `train_data_dir` is given.
+    """
+
+    pipeline: str = option("Folder or Hub id of the cascade or stage to distil from.", positional=True)
+    stage: str | None = option("The stage: base, super_res_1, ... Default: the only one.", None)
+
+    # What is learnt
+    method: Literal["progressive", "consistency"] = option(
+        "How steps are made fewer: by half, again and again (Salimans and Ho, 2022), or at once (Song et al., 2023).",
+        "progressive",
+    )
+    start_steps: PositiveInt = option("Steps of DDIM that the teacher is sampled in.", 64)
+    end_steps: PositiveInt = option("Steps of the student.", 4)
+    guidance_scale: float | None = option(
+        "w of the teacher's guidance, which the student does without. Default: the teacher's.", None
+    )
+    augmentation_level: NonNegativeInt | None = option(
+        "Super-resolution with Gaussian augmentation: learn at this s only. Default: as in the teacher's training, at "
+        "all s where it was amortised.",
+        None,
+    )
+    phase_steps: list[PositiveInt] = option(
+        "Optimizer steps of each phase: one number, of which phases that end at 2 or 1 steps take twice as many; or "
+        "one for each. The first phase learns v, where the teacher predicts something else.",
+        [2000],
+    )
+    loss_weighting: Literal["truncated_snr", "snr_plus_one"] = option(
+        "Weight of the loss of x_0: max(SNR, 1), or SNR + 1.", "truncated_snr"
+    )

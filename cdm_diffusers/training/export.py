@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from diffusers import SchedulerMixin
 from PIL import Image
 
 from ..files import staged_folder, write_json
@@ -11,7 +12,8 @@ from ..models import CascadedUNet2DModel
 from ..models.costs import build_on_meta
 from ..pipelines import CascadedDiffusionPipeline, SuperResolutionPipeline
 from ..pipelines.solvers import scheduler_of
-from ..presets import StagePreset
+from ..pipelines.stages import CascadeStage
+from ..presets import InferencePreset, StagePreset
 from .stage import Stage, build_stage
 
 
@@ -22,9 +24,11 @@ def stage_pipeline(
     inference = preset.inference
     common = {"id2label": id2label, "source_resolution": preset.data.source_resolution}
     if preset.unet.low_res_size is None:
-        return CascadedDiffusionPipeline(
+        pipeline = CascadedDiffusionPipeline(
             unet, stage.scheduler, default_num_inference_steps={"base": inference.num_inference_steps}, **common
-        ).with_schedulers(inference.solver)
+        )
+        pipeline.base_scheduler = inference_scheduler(pipeline.stages[0], inference)
+        return pipeline
     pipeline = SuperResolutionPipeline(
         unet,
         stage.scheduler,
@@ -33,8 +37,16 @@ def stage_pipeline(
         default_augmentation_level=inference.augmentation_level,
         **common,
     )
-    pipeline.scheduler = scheduler_of(pipeline.stage, inference.solver)
+    pipeline.scheduler = inference_scheduler(pipeline.stage, inference)
     return pipeline
+
+
+def inference_scheduler(stage: CascadeStage, inference: InferencePreset) -> SchedulerMixin:
+    """What a stage that was trained is to be sampled with."""
+    scheduler = scheduler_of(stage, inference.solver)
+    if inference.timestep_spacing is None:
+        return scheduler
+    return type(scheduler).from_config(scheduler.config, timestep_spacing=inference.timestep_spacing)
 
 
 def stage_without_weights(preset: StagePreset) -> CascadedDiffusionPipeline | SuperResolutionPipeline:

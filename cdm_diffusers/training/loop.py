@@ -3,8 +3,9 @@
 import contextlib
 import dataclasses
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -13,6 +14,7 @@ from accelerate import Accelerator, PartialState
 from accelerate.utils import (
     DataLoaderConfiguration,
     GradientAccumulationPlugin,
+    gather_object,
     patch_environment,
     set_seed,
 )
@@ -24,6 +26,7 @@ from tqdm.auto import tqdm
 from ..data.fingerprints import commit_of, identity_of
 from ..data.memory import ImageData, held_in_memory
 from ..data.sources import open_images
+from ..data.streams import Place
 from ..data.survey import check_before_training
 from ..data.transforms import area_resize, random_crop, random_flip, to_float
 from ..draws import draw
@@ -33,7 +36,7 @@ from ..pipelines import CascadedDiffusionPipeline, SuperResolutionPipeline
 from ..presets import StagePreset
 from ..processes import ending_together, from_main, held_by_main, open_state
 from ..publishing import prepare_if_asked, push_if_asked
-from .batches import BATCH, ImageBatches, Noise, Split, StreamBatches
+from .batches import BATCH, ImageBatches, LaneBatches, Noise, Split, StreamBatches
 from .checkpoints import (
     TrainingState,
     checkpoint_to_resume,
@@ -46,7 +49,7 @@ from .checkpoints import (
     rotate,
     write_state,
 )
-from .config import TrainingConfig
+from .config import RunConfig, TrainingConfig
 from .cpu import check_mixed_precision, warn_of_slow_cpu
 from .ema import LerpEMAModel
 from .export import save_pipeline, stage_pipeline
@@ -59,6 +62,7 @@ from .resolve import (
     flatten,
     resolve_channels_last,
     resolve_preset,
+    was_streamed_whole,
 )
 from .same_data import DATA_NAME, check_same_data
 from .sharding import (
@@ -72,12 +76,16 @@ from .sharding import (
     whole,
 )
 from .signals import Interrupted, StopSignals, end_by, obey_parent
-from .stage import build_stage
+from .stage import Stage, build_stage
 from .trackers import check_tracker, log_sample_grid
 from .validation import Validation
 
 
 logger = logging.get_logger(__name__)
+
+# What a command trains, given the number of processes and the configuration of the checkpoint that it goes on from:
+# the resolved preset, and what makes the [`Trainer`].
+Plan = Callable[[int, dict[str, Any] | None], tuple[StagePreset, Callable[..., "Trainer"]]]
 
 
 def train_base(config: TrainingConfig) -> None:
@@ -104,21 +112,30 @@ def train(config: TrainingConfig, super_resolution: bool) -> None:
         OSError: when something cannot be read or written; what was saved before stays.
         SystemExit, KeyboardInterrupt: after SIGTERM and Ctrl-C, once the step at hand is saved.
     """
+
+    def plan(num_processes: int, saved: dict[str, Any] | None):
+        return resolve_preset(config, super_resolution, num_processes, saved), Trainer
+
+    carry_out(plan, config)
+
+
+def carry_out(plan: Plan, config: RunConfig) -> None:
+    """[`train`] of what is planned, alone in its folder, and by all processes or by none."""
     output_dir = Path(config.output_dir)
     is_sharded = sharding_asked()
     opened_before = torch.distributed.is_available() and torch.distributed.is_initialized()  # by an experiment
     state = open_state()
     with ending_together(state, lambda: how_to_go_on(output_dir)), held_by_main(state, output_dir, "a training"):
-        train_alone(config, super_resolution, state, is_sharded)
+        train_alone(plan, config, state, is_sharded)
     if not opened_before:
         state.destroy_process_group()
 
 
-def train_alone(config: TrainingConfig, super_resolution: bool, state: PartialState, is_sharded: bool) -> None:
+def train_alone(plan: Plan, config: RunConfig, state: PartialState, is_sharded: bool) -> None:
     """[`train`] in a folder that no other run has."""
     checkpoint = checkpoint_to_resume(config.resume_from_checkpoint, Path(config.output_dir))
     saved = None if checkpoint is None else read_checkpoint(checkpoint)[0]
-    preset = resolve_preset(config, super_resolution, state.num_processes, saved)
+    preset, make_trainer = plan(state.num_processes, saved)
     accelerator = make_accelerator(config, preset, state)
     if accelerator.is_main_process:
         prepare_if_asked(config, config.output_dir)
@@ -140,15 +157,18 @@ def train_alone(config: TrainingConfig, super_resolution: bool, state: PartialSt
     if config.hold_in_memory:
         data = held_in_memory(data, preset.unet.sample_size, accelerator.device, config.dataloader_num_workers)
     num_examples = None if config.streaming else len(data.dataset)
-    resolved = describe(config, preset, data.id2label, num_examples, accelerator.num_processes, drawn_for(saved))
+    division = {"num_processes": accelerator.num_processes, "drawn_for": drawn_for(saved)}
+    if config.streaming and not was_streamed_whole(saved):
+        division["num_lanes"] = data.stream.num_lanes(preset.training.train_batch_size)
+    resolved = describe(config, preset, data.id2label, num_examples, **division)
     with naming_last_good(Path(config.output_dir)):
-        trainer = Trainer(config, preset, data, accelerator, resolved, is_sharded)
+        trainer = make_trainer(config, preset, data, accelerator, resolved, is_sharded)
         trainer.start(checkpoint)
         trainer.run()
         trainer.finish()
 
 
-def make_accelerator(config: TrainingConfig, preset: StagePreset, state: PartialState) -> Accelerator:
+def make_accelerator(config: RunConfig, preset: StagePreset, state: PartialState) -> Accelerator:
     """Accelerate's object for this run: precision, accumulation, trackers."""
     check_tracker(config.report_to)
     # Shards are made by this package, see `shard`.
@@ -160,7 +180,7 @@ def make_accelerator(config: TrainingConfig, preset: StagePreset, state: Partial
                 num_steps=config.gradient_accumulation_steps, sync_with_dataloader=False
             ),
             dataloader_config=DataLoaderConfiguration(
-                # With several processes, one reads the stream and hands out the batches.
+                # Of `StreamBatches`.
                 dispatch_batches=config.streaming and state.num_processes > 1,
             ),
             log_with=None if config.report_to == "none" else config.report_to,
@@ -187,7 +207,7 @@ class Trainer:
 
     def __init__(
         self,
-        config: TrainingConfig,
+        config: RunConfig,
         preset: StagePreset,
         data: ImageData,
         accelerator: Accelerator,
@@ -205,7 +225,7 @@ class Trainer:
         self.cropped_steps = round((1 - preset.training.whole_image_fraction) * preset.training.max_train_steps)
 
         set_seed(config.seed)
-        self.stage = build_stage(preset)
+        self.stage = self.make_stage()
         unet = self.stage.unet
         if config.gradient_checkpointing:
             unet.enable_gradient_checkpointing()
@@ -228,27 +248,37 @@ class Trainer:
             fused=True,
         )
         self.optimizer = accelerator.prepare_optimizer(adam)
-        # EMAModel's decay is always min(decay, (1 + i) / (10 + i)); a lower bound of `decay` makes it constant.
-        self.ema = LerpEMAModel(
-            unet.parameters(),
-            decay=training.ema_decay,
-            min_decay=0.0 if training.ema_warmup else training.ema_decay,
-            foreach=True,
-        )
+        self.ema = self.make_average()
         self.split = self.make_split()
         self.images = self.make_batches()
         self.noise = Noise(config.seed, self.split, resolved["training"]["drawn_for"], accelerator.device)
         self.not_finite = torch.zeros((), dtype=torch.bool, device=accelerator.device)
         self.finite_until = 0
 
+    def make_stage(self) -> Stage:
+        """The stage with its initial weights."""
+        return build_stage(self.preset)
+
+    def make_average(self) -> LerpEMAModel:
+        """A new average of the weights."""
+        training = self.preset.training
+        # EMAModel's decay is always min(decay, (1 + i) / (10 + i)); a lower bound of `decay` makes it constant.
+        return LerpEMAModel(
+            self.stage.unet.parameters(),
+            decay=training.ema_decay,
+            min_decay=0.0 if training.ema_warmup else training.ema_decay,
+            foreach=True,
+        )
+
     def make_split(self) -> Split:
         """How a step's batch is divided, or each micro-batch of one where a run began so."""
         accelerator, micro_batches = self.accelerator, self.config.gradient_accumulation_steps
         part_size = self.preset.training.train_batch_size // (accelerator.num_processes * micro_batches)
         of_batch = micro_batches if self.resolved["training"]["drawn_for"] == BATCH else 1
-        return Split(part_size, accelerator.num_processes, accelerator.process_index, of_batch)
+        by_process = self.resolved["data"].get("num_lanes") is not None
+        return Split(part_size, accelerator.num_processes, accelerator.process_index, of_batch, by_process)
 
-    def make_batches(self) -> ImageBatches | StreamBatches:
+    def make_batches(self) -> ImageBatches | LaneBatches | StreamBatches:
         """This process's parts of the batches."""
         config, device = self.config, self.accelerator.device
         num_workers = 0 if config.hold_in_memory else config.dataloader_num_workers
@@ -258,6 +288,10 @@ class Trainer:
             "worker_init_fn": obey_parent,
             "pin_memory": device.type == "cuda" and not config.hold_in_memory,
         }
+        num_lanes = self.resolved["data"].get("num_lanes")
+        if num_lanes is not None:
+            group = self.signals.group
+            return LaneBatches(self.data.stream, self.split, num_lanes, device, group, **options)
         if config.streaming:
             return StreamBatches(self.data.dataset, self.split, self.accelerator, **options)
         return ImageBatches(self.data.dataset, self.split, config.seed, device, **options)
@@ -269,17 +303,7 @@ class Trainer:
         """Picks up `checkpoint`, if there is one, and makes the output folder ready."""
         if checkpoint is not None:
             self.load_checkpoint(checkpoint)
-        training = self.preset.training
-        for group in self.optimizer.param_groups:
-            group["lr"] = group["initial_lr"] = training.learning_rate
-        # Not prepared: accelerate would step it once per process.
-        self.lr_scheduler = get_scheduler(
-            training.lr_scheduler,
-            self.optimizer.optimizer,
-            num_warmup_steps=training.lr_warmup_steps,
-            num_training_steps=training.max_train_steps,
-            last_epoch=self.step - 1,
-        )
+        self.schedule_learning_rate(0, self.preset.training.max_train_steps)
         if self.accelerator.is_main_process:
             write_json(self.output_dir / "training_config.json", self.resolved)
         self.accelerator.wait_for_everyone()
@@ -292,6 +316,20 @@ class Trainer:
             self.introduce(checkpoint)
             if self.config.validation_steps:
                 self.validation = Validation(self.config, self.preset, self.data)
+
+    def schedule_learning_rate(self, first_step: int, num_steps: int) -> None:
+        """The learning rate of each step from the present one on is that of a schedule that began at `first_step`."""
+        training = self.preset.training
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["initial_lr"] = training.learning_rate
+        # Not prepared: accelerate would step it once per process.
+        self.lr_scheduler = get_scheduler(
+            training.lr_scheduler,
+            self.optimizer.optimizer,
+            num_warmup_steps=training.lr_warmup_steps,
+            num_training_steps=num_steps,
+            last_epoch=self.step - first_step - 1,
+        )
 
     def introduce(self, checkpoint: Path | None) -> None:
         """Says what is trained on what, and which settings spoil it."""
@@ -421,11 +459,15 @@ class Trainer:
             if unet.augmentation_level_embedding:
                 conditions["augmentation_level"] = level
 
-        def denoise(x_t: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
-            return self.unet(x_t, condition, **conditions).sample
+        return self.loss(area_resize(images, unet.sample_size * images.shape[-1] // whole_size), conditions).mean()
 
-        x_0 = area_resize(images, unet.sample_size * images.shape[-1] // whole_size)
-        return self.stage.loss(denoise, x_0, generator).mean()
+    def loss(self, x_0: torch.Tensor, conditions: dict[str, torch.Tensor]) -> torch.Tensor:
+        """The loss (B,) of the network at images x_0 (B, C, H, W) in [-1, 1], given their conditions."""
+        return self.stage.loss(partial(self.denoise, conditions), x_0, self.noise.generator)
+
+    def denoise(self, conditions: dict[str, torch.Tensor], x_t: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
+        """The network's output at x_t and a time or noise level."""
+        return self.unet(x_t, condition, **conditions).sample
 
     # -----------------------------------------------------------------------------------------------------------------
     # Logging and validation
@@ -493,12 +535,13 @@ class Trainer:
         final = self.output_dir / f"checkpoint-{self.step}"
         temporary = temporary_name(final)
         state = self.state(keep=self.accelerator.is_main_process)
+        progress = self.progress()
         if self.accelerator.is_main_process:
             with writing(f"The checkpoint of step {self.step}", temporary):
                 write_state(temporary, state)
                 write_json(temporary / "training_config.json", self.resolved)
                 write_json(temporary / DATA_NAME, self.data.identity)
-                write_json(temporary / "progress.json", self.progress())
+                write_json(temporary / "progress.json", progress)
                 replace_folder(temporary, final)
             rotate(self.output_dir, self.config.checkpoints_total_limit, final)
         self.saved_step = self.step
@@ -520,14 +563,18 @@ class Trainer:
         return gather(dict(zip(names, self.ema.shadow_params, strict=True)), keep)
 
     def progress(self) -> dict[str, Any]:
-        """The counters that a run goes on from."""
+        """The counters that a run goes on from, and where a stream stands; every process must ask."""
+        streamed = {}
+        if isinstance(self.images, LaneBatches):
+            places = dict(chain.from_iterable(places.items() for places in gather_object([self.images.places])))
+            streamed = {"lanes": [dataclasses.asdict(places[number]) for number in sorted(places)]}
         return {
             "step": self.step,
             "epoch": self.epoch,
             "epoch_batches": self.epoch_batches,
             "ema_steps": self.ema.optimization_step,
             "loss": self.last_loss,
-        }
+        } | streamed
 
     def load_checkpoint(self, checkpoint: Path) -> None:
         """Puts the whole state of a run back, after checking that it is this run's."""
@@ -539,15 +586,20 @@ class Trainer:
                 f"`max_train_steps` is {self.preset.training.max_train_steps}, but {checkpoint} is at step "
                 f"{progress['step']}: give more steps or an earlier checkpoint."
             )
-        unet, scaler = self.stage.unet, self.accelerator.scaler
-        with loading(checkpoint):
-            state = read_state(checkpoint, has_scaler=scaler is not None)
-            unet.load_state_dict({n: shard_of(state.weights[n], value) for n, value in unet.state_dict().items()})
-            for (name, _), average in zip(unet.named_parameters(), self.ema.shadow_params, strict=True):
-                average.copy_(shard_of(state.averages[name], average))
-            load_optimizer(self.optimizer.optimizer, state.optimizer)
-            if scaler is not None:
-                scaler.load_state_dict(state.scaler)
         self.step, self.epoch, self.epoch_batches = (progress[n] for n in ("step", "epoch", "epoch_batches"))
+        if isinstance(self.images, LaneBatches):
+            self.images.places = {number: Place(**place) for number, place in enumerate(progress["lanes"])}
         self.ema.optimization_step, self.last_loss = progress["ema_steps"], progress["loss"]
         self.finite_until = self.step
+        with loading(checkpoint):
+            self.load_state(read_state(checkpoint, has_scaler=self.accelerator.scaler is not None))
+
+    def load_state(self, state: TrainingState) -> None:
+        """Puts the tensors of a run back."""
+        unet, scaler = self.stage.unet, self.accelerator.scaler
+        unet.load_state_dict({n: shard_of(state.weights[n], value) for n, value in unet.state_dict().items()})
+        for (name, _), average in zip(unet.named_parameters(), self.ema.shadow_params, strict=True):
+            average.copy_(shard_of(state.averages[name], average))
+        load_optimizer(self.optimizer.optimizer, state.optimizer)
+        if scaler is not None:
+            scaler.load_state_dict(state.scaler)

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from ..presets import StagePreset, TrainingPreset
-from .config import TrainingConfig
+from .config import RunConfig
 
 
 # The share of the random start that an average of the weights may hold in the end.
@@ -25,7 +25,7 @@ FEWEST_STEPS = 10
 
 
 def introduction(
-    config: TrainingConfig,
+    config: RunConfig,
     preset: StagePreset,
     num_parameters: int,
     num_examples: int | None,
@@ -121,7 +121,7 @@ def interruption(checkpoint: Path, number: int) -> str:
     )
 
 
-def warnings(config: TrainingConfig, preset: StagePreset) -> Iterator[str]:
+def warnings(config: RunConfig, preset: StagePreset) -> Iterator[str]:
     """A sentence for each setting that spoils a run without an error."""
     training = preset.training
     start = share_of_start(training)

@@ -25,7 +25,7 @@ from ..presets import (
     get_preset,
 )
 from .batches import BATCH, MICRO_BATCH
-from .config import TrainingConfig
+from .config import RunConfig, TrainingConfig
 
 
 AUGMENTATIONS = {"gaussian": GaussianAugmentationPreset, "blur": BlurAugmentationPreset}
@@ -39,6 +39,7 @@ MAY_CHANGE = {
     "training.lr_scheduler",
     "training.lr_warmup_steps",
     "training.max_grad_norm",
+    "distillation.pipeline",  # its stage's fingerprint stays
 }
 
 # How a batch is divided, and what is told from that; see [`drawn_for`].
@@ -96,10 +97,7 @@ def resolve_preset(
     further = {"train_batch_size": global_batch_size(config, preset, num_processes)}
     if config.crop_size == 0:  # whole images from the first step on
         further |= {"crop_size": None, "whole_image_fraction": config.whole_image_fraction or 0.0}
-    training = override(preset.training, config, **further)
-    if config.mixed_precision is None:  # `accelerate launch` passes on what it was told or is configured for
-        launched = os.environ.get("ACCELERATE_MIXED_PRECISION", training.mixed_precision)
-        training = dataclasses.replace(training, mixed_precision=launched)
+    training = override_training(preset.training, config, **further)
     if config.unconditional and config.label_dropout is None:
         training = dataclasses.replace(training, label_dropout=0.0)
     augmentation = resolve_augmentation(config, preset)
@@ -193,7 +191,14 @@ def resolve_unet(
     return unet
 
 
-def override(section: Any, config: TrainingConfig, **further: Any) -> Any:
+def override_training(training: TrainingPreset, config: RunConfig, **further: Any) -> TrainingPreset:
+    """[`override`] of the optimisation, whose precision is that of `accelerate launch` where the options say none."""
+    if config.mixed_precision is None:  # the launcher passes on what it was told or is configured for
+        further["mixed_precision"] = os.environ.get("ACCELERATE_MIXED_PRECISION", training.mixed_precision)
+    return override(training, config, **further)
+
+
+def override(section: Any, config: RunConfig, **further: Any) -> Any:
     """A copy of a preset's `section` with the options that were given and are called like one of its fields."""
     names = {f.name for f in dataclasses.fields(section)} & {f.name for f in dataclasses.fields(config)}
     given = {name: getattr(config, name) for name in names if getattr(config, name) is not None}
@@ -219,7 +224,7 @@ def check_kind(config: TrainingConfig, preset: StagePreset, super_resolution: bo
         )
 
 
-def global_batch_size(config: TrainingConfig, preset: StagePreset, num_processes: int) -> int:
+def global_batch_size(config: RunConfig, preset: StagePreset, num_processes: int) -> int:
     """Images per optimizer step, over all processes and micro-batches."""
     split = num_processes * config.gradient_accumulation_steps
     if config.train_batch_size is not None:
@@ -272,16 +277,16 @@ def check_crop(preset: StagePreset) -> None:
         )
 
 
-def data_config(config: TrainingConfig, preset: StagePreset) -> DataConfig:
+def data_config(config: RunConfig, preset: StagePreset) -> DataConfig:
     """Which images, as the options and the preset say."""
-    names = {f.name for f in dataclasses.fields(DataConfig)} & {f.name for f in dataclasses.fields(TrainingConfig)}
+    names = {f.name for f in dataclasses.fields(DataConfig)} & {f.name for f in dataclasses.fields(config)}
     arguments = {name: getattr(config, name) for name in names}
     arguments |= dataclasses.asdict(preset.data)
     arguments |= {"num_channels": preset.unet.in_channels, "class_conditional": preset.unet.num_classes is not None}
     return DataConfig(**arguments)
 
 
-def resolve_channels_last(config: TrainingConfig, saved: dict[str, Any] | None, device: torch.device) -> bool:
+def resolve_channels_last(config: RunConfig, saved: dict[str, Any] | None, device: torch.device) -> bool:
     """
     What was asked for, else the checkpoint's, because the format changes the rounding, else what is faster.
 
@@ -302,16 +307,18 @@ def resolve_channels_last(config: TrainingConfig, saved: dict[str, Any] | None, 
 
 
 def describe(
-    config: TrainingConfig,
+    config: RunConfig,
     preset: StagePreset,
     id2label: dict[int, str] | None,
     num_examples: int | None,
     num_processes: int,
     drawn_for: str = BATCH,
+    num_lanes: int | None = None,
 ) -> dict[str, Any]:
     """
     The resolved configuration as the plain nested dict that `training_config.json` holds. Streams have no
-    `num_examples` (None). What is under `run` has no influence on the trained weights beyond their rounding.
+    `num_examples` (None); `num_lanes` is theirs, None for those that are not read in lanes. What is under `run` has no
+    influence on the trained weights beyond their rounding.
     """
     resolved = dataclasses.asdict(preset)
     if preset.augmentation is not None:
@@ -325,7 +332,9 @@ def describe(
     }
     resolved["data"] = dataclasses.asdict(data_config(config, preset))
     resolved["data"] |= {"num_examples": num_examples, "id2label": id2label}
-    if config.streaming:
+    if num_lanes is not None:
+        resolved["data"]["num_lanes"] = num_lanes
+    elif config.streaming:
         resolved["data"]["num_workers"] = config.dataloader_num_workers  # each shuffles a part of the stream
     resolved["run"] = {name: getattr(config, name) for name in RUN_OPTIONS}
     return json.loads(json.dumps(resolved))
@@ -357,6 +366,11 @@ def drawn_for(saved: dict[str, Any] | None) -> str:
     if saved is None or num_parts(saved) == 1:
         return BATCH
     return saved["training"].get("drawn_for", MICRO_BATCH)
+
+
+def was_streamed_whole(saved: dict[str, Any] | None) -> bool:
+    """Whether a run resumes one of 0.1.0 on a stream, which was not in lanes."""
+    return saved is not None and saved["data"]["streaming"] and "num_lanes" not in saved["data"]
 
 
 def num_parts(resolved: dict[str, Any]) -> int:

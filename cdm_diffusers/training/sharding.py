@@ -13,7 +13,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from ..models import CascadedUNet2DModel
 from ..processes import REFUSED, check_launcher
-from .config import TrainingConfig
+from .config import RunConfig
 
 
 REFUSED_OF_FSDP = {
@@ -42,7 +42,7 @@ def sharding_asked() -> bool:
     return is_fsdp
 
 
-def check_sharding(config: TrainingConfig, num_processes: int) -> None:
+def check_sharding(config: RunConfig, num_processes: int) -> None:
     """
     Raises:
         ValueError: for options that a sharded network does not take, and where there is nothing to shard among.

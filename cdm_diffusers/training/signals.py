@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 import torch
 from accelerate import PartialState
 
-from ..processes import Stopped
+from ..processes import Stopped, largest
 
 
 STOPPING = (signal.SIGINT, signal.SIGTERM)
@@ -34,7 +34,7 @@ class StopSignals:
         self._announces = state.is_main_process
         self._before: dict[int, Any] = {}
         # Of its own, since the device's would have to be waited for.
-        self._group = torch.distributed.new_group(backend="gloo") if state.num_processes > 1 else None
+        self.group = torch.distributed.new_group(backend="gloo") if state.num_processes > 1 else None
 
     def __enter__(self) -> "StopSignals":
         if threading.current_thread() is threading.main_thread():
@@ -67,11 +67,7 @@ class StopSignals:
 
     def agreed(self) -> int:
         """The signal that any of the processes has received, 0 if none has. All must ask after the same step."""
-        if self._group is None:
-            return self.received
-        received = torch.tensor(self.received)
-        torch.distributed.all_reduce(received, torch.distributed.ReduceOp.MAX, self._group)
-        return received.item()
+        return largest(self.received, self.group)
 
 
 def end_by(number: int) -> NoReturn:

@@ -10,7 +10,7 @@ from ..data.memory import ImageData
 from ..data.pictures import grid_of
 from ..data.transforms import area_resize, to_float, to_unit
 from ..presets import StagePreset
-from .config import TrainingConfig
+from .config import RunConfig
 
 
 NUM_STATISTICS_IMAGES = 1024
@@ -23,7 +23,7 @@ class Validation:
     stage: as many images of the data, each as low-resolution input, sample and original side by side.
     """
 
-    def __init__(self, config: TrainingConfig, preset: StagePreset, data: ImageData):
+    def __init__(self, config: RunConfig, preset: StagePreset, data: ImageData):
         self.config, self.preset, self.id2label = config, preset, data.id2label
         self.is_base = preset.unet.low_res_size is None
         items = take(data, NUM_STATISTICS_IMAGES if self.is_base else config.num_validation_images)
@@ -77,7 +77,8 @@ class Validation:
 
 def take(data: ImageData, count: int) -> list[dict[str, torch.Tensor]]:
     """`count` items, spread evenly where the data has a length, since folders are sorted by class."""
-    if not isinstance(data.dataset, torch.utils.data.IterableDataset):
-        count = min(count, len(data.dataset))
-        return [data.dataset[i * len(data.dataset) // count] for i in range(count)]
-    return list(itertools.islice(data.dataset, count))
+    if data.stream is not None:
+        rows = data.stream.lane(epoch=0, number=0, num_lanes=1)
+        return [data.stream[row] for row, _ in itertools.islice(rows, count)]
+    count = min(count, len(data.dataset))
+    return [data.dataset[i * len(data.dataset) // count] for i in range(count)]

@@ -1,0 +1,120 @@
+"""What a visitor may post to the page: no more, in size and in number of uploads, than its limits."""
+
+import ipaddress
+import math
+import re
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from .config import MINUTES, Limits
+
+
+MOST_BYTES = 2**20  # of what is no upload
+MARGIN = 2**16  # bytes of an upload besides its picture
+
+Receive = Callable[[], Awaitable[dict[str, Any]]]
+Send = Callable[[dict[str, Any]], Awaitable[None]]
+
+
+@dataclass
+class Quota:
+    """Who uploaded what in the last minutes."""
+
+    limits: Limits
+    clock: Callable[[], float] = time.monotonic
+    uploads: deque[tuple[float, str, int]] = field(default_factory=deque)  # when, who, bytes
+
+    def take(self, visitor: str, size: int) -> None:
+        """
+        Counts an upload of `size` bytes.
+
+        Raises:
+            ValueError: it is more than a visitor has.
+        """
+        now = self.clock()
+        while self.uploads and self.uploads[0][0] <= now - 60 * MINUTES:
+            self.uploads.popleft()
+        own = [(when, size) for when, who, size in self.uploads if who == visitor]
+        most = self.limits.max_uploaded_megabytes
+        if len(own) >= self.limits.max_uploads or sum(size for _, size in own) + size > most * 2**20:
+            left = MINUTES - (now - own[0][0] if own else 0) / 60
+            raise ValueError(
+                f"This page takes {self.limits.max_uploads} pictures and {most} megabytes of a visitor in {MINUTES} "
+                f"minutes, and this would be more: try again in {math.ceil(left)} minutes."
+            )
+        self.uploads.append((now, visitor, size))
+
+
+class Gate:
+    """
+    An ASGI application before another one. Uploads, one picture each, pass when they have come in whole, so that
+    nothing of those that break off is written to disk.
+    """
+
+    def __init__(self, app: Callable[..., Awaitable[None]], quota: Quota):
+        self.app, self.quota = app, quota
+
+    async def __call__(self, scope: dict[str, Any], receive: Receive, send: Send) -> None:
+        """Lets a request in, or answers it with a sentence."""
+        if scope["type"] != "http" or scope["method"] in ("GET", "HEAD", "OPTIONS"):
+            return await self.app(scope, receive, send)
+        headers = dict(scope["headers"])
+        is_upload = scope["path"].rstrip("/").endswith("/upload")
+        most = self.quota.limits.max_upload_megabytes * 2**20 + MARGIN if is_upload else MOST_BYTES
+        size = int(headers.get(b"content-length", -1))
+        if not 0 <= size <= most:
+            return await _answer(send, 413, f"A request must say its size, which must be at most {most} bytes.")
+        if not is_upload:
+            return await self.app(scope, receive, send)
+        try:
+            self.quota.take(visitor_of(scope["client"][0]), size)
+        except ValueError as error:
+            await _body(receive, keep=False)  # a browser hears nothing before it has said all
+            return await _answer(send, 429, str(error))
+        body = await _body(receive)
+        if body is None:
+            return None
+        if _count_files(headers.get(b"content-type", b""), body) > 1:
+            return await _answer(send, 413, "A request must have one picture: upload them one by one.")
+        messages = deque([{"type": "http.request", "body": body, "more_body": False}])
+
+        async def again() -> dict[str, Any]:
+            return messages.popleft() if messages else await receive()
+
+        return await self.app(scope, again, send)
+
+
+def visitor_of(address: str) -> str:
+    """The address, of an IPv6 one the network: its last 64 bits are at the visitor's choice."""
+    parsed = ipaddress.ip_address(address)
+    if parsed.version == 4 or parsed.ipv4_mapped:
+        return address
+    return str(ipaddress.ip_network((parsed, 64), strict=False))
+
+
+async def _body(receive: Receive, keep: bool = True) -> bytes | None:
+    """All of a request's body; None where the visitor leaves before its end."""
+    parts = []
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            return None
+        if keep:
+            parts.append(message.get("body", b""))
+        if not message.get("more_body", False):
+            return b"".join(parts)
+
+
+def _count_files(content_type: bytes, body: bytes) -> int:
+    """Parts of a body of multipart/form-data."""
+    boundary = re.search(rb'boundary="?([^";,\s]+)', content_type)
+    return body.count(b"--" + boundary[1]) - 1 if boundary else 0
+
+
+async def _answer(send: Send, status: int, sentence: str) -> None:
+    headers = [(b"content-type", b"text/plain; charset=utf-8")]
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": sentence.encode()})

@@ -1,0 +1,177 @@
+"""The documents as their readers follow them: every block in its order, shortened by tests/shortened.py."""
+
+import json
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+import pytest
+import torch
+from documents import DOCUMENTS, SHELL, blocks, blocks_of, commands_of, name_of
+from golden import TWINS, twin_weights
+from local_hub import serve
+from scripts import ROOT
+from shortened import NETWORKS
+from small_cascade import small_cascade
+from test_docs import ON_WHAT_COMMANDS_MAKE
+from test_publishing import RECOGNITION
+from test_reproduce import stand_ins
+from test_sources import write_idx
+
+from cdm_diffusers import CascadedDiffusionPipeline
+
+
+@dataclass(frozen=True)
+class Way:
+    """
+    Args:
+        made: a file that is there at the end.
+        prepare: makes what the document takes for granted, in a folder.
+        before: commands of bash before the document's.
+        needs: a package besides those of the extra `test`.
+    """
+
+    made: str
+    prepare: Callable[[Path], None] = field(default=lambda folder: None)
+    before: str = ""
+    needs: str | None = None
+
+
+def draw_pictures(folder: Path, size: int = 64) -> None:
+    """Two classes, in two splits."""
+    for number, place in enumerate(["train/cat", "train/dog", "test/cat", "test/dog"]):
+        (folder / place).mkdir(parents=True)
+        for shade in range(24):
+            picture = PIL.Image.new("RGB", (size, size), (10 * shade, 60 * number, 255 - 10 * shade))
+            picture.save(folder / place / f"{shade}.png")
+
+
+def my_images(folder: Path) -> None:
+    draw_pictures(folder / "my-images")
+
+
+def avatars(folder: Path) -> None:
+    draw_pictures(folder / "avatars", 256)
+
+
+def for_training(folder: Path) -> None:
+    my_images(folder)
+    avatars(folder)
+
+
+def for_evaluation(folder: Path) -> None:
+    (folder / "P").symlink_to("checkpoints/fashion-mnist-32")
+
+
+def for_results(folder: Path) -> None:
+    """Untrained stages where a configuration takes trained ones."""
+    for name in ("augmentation", "augmentation_unlabelled"):
+        content = json.loads((ROOT / "configs" / f"{name}.json").read_text())
+        stand_ins(folder / "stages", content)
+        for stage, source in content["stages"].items():
+            (folder / source["pipeline"]).parent.mkdir(parents=True, exist_ok=True)
+            (folder / "stages" / stage).rename(folder / source["pipeline"])
+
+
+def for_app(folder: Path) -> None:
+    (folder / "my-cascade").symlink_to("checkpoints/fashion-mnist-32")
+    shutil.copytree(ROOT / "cdm_diffusers", folder / "cdm_diffusers", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(ROOT / "examples" / "space", folder / "examples" / "space")
+    repository = folder.parent / "hub" / "models" / "me" / "my-cascade"
+    shutil.copytree(ROOT / "checkpoints" / "fashion-mnist-32", repository)
+
+
+def for_publishing(folder: Path) -> None:
+    """A base and a stage of 4x4 and 8x8 pixels, and reports of what they made."""
+    cascade = small_cascade(num_stages=2)
+    CascadedDiffusionPipeline.from_stages(cascade.stage_pipeline("base")).save_pretrained(folder / "runs" / "base")
+    cascade.stage_pipeline("super_res_1").save_pretrained(folder / "runs" / "sr")
+    (folder / "recognition.json").write_text(json.dumps(RECOGNITION))
+    quality = (ROOT / "docs" / "results" / "quality-shipped.json").read_text()
+    (folder / "quality.json").write_text(quality.replace('"size": 32', '"size": 8'))
+    PIL.Image.new("RGB", (8, 8), "red").save(folder / "samples.png")
+
+
+def for_converting(folder: Path) -> None:
+    """Under the names of OpenAI's files, networks that differ from theirs in size alone."""
+    for file, twin in NETWORKS.items():
+        weights = twin_weights(next(name for name in TWINS if TWINS[name] is twin))
+        width = weights["label_emb.weight"].shape[1]
+        torch.save(weights | {"label_emb.weight": torch.randn(1000, width)}, folder / file)
+
+
+WITH_IMAGES_OF_HIS_OWN = "\n".join(block for block in blocks(ROOT / "README.md", *SHELL) if "cdm train base" in block)
+A_RUN = "cdm train base --preset fashion_mnist_8 --train_data_dir FASHION_MNIST --output_dir runs/fashion_mnist_8"
+WAYS = {
+    "README.md": Way("faces", my_images),
+    "docs/app.md": Way("checkpoints", for_app, needs="gradio"),
+    "docs/benchmarks.md": Way("checkpoints"),
+    "docs/distillation.md": Way("samples.png"),
+    "docs/evaluation.md": Way("runs/reproduce/table3a.png", for_evaluation, A_RUN),
+    "docs/openai.md": Way("golden-retriever.png", for_converting),
+    "docs/publishing.md": Way("my-cascade-alone", for_publishing),
+    "docs/results.md": Way("runs/reproduce/figure7.json", for_results),
+    "docs/search.md": Way("search-steps/table.md", my_images, WITH_IMAGES_OF_HIS_OWN),
+    "docs/training.md": Way("runs/recognition.png", for_training),
+    "docs/tutorial.md": Way("samples.png"),
+    "examples/avatars/README.md": Way("runs/avatars_16/model_index.json", avatars),
+}
+
+
+def test_every_document_with_commands_is_followed():
+    assert set(WAYS) == {name_of(document) for document in DOCUMENTS if blocks(document, *SHELL)}
+
+
+def steps_of(document: str) -> list[list[str]]:
+    """What the blocks say to do, in their order: words of commands, and Python."""
+    found, shell = blocks_of(ROOT / document), [WAYS[document].before]
+    for language, text in found:
+        if language in SHELL:
+            shell.append(text)
+        elif language == "python" and document in ON_WHAT_COMMANDS_MAKE:
+            shell.append(f"record Python {shlex.quote(text)}")
+    return commands_of(shell)
+
+
+def real_pictures(folder: Path) -> None:
+    """Four pictures of each class in both splits, as IDX files."""
+    folder.mkdir()
+    labels = np.arange(40, dtype=np.uint8) % 10
+    for seed, split in enumerate(("train", "t10k")):
+        pixels = np.random.default_rng(seed).integers(0, 256, (40, 28, 28), dtype=np.uint8)
+        write_idx(folder, pixels, labels, split)
+
+
+@pytest.mark.slow("commands train for two steps, sample or measure")
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("document", WAYS)
+def test_blocks_run_in_their_order(document, tmp_path):
+    """In a folder with what the document takes for granted, and with a Hub of this machine."""
+    way, folder, hub = WAYS[document], tmp_path / "home", tmp_path / "hub"
+    if way.needs:
+        pytest.importorskip(way.needs)
+    folder.mkdir()
+    shutil.copytree(ROOT / "checkpoints", folder / "checkpoints")  # which some documents make
+    (folder / "configs").symlink_to(ROOT / "configs")
+    real_pictures(folder / "FASHION_MNIST")
+    hub.mkdir()
+    way.prepare(folder)
+    with serve(hub) as environment:
+        environment |= {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(ROOT)}
+        result = subprocess.run(
+            [sys.executable, ROOT / "tests" / "shortened.py"],
+            cwd=folder,
+            env=os.environ | environment | {"XDG_CACHE_HOME": str(tmp_path / "cache")},
+            input=json.dumps(steps_of(document)),
+            capture_output=True,
+            text=True,
+        )
+    assert result.returncode == 0, result.stdout[-1000:] + result.stderr[-3000:]
+    assert (folder / way.made).exists()
