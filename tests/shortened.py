@@ -66,6 +66,7 @@ LEFT_TO_OTHERS = {
 STANDS_IN = "hours of training: untrained stages lie there already"
 LEFT_OUT = {
     "ILSVRC/imagenet-1k": "needs ImageNet and four GPUs: tests/test_many_processes.py trains on two processes",
+    "imagenet-tars": "a network of the paper's size: tests/test_streams.py trains a small one on tar files",
     "benchmarks.gpu": "needs a GPU: tests/test_benchmarks.py runs it at toy size",
     "runs/augmentation/good-base": STANDS_IN,
     "runs/augmentation/good-base/checkpoint-300": STANDS_IN,

@@ -153,6 +153,9 @@ def test_the_scaling_page_states_the_defaults():
     assert set(defaults) - set(stated) == {"questions", "presets", "gpus"}
 
 
+BUFFERS = 0.1  # GiB of the libraries, as the page says
+
+
 def counted_memory(name):
     """GiB of a training step of one image as the page's first table says, without gradient checkpointing."""
     preset = get_preset(name)
@@ -172,4 +175,5 @@ def test_full_size_presets_take_their_steps_within_the_memory_that_the_page_says
     if available_gibibytes() < counted_memory(name) + 2:
         pytest.skip(f"{counted_memory(name):.0f} GiB are not free here")
     (line,) = benchmark("memory", "--presets", name, "--device", "cpu")
-    assert line["sampling"]["gibibytes"] < line["training"]["gibibytes"] < counted_memory(name)
+    most = counted_memory(name) + BUFFERS
+    assert line["sampling"]["gibibytes"] < line["training"]["gibibytes"] < most
