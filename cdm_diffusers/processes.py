@@ -269,8 +269,12 @@ class Watch:
         self.ending.acquire()  # for good
         try:
             self._tell(self.verdict.encode())
-            print(f"\n{self.verdict}: {self.name.lower()} ends as well.", end=" ", file=sys.stderr, flush=True)
-            print(self.advice(), file=sys.stderr, flush=True)
+            advice = ""
+            with suppress(Exception):
+                advice = self.advice()
+            # In one piece: progress bars of other threads go on.
+            sys.stderr.write(f"\n{self.verdict}: {self.name.lower()} ends as well. {advice}\n")
+            sys.stderr.flush()
         finally:
             os._exit(1)
 

@@ -205,11 +205,11 @@ def test_when_a_process_is_killed_the_other_says_so_and_ends(killed, options, tm
         futures = [pool.submit(train_here, options, True, group) for pool, group in zip(pools, groups, strict=True)]
         assert isinstance(futures[killed].exception(), BrokenProcessPool)
         assert isinstance(futures[1 - killed].exception(timeout=10), BrokenProcessPool)
-    last_line = (tmp_path / f"errors-{1 - killed}").read_text().splitlines()[-1]
-    assert last_line == (
+    lines = (tmp_path / f"errors-{1 - killed}").read_text().splitlines()
+    assert (
         f"Process {killed} of 2 was killed, or has crashed: process {1 - killed} ends as well. The last good "
         f"checkpoint is {folder / 'checkpoint-2'}. Start all processes again, with `--resume_from_checkpoint latest`."
-    )
+    ) in lines
 
 
 class SetEnvironment:
@@ -310,8 +310,7 @@ def test_a_process_ends_even_if_it_cannot_say_why(monkeypatch, capsys):
     watch.verdict = "Process 0 of 2 was killed"
     codes = []
     monkeypatch.setattr(processes.os, "_exit", codes.append)
-    with pytest.raises(OSError, match="no disk"):
-        watch._end()
+    watch._end()
     assert codes == [1]
     assert "Process 0 of 2 was killed: process 1 ends as well." in capsys.readouterr().err
 
