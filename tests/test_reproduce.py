@@ -44,6 +44,7 @@ from cdm_diffusers.studies.experiments import (
     table3a,
     table4a,
 )
+from cdm_diffusers.studies.figures import explained_cells
 from cdm_diffusers.studies.reports import classification_lines, over_runs, write_table
 from cdm_diffusers.studies.reproduce import Study, reproduce
 from cdm_diffusers.training.export import stage_pipeline
@@ -595,6 +596,7 @@ def test_augmentation_from_nothing_and_again(study_folder, monkeypatch):
     assert "| *weak base* |" in text and "change beyond ground truth's" in text and "gate: 0" in text
     assert "24 images, by the sweep's solver and by the check's: change" in text and "swept: 0." in text
     assert Image.open(folder / "augmentation.png").size[0] > 500
+    assert_explained(np.asarray(Image.open(folder / "augmentation_samples.png").convert("RGB")), report, folder)
 
     def fail(*arguments, **options):
         raise AssertionError("made again what is there")
@@ -603,6 +605,19 @@ def test_augmentation_from_nothing_and_again(study_folder, monkeypatch):
     monkeypatch.setattr("cdm_diffusers.evaluation.references.extract", fail)
     again = run(study_folder, "augmentation", **options)
     assert again["rows"] == json.loads(json.dumps(report["rows"])) and again["comparisons"] == report["comparisons"]
+
+
+def assert_explained(picture, report, folder):
+    """The picture's cells are what the stage gets, and what it makes of it."""
+    samples = report["rows"][3]["runs"][0]["samples"]
+    given, made = explained_cells(folder, report["inputs"][WEAK], [samples])
+    images, low_res = load_image_set(folder / "samples" / samples), LowResImages(folder / report["inputs"][WEAK])
+    settings = json.loads((folder / "samples" / samples / "settings.json").read_text())
+    assert settings["low_res"]["of"] == low_res.settings
+    factor = given.shape[-1] // low_res.images.shape[-1]
+    assert factor > 1 and torch.equal(given[:, :, ::factor, ::factor], low_res[torch.arange(10)])
+    assert all(torch.equal((255 * made[place]).round().byte(), images[place]["image"]) for place in range(10))
+    assert picture.shape[1] > 1000
 
 
 def test_augmentation_of_a_base_without_an_error_is_not_swept(study_folder, monkeypatch):

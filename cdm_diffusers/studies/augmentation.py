@@ -6,6 +6,7 @@ features say is in `verdicts.py`.
 
 import itertools
 from collections.abc import Iterable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -23,7 +24,17 @@ from ..evaluation.records import digest
 from ..evaluation.references import reference_features, reference_statistics
 from ..evaluation.sample_store import LowResImages, drawn_images
 from ..processes import from_main
-from .experiments import SOLVER_CHECK, TRAIN, WEAK, AugmentationExperiment, Row, control_heading, stage_names
+from .experiments import (
+    GOOD,
+    SOLVER_CHECK,
+    TRAIN,
+    WEAK,
+    Arm,
+    AugmentationExperiment,
+    Row,
+    control_heading,
+    stage_names,
+)
 from .verdicts import BENEFIT, PREDICTIONS, Verdicts, check_gate, choose_noise, conclude, noise_ratios
 
 
@@ -49,6 +60,7 @@ def measure_augmentation(study: "Study", experiment: AugmentationExperiment) -> 
     gate = from_main(lambda: check_gate(*(verdicts.values(name, first) for name in (WEAK, TRAIN)), experiment.gate))
     control = sweep_control(sweep, verdicts, experiment, gate["ratio"])
     sweep.sample(heading for heading in sweep.groups if heading not in map(control_heading, experiment.control_noises))
+    inputs = {heading: sweep.input_of(heading).relative_to(study.samples.output_dir) for heading in (GOOD, WEAK)}
 
     def conclusions() -> dict[str, Any]:
         ratios = {name: verdicts.ratio(name) for name in PREDICTIONS}
@@ -56,6 +68,7 @@ def measure_augmentation(study: "Study", experiment: AugmentationExperiment) -> 
         compared = [verdicts.compare(name, prediction) for name, prediction in PREDICTIONS.items()]
         return {
             "rows": sweep.rows(),
+            "inputs": {heading: folder.as_posix() for heading, folder in inputs.items()},
             "gate": {**gate, "level": first, "ratios": ratios},
             "control": {name: value for name, value in control.items() if name != "comparison"},
             "comparisons": conclude(compared, control["comparison"], check),
@@ -215,13 +228,22 @@ class Sweep:
         features, _ = reference_features(images, self.extractor, cache_dir, **self.options)
         return (training_name(row, training_seed), folder.name), features
 
+    def arm_of(self, heading: str) -> Arm:
+        """Of one of its rows."""
+        return next(rows[0].arm for rows in self.groups[heading].values())
+
+    def input_of(self, heading: str) -> Path:
+        """The folder of what the last stage takes in these rows, made if not there."""
+        arm = self.arm_of(heading)
+        stages, seed = stage_names(len(arm.stages)), self.study.training_seeds(arm)[0]
+        return self.study.samples.low_res(arm, stages, seed, self.seed)
+
     def stored_noise(self, heading: str) -> dict[str, float]:
         """What is left of a control's noise, of images in [-1, 1], where values are cut off."""
-        row = next(rows[0] for rows in self.groups[heading].values())
-        stages, seed = stage_names(len(row.arm.stages)), self.study.training_seeds(row.arm)[0]
-        noised = LowResImages(self.study.samples.low_res(row.arm, stages, seed, self.seed), stages[-2])
-        clean = LowResImages(self.study.samples.ground_truth(row.arm, stages[-2]), stages[-2])
-        noise = 2 * (noised.images.astype(float) - clean.images)
+        arm = self.arm_of(heading)
+        stage = stage_names(len(arm.stages))[-2]
+        clean = LowResImages(self.study.samples.ground_truth(arm, stage), stage)
+        noise = 2 * (LowResImages(self.input_of(heading), stage).images.astype(float) - clean.images)
         return {"deviation": float(noise.std()), "shift": float(noise.mean())}
 
     def rows(self) -> list[dict[str, Any]]:

@@ -1,23 +1,13 @@
-"""An experiment's results as a table of the paper's shape, and as a figure."""
+"""An experiment's results as a table of the paper's shape."""
 
-import shutil
 import statistics
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
-import torch
-from PIL import Image
-
-from ..data.image_sets import load_image_set
-from ..data.pictures import grid_of
-from ..data.transforms import to_float, to_unit
 from ..evaluation.intervals import mean_and_error, student_interval
 from ..tables import markdown_table, plus_minus
 from .experiments import Experiment
-
-
-NUM_SHOWN_IMAGES = 16
 
 
 COLUMNS = ("train", "validation", "IS")  # distances from the two splits, and the Inception Score
@@ -238,53 +228,3 @@ def _levels(chosen: list[list[int]]) -> str:
 def over_reports(figures: list[dict[str, float | None]]) -> dict[str, float | None]:
     """Mean and standard error over several samplings; the figure itself of a single one."""
     return figures[0] if len(figures) == 1 else mean_and_error([figure["mean"] for figure in figures])
-
-
-def write_figure(report: dict[str, Any], experiment: Experiment, output_dir: Path) -> None:
-    """
-    Writes `NAME.png`: curves over x, or a picture of samples; `NAME_per_class.png`, `NAME_best_classes.png` and
-    `NAME_worst_classes.png` of classification accuracy scores; or nothing for an experiment that is only a table.
-    """
-    file = output_dir / f"{report['name']}.png"
-    if experiment.images:
-        samples_picture(report, output_dir).save(file)
-    elif experiment.classification:
-        classification = report["rows"][-1]["runs"][0]["classification"]
-        folder = Path(classification["settings"]["output_dir"])
-        for name in ("per_class", "best_classes", "worst_classes") if "compared_with" in classification else ():
-            shutil.copy(folder / f"{name}.png", file.with_name(f"{report['name']}_{name}.png"))
-    elif experiment.x_label is not None:
-        save_curves(summarise(report), experiment, report["rows"][0]["runs"][0]["distance"], file)
-
-
-def save_curves(rows: list[dict[str, Any]], experiment: Experiment, distance: str, file: Path) -> None:
-    """Distance to each split over x, a line for each group of rows, intervals as bars."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(11, 4.2), layout="constrained")
-    for axes, column in zip(figure.subplots(1, 2), ("train", "validation"), strict=True):
-        drawn = [row for row in rows if row["x"] is not None]
-        for heading in dict.fromkeys(row["heading"] for row in drawn):
-            group = [row for row in drawn if row["heading"] == heading]
-            figures = [row["columns"][column] for row in group]
-            mean = [figure["mean"] for figure in figures]
-            below = [figure["mean"] - figure["interval"][0] for figure in figures]
-            above = [figure["interval"][1] - figure["mean"] for figure in figures]
-            x = [row["x"] for row in group]
-            axes.errorbar(x, mean, yerr=[below, above], marker="o", capsize=3, label=heading or None)
-        axes.set(xlabel=experiment.x_label, ylabel=f"{distance} vs {column}")
-        if experiment.log_x:
-            axes.set_xscale("log")
-        if any(row["heading"] for row in rows):
-            axes.legend(fontsize="small")
-    figure.suptitle(experiment.title)
-    figure.savefig(file)
-
-
-def samples_picture(report: dict[str, Any], output_dir: Path) -> Image.Image:
-    """A row of samples for each row of the table, the same images of the set in each."""
-    cells = []
-    for row in report["rows"]:
-        samples = load_image_set(output_dir / "samples" / row["runs"][0]["samples"])
-        cells += [samples[index]["image"] for index in range(min(NUM_SHOWN_IMAGES, len(samples)))]
-    return grid_of(to_unit(to_float(torch.stack(cells))), len(cells) // len(report["rows"]))

@@ -46,8 +46,9 @@ from ..training.resolve import resolve_preset
 from .augmentation import check_settings, measure_augmentation
 from .config import DATA_OPTIONS, ReproduceConfig, StageSource, StudySettings, experiment_names, read_settings
 from .experiments import Arm, AugmentationExperiment, Experiment, Row, StageRecipe
+from .figures import write_figure
 from .plan import Plan, as_text
-from .reports import row_name, write_figure, write_table
+from .reports import row_name, write_table
 
 
 # How figures are computed; it changes whenever the same samples begin to have other figures, so that a table has none
