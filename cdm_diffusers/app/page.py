@@ -26,7 +26,7 @@ from .uploads import low_res_of, take_upload
 
 SAMPLING = {"concurrency_limit": 1, "concurrency_id": "sampling"}
 HIGHEST_SCALE = 10.0
-MOST_VISITORS = 1000  # whose states are held at a time
+MOST_VISITORS = 100  # whose states are held at a time, some 150 kB each
 
 
 @dataclass(frozen=True)
