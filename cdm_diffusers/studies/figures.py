@@ -1,6 +1,7 @@
 """An experiment's results as a figure."""
 
 import shutil
+import statistics
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +14,7 @@ from ..data.pictures import grid_of
 from ..data.transforms import to_float, to_unit
 from ..evaluation.sample_store import LowResImages
 from .experiments import GOOD, TRAIN, WEAK, AugmentationExperiment, Experiment
-from .reports import summarise
+from .reports import figure_of, summarise
 
 
 if TYPE_CHECKING:
@@ -50,26 +51,26 @@ def save_curves(report: dict[str, Any], experiment: Experiment, file: Path) -> N
     rows = [row for row in summarise(report) if row["x"] is not None]
     figure = Figure(figsize=(11, 4.2), layout="constrained")
     for axes, column in zip(figure.subplots(1, 2), ("train", "validation"), strict=True):
-        draw_curves(axes, rows, column, experiment)
+        for heading in dict.fromkeys(row["heading"] for row in rows):
+            group = [row for row in rows if row["heading"] == heading]
+            figures = [row["columns"][column] for row in group]
+            mean = [figure["mean"] for figure in figures]
+            below = [figure["mean"] - figure["interval"][0] for figure in figures]
+            above = [figure["interval"][1] - figure["mean"] for figure in figures]
+            x = [row["x"] for row in group]
+            axes.errorbar(x, mean, yerr=[below, above], marker="o", capsize=3, label=heading or None)
+        axes.set(xlabel=experiment.x_label, ylabel=distance_label(rows, column))
+        if experiment.log_x:
+            axes.set_xscale("log")
         if any(row["heading"] for row in report["rows"]):
             axes.legend(fontsize="small")
     figure.suptitle(experiment.title)
     figure.savefig(file)
 
 
-def draw_curves(axes: "Axes", rows: list[dict[str, Any]], column: str, experiment: Experiment) -> None:
-    """Rows of [`summarise`] that have an x."""
-    for heading in dict.fromkeys(row["heading"] for row in rows):
-        group = [row for row in rows if row["heading"] == heading]
-        figures = [row["columns"][column] for row in group]
-        mean = [figure["mean"] for figure in figures]
-        below = [figure["mean"] - figure["interval"][0] for figure in figures]
-        above = [figure["interval"][1] - figure["mean"] for figure in figures]
-        x = [row["x"] for row in group]
-        axes.errorbar(x, mean, yerr=[below, above], marker="o", capsize=3, label=heading or None)
-    axes.set(xlabel=experiment.x_label, ylabel=f"{rows[0]['runs'][0]['distance']} vs {column}")
-    if experiment.log_x:
-        axes.set_xscale("log")
+def distance_label(rows: list[dict[str, Any]], column: str) -> str:
+    """Of an axis."""
+    return f"{rows[0]['runs'][0]['distance']} vs {column}"
 
 
 def save_explanation(report: dict[str, Any], experiment: AugmentationExperiment, output_dir: Path, file: Path) -> None:
@@ -79,7 +80,7 @@ def save_explanation(report: dict[str, Any], experiment: AugmentationExperiment,
     """
     from matplotlib.figure import Figure
 
-    rows = [row for row in summarise(report) if row["heading"] in (GOOD, WEAK, TRAIN)]
+    rows = [row for row in report["rows"] if row["heading"] in (GOOD, WEAK, TRAIN)]
     chosen = Counter(s for half in report["comparisons"][0]["baselines"][0]["chosen"] for s in half)
     levels = experiment.levels[0], chosen.most_common(1)[0][0], experiment.levels[-1]
     figure = Figure(figsize=(13, 5.8), layout="constrained")
@@ -93,9 +94,20 @@ def save_explanation(report: dict[str, Any], experiment: AugmentationExperiment,
     pictures.imshow(picture)
     height = picture.height / len(cells)
     pictures.set(xticks=[], yticks=[height * (place + 0.5) for place in range(len(cells))], yticklabels=names)
-    draw_curves(curves, rows, "train", experiment)
+    draw_trainings(curves, rows)
+    curves.set(xlabel=experiment.x_label, ylabel=distance_label(rows, "train"))
     curves.legend()
     figure.savefig(file)
+
+
+def draw_trainings(axes: "Axes", rows: list[dict[str, Any]]) -> None:
+    """Distances from the training images over x: for each group of rows a thin line per training, and their mean."""
+    for number, heading in enumerate(dict.fromkeys(row["heading"] for row in rows)):
+        group = [row for row in rows if row["heading"] == heading]
+        x = [row["x"] for row in group]
+        values = [[figure_of(run, "train")["value"] for run in row["runs"]] for row in group]
+        axes.plot(x, values, color=f"C{number}", linewidth=0.7, alpha=0.5)
+        axes.plot(x, list(map(statistics.fmean, values)), color=f"C{number}", marker="o", label=heading)
 
 
 def explained_cells(output_dir: Path, low_res: str, samples: list[str]) -> list[torch.Tensor]:
