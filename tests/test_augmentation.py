@@ -236,7 +236,7 @@ def test_the_configuration_is_the_design():
     assert (experiment.gate, experiment.margin) == (1.3, 0.03)
     levels, few = [0, 100, 250, 500, 1000, 1500, 2000, 2500, 3200], [0, 250, 1000, 2000, 3200]
     swept = {GOOD: levels, WEAK: levels, FEW_STEPS: few, TRAIN: levels, VALIDATION: [0, 1000, 2500]}
-    swept |= {control_heading(noise): few for noise in (0.05, 0.1, 0.2)}
+    swept |= {control_heading(noise): few for noise in (0.05, 0.1, 0.2, 0.3, 0.4)}
     found = {name: [row.x for row in experiment.rows if row.heading == name] for name in swept}
     assert found == {name: [s for s in of_name for _ in range(5)] for name, of_name in swept.items()}
     assert settings.sampling.num_images >= 2 * 2 * 128

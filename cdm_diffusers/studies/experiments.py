@@ -537,7 +537,7 @@ def augmentation(
     levels: list[NonNegativeInt] = SWEPT_LEVELS,
     control_levels: list[NonNegativeInt] = (0, 250, 1000, 2000, 3200),
     validation_levels: list[NonNegativeInt] = (0, 1000, 2500),
-    control_noises: list[NonNegativeFloat] = (0.05, 0.1, 0.2),
+    control_noises: list[NonNegativeFloat] = (0.05, 0.1, 0.2, 0.3, 0.4),
     check_steps: PositiveInt | None = None,
     gate: NonNegativeFloat = 1.3,
     margin: NonNegativeFloat = 0.03,
