@@ -31,6 +31,7 @@ from cdm_diffusers.evaluation.metrics import (
     precision_recall,
     rbf_kernel,
 )
+from cdm_diffusers.evaluation.records import provenance
 from cdm_diffusers.evaluation.references import (
     read_statistics,
     reference_features,
@@ -394,3 +395,16 @@ def test_kernel_distance_of_the_report(config):
     assert (figure["value"], figure["standard_error"]) == pytest.approx(expected, rel=1e-3)
     assert abs(report["figures"]["train"]["frechet_distance"]["value"]) < 1e-6
     assert report["figures"]["train"]["precision"]["value"] == report["figures"]["train"]["recall"]["value"] == 1
+
+
+@pytest.mark.parametrize(
+    ("file", "command"),
+    [
+        ("/somewhere/cdm_diffusers/__main__.py", "python -m cdm_diffusers evaluate"),
+        ("/somewhere/bin/cdm", "python -m cdm_diffusers evaluate"),
+        ("evaluation/evaluate.py", "python evaluation/evaluate.py evaluate"),
+    ],
+)
+def test_commands_of_reports_have_no_folder_of_an_installation(monkeypatch, file, command):
+    monkeypatch.setattr("sys.argv", [file, "evaluate"])
+    assert provenance()["command"] == command

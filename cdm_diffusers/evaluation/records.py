@@ -26,9 +26,16 @@ class Report(TypedDict):
 def provenance(*libraries: str) -> dict[str, Any]:
     """The command line, and the versions of `libraries`."""
     return {
-        "command": shlex.join(["python", *sys.argv]),
+        "command": shlex.join([*_program(Path(sys.argv[0])), *sys.argv[1:]]),
         "versions": {name: importlib.metadata.version(name) for name in libraries},
     }
+
+
+def _program(file: Path) -> list[str]:
+    """How `file` was started, without the folder where the package, or its command, is installed."""
+    if file.name in ("__main__.py", "cdm"):
+        return ["python", "-m", file.parent.name if file.suffix else "cdm_diffusers"]
+    return ["python", str(file)]
 
 
 def digest(content: Any) -> str:
