@@ -56,8 +56,8 @@ PEER = {"image_size": 64, "width": 192, "blocks": 3}  # 64x64_diffusion
 Point = tuple[dict[str, Any], Callable[[], dict[str, Any]]]
 
 
-class OutOfTime(Exception):
-    """A point has taken too long."""
+class OutOfTime(BaseException):
+    """A point has taken too long. No `Exception`, which torch's compiler would catch and report as its own."""
 
 
 @contextlib.contextmanager

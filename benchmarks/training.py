@@ -42,23 +42,22 @@ class Network:
         device: torch.device = CPU,
     ):
         torch.manual_seed(0)
-        torch.set_default_device(device)
-        self.stage, unet = build_stage(preset), preset.unet
+        with torch.device(device):
+            self.stage, unet = build_stage(preset), preset.unet
+            self.images = torch.randn(batch_size, unet.in_channels, unet.sample_size, unet.sample_size).clamp(-1, 1)
+            self.conditions = {}
+            if unet.num_classes is not None:
+                self.conditions["class_labels"] = torch.arange(batch_size) % unet.num_classes
+            if unet.low_res_size is not None:
+                self.conditions["low_res"] = torch.randn(
+                    batch_size, unet.in_channels, unet.low_res_size, unet.low_res_size
+                )
+            if unet.augmentation_level_embedding:
+                self.conditions["augmentation_level"] = torch.arange(batch_size)
         self.unet = self.stage.unet.to(memory_format=torch.channels_last if channels_last else torch.preserve_format)
         if compiled:
             compile_network(self.unet, device)
         self.optimizer = torch.optim.AdamW(self.unet.parameters(), fused=True)
-        self.images = torch.randn(batch_size, unet.in_channels, unet.sample_size, unet.sample_size).clamp(-1, 1)
-        self.conditions = {}
-        if unet.num_classes is not None:
-            self.conditions["class_labels"] = torch.arange(batch_size) % unet.num_classes
-        if unet.low_res_size is not None:
-            self.conditions["low_res"] = torch.randn(
-                batch_size, unet.in_channels, unet.low_res_size, unet.low_res_size
-            )
-        if unet.augmentation_level_embedding:
-            self.conditions["augmentation_level"] = torch.arange(batch_size)
-        torch.set_default_device(None)
 
     def loss(self) -> torch.Tensor:
         return self.stage.loss(lambda x_t, t: self.unet(x_t, t, **self.conditions).sample, self.images).mean()

@@ -22,7 +22,7 @@ HOLDING_ROUNDS = 4  # see `held_to`
 
 def cosine_betas(num_train_timesteps: int) -> torch.Tensor:
     """alpha_bar(t) = f(t)/f(0), f(t) = cos^2((t/T + 0.008)/1.008 * pi/2), beta <= 0.999 (Nichol, Dhariwal, 2021)."""
-    t = torch.arange(num_train_timesteps + 1, dtype=torch.float64) / num_train_timesteps
+    t = torch.arange(num_train_timesteps + 1, dtype=torch.float64, device="cpu") / num_train_timesteps
     f = torch.cos((t + 0.008) / 1.008 * math.pi / 2) ** 2
     return (1 - f[1:] / f[:-1]).clamp(max=0.999)
 
@@ -39,7 +39,7 @@ def linear_betas(
             )
         beta_start = 0.1 / num_train_timesteps if beta_start is None else beta_start
         beta_end = 20 / num_train_timesteps if beta_end is None else beta_end
-    return torch.linspace(beta_start, beta_end, num_train_timesteps, dtype=torch.float64)
+    return torch.linspace(beta_start, beta_end, num_train_timesteps, dtype=torch.float64, device="cpu")
 
 
 def betas_for(
@@ -71,7 +71,7 @@ class DiffusionTable:
 
     def __init__(self, alphas_cumprod: torch.Tensor, start: float = 1.0):
         self.alphas_cumprod = alphas_cumprod.to("cpu", torch.float64)
-        levels = torch.cat([torch.tensor([start], dtype=torch.float64), self.alphas_cumprod])
+        levels = torch.cat([self.alphas_cumprod.new_tensor([start]), self.alphas_cumprod])
         if not (levels.diff() < 0).all() or levels[-1] <= 0:
             raise ValueError(f"alpha-bar must fall strictly from {start} and stay above 0, got {self.alphas_cumprod}.")
         self.alphas_cumprod_prev = levels[:-1]

@@ -162,9 +162,9 @@ class DistillationLoss:
             )
         self.stride, self.weighting = stride, weighting
         # Entry 0 of what follows is t = 0, clean data.
-        levels = torch.cat([torch.ones(1, dtype=torch.float64), alphas_cumprod.double().cpu()])
+        levels = torch.cat([torch.ones(1, dtype=torch.float64, device="cpu"), alphas_cumprod.double().cpu()])
         alpha, sigma = levels.sqrt(), (1 - levels).sqrt()
-        time = torch.arange(num_times + 1)
+        time = torch.arange(num_times + 1, device="cpu")
         before, after = (time - 1).clamp(min=0), (time - 1).clamp(min=0) // stride * stride
         ratio = torch.where(time > 0, alpha / sigma, 0.0)
         share = (alpha[after] - sigma[after] * ratio[before]) / (alpha[after] - sigma[after] * ratio)

@@ -15,7 +15,13 @@ from peft import LoraConfig
 from safetensors.torch import load_file, save_file
 from small_cascade import small_cascade
 
-from cdm_diffusers import CascadedDiffusionPipeline, CascadedUNet2DModel, SuperResolutionPipeline
+from cdm_diffusers import (
+    CascadedDDPMScheduler,
+    CascadedDiffusionPipeline,
+    CascadedUNet2DModel,
+    ContinuousDDPMScheduler,
+    SuperResolutionPipeline,
+)
 
 
 ROOT = Path(__file__).parent.parent
@@ -163,6 +169,18 @@ def test_compiling_in_place(cascade, folder):
     loaded = CascadedDiffusionPipeline.from_pretrained(folder)
     loaded.base_unet.compile(backend="eager", fullgraph=True)
     torch.testing.assert_close(tensors(loaded), tensors(cascade), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("solver", ["ancestral", "ddim", "unipc", "heun", "ipndm"])
+def test_default_device(solver):
+    pipe = small_cascade().with_schedulers(dict.fromkeys(("base", "super_res_1"), solver))
+    expected = tensors(pipe)
+    with torch.device("meta"):
+        assert torch.equal(tensors(pipe), expected)
+        for kind in (CascadedDDPMScheduler, ContinuousDDPMScheduler):
+            scheduler = kind(num_train_timesteps=20)
+            scheduler.set_timesteps(5, stop_at=2, start_at=15)
+            assert scheduler.timesteps.device.type == "cpu" and len(scheduler.timesteps) > 1
 
 
 def test_xformers_is_asked_for():

@@ -45,7 +45,7 @@ from cdm_diffusers.studies.experiments import (
     table4a,
 )
 from cdm_diffusers.studies.figures import explained_cells
-from cdm_diffusers.studies.reports import classification_lines, over_runs, write_table
+from cdm_diffusers.studies.reports import classification_lines, comparison_lines, over_runs, write_table
 from cdm_diffusers.studies.reproduce import Study, reproduce
 from cdm_diffusers.training.export import stage_pipeline
 from cdm_diffusers.training.stage import build_stage
@@ -595,6 +595,8 @@ def test_augmentation_from_nothing_and_again(study_folder, monkeypatch):
     text = (folder / "augmentation.md").read_text()
     assert "| *weak base* |" in text and "change beyond ground truth's" in text and "gate: 0" in text
     assert "24 images, by the sweep's solver and by the check's: change" in text and "swept: 0." in text
+    unchecked = {name: value for name, value in report.items() if name != "solver_check"}
+    assert "by the check's" not in comparison_lines(unchecked)
     assert Image.open(folder / "augmentation.png").size[0] > 500
     assert_explained(np.asarray(Image.open(folder / "augmentation_samples.png").convert("RGB")), report, folder)
 

@@ -930,15 +930,15 @@ def test_what_a_preset_has_been_given_since_is_left_out_of_an_earlier_run(tmp_pa
     ("options", "saved", "device", "expected"),
     [
         ((), None, "cpu", False),
-        ((), None, "cuda", True),
+        ((), None, "cuda", False),
         ((), True, "cpu", True),
-        ((), False, "cuda", False),
+        ((), True, "cuda", True),
         (("--channels_last",), False, "cpu", True),
         (("--channels_last", "false"), True, "cuda", False),
         (("--channels_last", "--compile"), None, "cuda", True),
     ],
 )
-def test_channels_last_is_the_option_else_the_checkpoints_else_by_device(options, saved, device, expected):
+def test_channels_last_is_the_option_else_the_checkpoints(options, saved, device, expected):
     config = parsed("--preset", "fashion_mnist_8", *DATA, *options)
     saved = None if saved is None else {"run": {"channels_last": saved}}
     assert resolve_channels_last(config, saved, torch.device(device)) is expected

@@ -515,7 +515,7 @@ class CascadedUNet2DModel(ModelMixin, AttentionMixin, PeftAdapterMixin, ConfigMi
         if type(timestep) is int or (takes_level and type(timestep) is float):
             if takes_level and not 0 <= timestep <= 1:
                 raise ValueError(f"`timestep` is {timestep}; it must be a noise level, sqrt(alpha_bar), in 0..1.")
-            return torch.tensor(timestep, dtype=torch.float32 if takes_level else torch.int64)
+            return torch.tensor(timestep, dtype=torch.float32 if takes_level else torch.int64, device="cpu")
         return timestep[0] if torch.is_tensor(timestep) and timestep.shape == (1,) else timestep
 
     def _sinusoids(self, values: torch.Tensor, sample: torch.Tensor, scale: float | None = None) -> torch.Tensor:

@@ -111,8 +111,15 @@ def solver_on_grid(
         `ValueError`: it cannot run so many steps or not at these times, or its noise levels are not those of a
             diffusion process.
     """
-    if isinstance(scheduler, IPNDMScheduler):
-        return _ipndm_on_grid(scheduler, num_inference_steps, timesteps)
+    make = _ipndm_on_grid if isinstance(scheduler, IPNDMScheduler) else _on_grid
+    with torch.device("cpu"):  # and not the default device, where Diffusers would put a part of the tables
+        return make(scheduler, num_inference_steps, timesteps)
+
+
+def _on_grid(
+    scheduler: SchedulerMixin, num_inference_steps: int, timesteps: Sequence[int] | None
+) -> tuple[SchedulerMixin, torch.Tensor, torch.Tensor]:
+    """[`solver_on_grid`] of all but IPNDM."""
     kind = type(scheduler).__name__
     solver = _epsilon_solver(scheduler)
     num_levels = solver.config.num_train_timesteps

@@ -69,7 +69,7 @@ class AncestralScheduler(SchedulerMixin, ConfigMixin):
         betas = betas_for(config.beta_schedule, config.num_train_timesteps, config.beta_start, config.beta_end)
         self.table = DiffusionTable.from_betas(betas)
         self.num_inference_steps = None
-        self._set_grid(torch.arange(len(self.table)), self.table, "cpu")
+        self._set_grid(torch.arange(len(self.table), device="cpu"), self.table, "cpu")
         if config.beta_schedule == "linear":
             self.register_to_config(beta_start=float(betas[0]), beta_end=float(betas[-1]))
         # `from_config` of another class drops what this class left at its defaults; other classes' defaults differ.
@@ -127,7 +127,7 @@ class AncestralScheduler(SchedulerMixin, ConfigMixin):
                 f"`num_inference_steps` is {num_inference_steps}; at most {num_train_timesteps} (the training steps)."
             )
         if num_inference_steps == 1:
-            return torch.tensor([num_train_timesteps - 1])
+            return torch.tensor([num_train_timesteps - 1], device="cpu")
         # numpy's linspace, as in Diffusers: torch's rounds ties to other indices
         return torch.from_numpy(np.linspace(0, num_train_timesteps - 1, num_inference_steps).round().astype(np.int64))
 
@@ -136,8 +136,8 @@ class AncestralScheduler(SchedulerMixin, ConfigMixin):
         self.inference_table = table
         self.timesteps = timesteps.flip(0).to(device)
         size = int(timesteps.max()) + 1 if len(timesteps) else 0
-        positions = torch.full((size,), -1)
-        positions[timesteps] = torch.arange(len(timesteps))
+        positions = timesteps.new_full((size,), -1)
+        positions[timesteps] = torch.arange(len(timesteps), device=timesteps.device)
         self._positions = positions.to(device)
 
     def _checked_choice(

@@ -101,9 +101,12 @@ class CascadedDDPMScheduler(AncestralScheduler):
         num_inference_steps, timesteps = self._checked_choice(num_inference_steps, timesteps)
         num_inference_steps, stop_at, start_at = self._checked_grid(num_inference_steps, stop_at, start_at)
         self.num_inference_steps = num_inference_steps
-        grid = self._linspace(num_inference_steps) if timesteps is None else torch.tensor(timesteps[::-1])
+        if timesteps is None:
+            grid = self._linspace(num_inference_steps)
+        else:
+            grid = torch.tensor(timesteps[::-1], device="cpu")
         if start_at is not None:
-            grid = torch.cat([grid[grid + 1 < start_at], torch.tensor([start_at - 1])])
+            grid = torch.cat([grid[grid + 1 < start_at], grid.new_tensor([start_at - 1])])
         grid = grid[grid + 1 > stop_at]
         self._set_grid(grid, self.table.respace(grid, start=float(self.table.alpha_bar(stop_at))), device)
 

@@ -74,7 +74,8 @@ class ContinuousDDPMScheduler(AncestralScheduler):
         inference_beta_end: float | None = None,
     ):
         self._set_up()
-        self._distance_to_clean = (1 - self.table.alpha_bar(torch.arange(num_train_timesteps + 1)).sqrt()).float()
+        times = torch.arange(num_train_timesteps + 1, device="cpu")
+        self._distance_to_clean = (1 - self.table.alpha_bar(times).sqrt()).float()
 
     def set_timesteps(
         self,
@@ -106,13 +107,13 @@ class ContinuousDDPMScheduler(AncestralScheduler):
         if timesteps is None:
             levels = self._inference_levels(num_inference_steps)
         else:
-            levels = self.table.alphas_cumprod[torch.tensor(timesteps[::-1])]
+            levels = self.table.alphas_cumprod[timesteps[::-1]]
         if start_at is not None:
             first = self.table.alpha_bar(start_at)
             levels = torch.cat([levels[levels > first], first[None]])
         last = self.table.alpha_bar(stop_at)
         levels = levels[levels < last]
-        self._set_grid(torch.arange(len(levels)), DiffusionTable(levels, start=float(last)), device)
+        self._set_grid(torch.arange(len(levels), device="cpu"), DiffusionTable(levels, start=float(last)), device)
 
     def _inference_levels(self, num_inference_steps: int) -> torch.Tensor:
         """alpha_bar on the whole grid, ascending in time."""

@@ -169,7 +169,9 @@ def comparison_lines(report: dict[str, Any]) -> str:
         markdown_table(["", "predicted", "verdict", "of these trainings"], verdicts),
         _secondary_line(report),
     ]
-    return "\n\n".join(parts + [_solver_line(report["solver_check"])] * ("solver_check" in report))
+    if "solver_check" in report:
+        parts.append(_solver_line(report["solver_check"]))
+    return "\n\n".join(parts)
 
 
 def _gate_line(gate: dict[str, Any]) -> str:

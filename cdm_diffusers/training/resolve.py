@@ -288,16 +288,15 @@ def data_config(config: RunConfig, preset: StagePreset) -> DataConfig:
 
 def resolve_channels_last(config: RunConfig, saved: dict[str, Any] | None, device: torch.device) -> bool:
     """
-    What was asked for, else the checkpoint's, because the format changes the rounding, else what is faster.
+    What was asked for, else the checkpoint's, because the format changes the rounding, else no: training steps took
+    longer with it on a CPU, and on an H200 (docs/benchmarks.md).
 
     Raises:
         ValueError: if the network is to be compiled as well, on a CPU.
     """
     channels_last = config.channels_last
-    if channels_last is None and saved is not None:
-        channels_last = saved["run"]["channels_last"]
-    elif channels_last is None:
-        channels_last = device.type == "cuda"  # training steps on a CPU take longer with it, at any width
+    if channels_last is None:
+        channels_last = saved is not None and saved["run"]["channels_last"]
     if channels_last and config.compile and device.type == "cpu":
         raise ValueError(  # see compile_network
             "`compile` and `channels_last` are both True (the latter as asked for, or as the checkpoint has it), with "
