@@ -90,7 +90,13 @@ def test_what_takes_too_long_is_left_out_and_the_rest_goes_on(tmp_path):
     def fail():
         raise RuntimeError("no such kernel")
 
-    running.note("rates", {"of": "a"}, lambda: time.sleep(5) or {}, 0.05)
+    def compile_slowly():
+        try:
+            time.sleep(5)
+        except Exception as error:
+            raise RuntimeError("the compiler failed") from error
+
+    running.note("rates", {"of": "a"}, compile_slowly, 0.05)
     running.note("rates", {"of": "b"}, lambda: {}, -1.0)
     running.note("rates", {"of": "c"}, fail, 5.0)
     running.note("rates", {"of": "d"}, lambda: {"tflops": 1.0}, 5.0)

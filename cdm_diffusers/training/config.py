@@ -91,7 +91,7 @@ class RunConfig(HubOptions):
     gradient_checkpointing: bool = option("Recompute activations in the backward pass: slower, less memory.", False)
     compile: bool = option("torch.compile the network; on the CPU this takes minutes and a C++ compiler.", False)
     channels_last: bool | None = option(
-        "Keep weights in channels_last memory format, faster or slower. Default: no; a resumed run's stays.",
+        "Keep weights in channels_last memory format. Default: no; a resumed run's stays.",
         None,
     )
 
