@@ -1,6 +1,8 @@
 """The one table of samplers: names, classes, and stages that sample with them."""
 
 import inspect
+import logging
+from dataclasses import replace
 
 import pytest
 import torch
@@ -30,6 +32,15 @@ def test_every_solver_replaces_every_other(before, name):
         else:
             assert type(solver).__name__ == SOLVERS[name][0]
             assert solver.config.get("use_karras_sigmas", False) == (name == "heun")
+
+
+@pytest.mark.parametrize("name", SOLVERS)
+def test_nothing_is_warned_of_that_was_never_set(name, caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("diffusers"), "propagate", True)
+    for stage in small_cascade().stages:
+        solver = scheduler_of(stage, name)
+        assert scheduler_of(replace(stage, scheduler=solver), "ancestral").config == stage.scheduler.config
+    assert not caplog.records
 
 
 @pytest.mark.parametrize("name", SOLVERS)

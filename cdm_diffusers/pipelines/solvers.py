@@ -49,7 +49,13 @@ def scheduler_of(stage: "CascadeStage", name: str | None) -> SchedulerMixin:
     config = {entry: value for entry, value in stage.scheduler.config.items() if entry not in options_before}
     if name != ANCESTRAL:
         kind, options = SOLVERS[name]
-        return getattr(diffusers, kind).from_config(config, **options)
+        solver_class = getattr(diffusers, kind)
+        arguments = inspect.signature(solver_class.__init__).parameters
+        others = {entry: config.pop(entry) for entry in config.keys() - arguments if not entry.startswith("_")}
+        solver = solver_class.from_config(config, **options)
+        # from_config would keep these too, with a warning, then and when they are loaded: so only what was set
+        solver.register_to_config(**{entry: value for entry, value in others.items() if value is not None})
+        return solver
     if stage.unet.config.time_conditioning == "noise_level":
         return ContinuousDDPMScheduler.from_config(config)
     is_learned = stage.unet.config.learned_variance and not config.get("variance_type")
