@@ -88,8 +88,9 @@ def image_to_tensor(
         image = image.crop(square)
     if image.width != source_resolution:
         image = image.resize((source_resolution, source_resolution), Image.Resampling.BILINEAR)
-    pixels = np.asarray(image).reshape(source_resolution, source_resolution, num_channels)
-    return torch.from_numpy(pixels.transpose(2, 0, 1).copy())  # (C, R, R); numpy copies so in half of torch's time
+    # Band by band PIL copies in a third of the time that a copy of all and its transposition take.
+    pixels = bytearray().join(image.tobytes("raw", band) for band in image.getbands())
+    return torch.frombuffer(pixels, dtype=torch.uint8).view(num_channels, source_resolution, source_resolution)
 
 
 def grey_images_to_tensor(
