@@ -5,7 +5,7 @@ import signal
 import sys
 import tempfile
 
-from ..commands.loading import load_pipeline
+from ..commands.loading import load_on_device
 from ..pipelines import CascadedDiffusionPipeline
 from .config import AppConfig
 
@@ -26,7 +26,7 @@ def serve(config: AppConfig) -> None:
         os.environ["GRADIO_TEMP_DIR"] = folder  # which Gradio reads when it is imported, too
         from .page import build_page, launch
 
-        pipeline = load_pipeline(config.pipeline, config.dtype, config.device)
+        pipeline = load_on_device(config.pipeline, config.dtype, config.device)
         if not isinstance(pipeline, CascadedDiffusionPipeline):
             raise ValueError(f"`pipeline` is {config.pipeline!r}, a stage that takes images; it must be a cascade.")
         page = build_page(pipeline, config, os.path.basename(os.path.normpath(config.pipeline)))

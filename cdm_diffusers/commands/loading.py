@@ -3,10 +3,10 @@
 import torch
 
 from ..evaluation.sample import DTYPES
-from ..pipelines.loading import Pipeline, kind_of
+from ..pipelines.loading import Pipeline, load_pipeline
 
 
-def load_pipeline(name: str, dtype: str = "float32", device: str | None = None) -> Pipeline:
+def load_on_device(name: str, dtype: str = "float32", device: str | None = None) -> Pipeline:
     """
     Args:
         name: folder or Hub id.
@@ -14,4 +14,4 @@ def load_pipeline(name: str, dtype: str = "float32", device: str | None = None) 
         device: by default cuda where there is one.
     """
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    return kind_of(name).from_pretrained(name, dtype=DTYPES[dtype]).to(device)
+    return load_pipeline(name, dtype=DTYPES[dtype]).to(device)

@@ -15,7 +15,7 @@ from ..pipelines import CascadedDiffusionPipeline, SuperResolutionPipeline
 from ..pipelines.solvers import scheduler_of
 from ..pipelines.stages import num_classes_of
 from .config import PicturesConfig, SuperResolveConfig
-from .loading import load_pipeline
+from .loading import load_on_device
 from .terminal import show
 
 
@@ -29,7 +29,7 @@ def sample_pictures(config: PicturesConfig) -> None:
     Raises:
         ValueError: the pipeline is no cascade, or does not take what is asked for.
     """
-    pipeline = load_pipeline(config.pipeline, config.dtype, config.device)
+    pipeline = load_on_device(config.pipeline, config.dtype, config.device)
     if not isinstance(pipeline, CascadedDiffusionPipeline):
         raise ValueError(f"`pipeline` is {config.pipeline!r}, a stage that takes images: see `cdm super-resolve`.")
     pipeline = pipeline.with_schedulers(config.scheduler, last_stage=config.last_stage)
@@ -101,7 +101,7 @@ def super_resolve(config: SuperResolveConfig) -> None:
         ValueError: an image cannot be read or has a size that no stage takes, or the pipeline does not take what is
             asked for.
     """
-    pipeline = load_pipeline(config.pipeline, config.dtype, config.device)
+    pipeline = load_on_device(config.pipeline, config.dtype, config.device)
     arguments = {"class_labels": class_labels(config.class_labels, pipeline.config.id2label)}
     if isinstance(pipeline, SuperResolutionPipeline):
         stages = [pipeline.stage]

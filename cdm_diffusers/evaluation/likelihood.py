@@ -19,7 +19,6 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
-from diffusers import DiffusionPipeline
 from diffusers.utils.torch_utils import randn_tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
@@ -28,9 +27,10 @@ from ..data.splits import open_split
 from ..data.transforms import area_resize, to_float, to_uint8
 from ..diffusion import DiffusionTable, diffuse, discretized_gaussian_nll, gaussian_kl
 from ..files import write_json
-from ..pipelines import CascadedDiffusionPipeline, SuperResolutionPipeline
+from ..pipelines import SuperResolutionPipeline
 from ..pipelines.denoising import Denoiser
 from ..pipelines.fit import check_same_forward_process
+from ..pipelines.loading import Pipeline, load_pipeline
 from ..pipelines.solvers import OWN_SCHEDULERS, scheduler_of
 from ..pipelines.stages import CascadeStage, num_classes_of
 from ..processes import ending_together, open_state
@@ -41,7 +41,6 @@ from .seeded_sampling import image_generator
 from .tables import likelihood_table
 
 
-Pipeline = CascadedDiffusionPipeline | SuperResolutionPipeline
 TERMS = ("prior", "kl", "decoder")
 
 
@@ -94,15 +93,6 @@ def measure_together(config: LikelihoodConfig, state: PartialState) -> dict[str,
 # ------------------------------------------------------------------------------------------------------------------
 # Pipeline, options and data
 # ------------------------------------------------------------------------------------------------------------------
-
-
-def load_pipeline(name: str, **options) -> Pipeline:
-    """A cascade or a super-resolution stage, whichever the folder or Hub repository holds; options of its loading."""
-    kinds = {kind.__name__: kind for kind in (CascadedDiffusionPipeline, SuperResolutionPipeline)}
-    found = DiffusionPipeline.load_config(name)["_class_name"]
-    if found not in kinds:
-        raise ValueError(f"`pipeline` is {name!r}, a {found}; it must be one of {list(kinds)}.")
-    return kinds[found].from_pretrained(name, **options)
 
 
 def stage_levels(pipeline: Pipeline, stages: list[CascadeStage], asked: int | None) -> dict[str, int | None]:

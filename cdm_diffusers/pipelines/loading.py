@@ -31,6 +31,16 @@ def kind_of(name: str) -> type[Pipeline]:
     return KINDS[found]
 
 
+def load_pipeline(name: str, **options) -> Pipeline:
+    """
+    The pipeline in a folder or on the Hub, of whichever kind; options of its loading.
+
+    Raises:
+        ValueError, OSError: as [`kind_of`].
+    """
+    return kind_of(name).from_pretrained(name, **options)
+
+
 def load_without_weights(name: str) -> Pipeline:
     """The pipeline with networks on the meta device: all of its configuration, and nothing to compute with."""
     kind = kind_of(name)

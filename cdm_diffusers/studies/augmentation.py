@@ -33,7 +33,6 @@ from .experiments import (
     AugmentationExperiment,
     Row,
     control_heading,
-    stage_names,
 )
 from .verdicts import BENEFIT, PREDICTIONS, Verdicts, check_gate, choose_noise, conclude, noise_ratios
 
@@ -128,7 +127,7 @@ class Sweep:
 
     def __init__(self, study: "Study", experiment: AugmentationExperiment):
         self.study, self.seed = study, study.settings.sampling.seeds[0]
-        self.last = stage_names(len(experiment.rows[0].arm.stages))[-1]
+        self.last = experiment.rows[0].arm.names[-1]
         self.groups: dict[str, dict[int, list[Row]]] = {}  # rows that differ in the training only, by heading and s
         for row in experiment.rows:
             level = row.arm.sampling["augmentation_levels"][self.last]
@@ -235,13 +234,12 @@ class Sweep:
     def input_of(self, heading: str) -> Path:
         """The folder of what the last stage takes in these rows, made if not there."""
         arm = self.arm_of(heading)
-        stages, seed = stage_names(len(arm.stages)), self.study.training_seeds(arm)[0]
-        return self.study.samples.low_res(arm, stages, seed, self.seed)
+        return self.study.samples.low_res(arm, self.study.training_seeds(arm)[0], self.seed)
 
     def stored_noise(self, heading: str) -> dict[str, float]:
         """What is left of a control's noise, of images in [-1, 1], where values are cut off."""
         arm = self.arm_of(heading)
-        stage = stage_names(len(arm.stages))[-2]
+        stage = arm.names[-2]
         clean = LowResImages(self.study.samples.ground_truth(arm, stage), stage)
         noise = 2 * (LowResImages(self.input_of(heading), stage).images.astype(float) - clean.images)
         return {"deviation": float(noise.std()), "shift": float(noise.mean())}

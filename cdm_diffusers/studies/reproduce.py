@@ -28,14 +28,13 @@ from ..evaluation.classification_accuracy_score import classification_accuracy_s
 from ..evaluation.config import ClassificationAccuracyConfig, EvaluateConfig, SampleConfig
 from ..evaluation.evaluate import evaluate
 from ..evaluation.features import load_extractor
-from ..evaluation.likelihood import load_pipeline
 from ..evaluation.records import digest, provenance
 from ..evaluation.sample import DTYPES, how_to_go_on, sample
 from ..evaluation.sample_store import LowResImages, SampleStore, store_real_images
 from ..files import write_json
 from ..pipelines import CascadedDiffusionPipeline, SuperResolutionPipeline
 from ..pipelines.fingerprints import fingerprint
-from ..pipelines.loading import Pipeline, load_without_weights
+from ..pipelines.loading import Pipeline, load_pipeline, load_without_weights
 from ..pipelines.stages import noise_rule, num_classes_of
 from ..presets import StagePreset, get_preset
 from ..processes import ending_together, from_main, held_by_main, open_state
@@ -410,10 +409,9 @@ class Samples:
             labels: of the images; balanced ones by default.
         """
         cascade = self.stages.cascade(arm.stages, training_seed)
-        names = [stage.name for stage in cascade.stages]
         options, own_labels = arm.sampling, labels
         if arm.shares_low_res:
-            low_res_dir = str(self.low_res(arm, names, training_seed, seed, count, labels))
+            low_res_dir = str(self.low_res(arm, training_seed, seed, count, labels))
             options = {**arm.last_options, "restart_timestep": None, "low_res_dir": low_res_dir}
             own_labels = None
         keys = [self.stages.key(recipe, training_seed) for recipe in arm.stages]
@@ -454,23 +452,23 @@ class Samples:
     def low_res(
         self,
         arm: Arm,
-        names: list[str],
         training_seed: int | None,
         seed: int,
         count: int | None = None,
         labels: torch.Tensor | None = None,
     ) -> Path:
         """The folder of what an arm's last stage takes: samples of the stages before it, or real images."""
+        stage = arm.names[-2]
         if arm.ground_truth is not None:
-            folder = self.ground_truth(arm, names[-2])
+            folder = self.ground_truth(arm, stage)
         else:
             key = arm.low_res_key([self.stages.key(recipe, training_seed) for recipe in arm.stages])
-            options = {**arm.low_res_options, "last_stage": names[-2], "keep_stages": True}
+            options = {**arm.low_res_options, "last_stage": stage, "keep_stages": True}
             cascade, count = self.stages.cascade(arm.stages, training_seed), count or self.settings.sampling.num_images
             folder = self.sample(cascade, key, options, seed, count, labels)
         if arm.blur_sigma is not None:
-            folder = self.blurred(folder, names[-2], arm.blur_sigma)
-        return folder if arm.noise is None else self.noised(folder, names[-2], arm.noise)
+            folder = self.blurred(folder, stage, arm.blur_sigma)
+        return folder if arm.noise is None else self.noised(folder, stage, arm.noise)
 
     def ground_truth(self, arm: Arm, stage: str) -> Path:
         """Area averages of images of a split, as if `stage` had made them."""
