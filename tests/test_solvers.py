@@ -10,6 +10,7 @@ from scripts import run
 from small_cascade import small_cascade
 
 from cdm_diffusers import CascadedDDPMScheduler, CascadedDiffusionPipeline, ContinuousDDPMScheduler
+from cdm_diffusers.pipelines.denoising import make_sampler
 from cdm_diffusers.pipelines.solver_names import SOLVER_NAMES, SOLVERS
 from cdm_diffusers.pipelines.solvers import SOLVER_CLASSES, scheduler_of, solver_name
 
@@ -41,6 +42,14 @@ def test_nothing_is_warned_of_that_was_never_set(name, caplog, monkeypatch):
         solver = scheduler_of(stage, name)
         assert scheduler_of(replace(stage, scheduler=solver), "ancestral").config == stage.scheduler.config
     assert not caplog.records
+
+
+@pytest.mark.parametrize("name", SOLVERS)
+def test_a_single_step_begins_with_noise(name):
+    for stage in small_cascade().stages:
+        sampler = make_sampler(stage.name, stage.unet, scheduler_of(stage, name), 1, "cpu")
+        noisiest = max(float(stage.scheduler.alphas_cumprod[-1].sqrt()), 0.08)  # where there is signal left
+        assert len(sampler.timesteps) == 1 and sampler.alpha.item() <= noisiest + 1e-6
 
 
 @pytest.mark.parametrize("name", SOLVERS)

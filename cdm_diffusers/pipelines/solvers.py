@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import diffusers
 import numpy as np
@@ -127,7 +127,8 @@ def _on_grid(
 ) -> tuple[SchedulerMixin, torch.Tensor, torch.Tensor]:
     """[`solver_on_grid`] of all but IPNDM."""
     kind = type(scheduler).__name__
-    solver = _epsilon_solver(scheduler)
+    # spread in another way, a single step would be taken at the cleanest time
+    solver = _epsilon_solver(scheduler, {"timestep_spacing": "trailing"} if num_inference_steps == 1 else {})
     num_levels = solver.config.num_train_timesteps
     if num_inference_steps > num_levels:
         raise ValueError(
@@ -153,10 +154,10 @@ def _on_grid(
     return solver, _training_times(solver, sigmas), 1 / (1 + sigmas**2)
 
 
-def _epsilon_solver(scheduler: SchedulerMixin) -> SchedulerMixin:
+def _epsilon_solver(scheduler: SchedulerMixin, options: dict[str, Any]) -> SchedulerMixin:
     r"""
-    A fresh scheduler like `scheduler` that takes epsilon as it is (no limits of x_0, no learned variance) and starts
-    where there is signal left: log(sqrt(alpha_bar) / sqrt(1 - alpha_bar)) >= -5.1.
+    A fresh scheduler like `scheduler`, but for `options`, that takes epsilon as it is (no limits of x_0, no learned
+    variance) and starts where there is signal left: log(sqrt(alpha_bar) / sqrt(1 - alpha_bar)) >= -5.1.
 
     That is what DPM-Solver's authors recommend for cosine schedules (Diffusers' `lambda_min_clipped`), and about
     where the usual linear schedules end. A cosine schedule of 4000 steps goes on to -11.3 in its last 16 steps, where
@@ -170,7 +171,7 @@ def _epsilon_solver(scheduler: SchedulerMixin) -> SchedulerMixin:
             "`use_flow_sigmas` is True; it must be False: the network was trained on a diffusion process, whose noise "
             "levels are others than those of flow matching."
         )
-    overrides = {"prediction_type": "epsilon", "thresholding": False, "clip_sample": False}
+    overrides = {"prediction_type": "epsilon", "thresholding": False, "clip_sample": False, **options}
     arguments |= {name: value for name, value in overrides.items() if name in parameters}
     if arguments.get("variance_type") in ("learned", "learned_range"):
         arguments["variance_type"] = parameters["variance_type"].default
