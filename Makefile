@@ -32,7 +32,7 @@ $(VENV)/installed-%: setup.cfg constraints.txt
 	$(call install,$*)
 
 demo: $(VENV)/installed
-	$(BIN)/cdm sample checkpoints/fashion-mnist-32 --output samples.png
+	$(BIN)/cdm sample checkpoints/fashion-mnist-32-distilled --output samples.png
 
 app: $(VENV)/installed-app
 	$(BIN)/cdm app $(APP)

@@ -16,7 +16,13 @@ from cdm_diffusers.options import parse
 
 
 # Documents whose Python is run on what their commands make, by tests/test_docs_followed.py.
-ON_WHAT_COMMANDS_MAKE = {"docs/openai.md", "docs/publishing.md", "docs/tutorial.md", "examples/avatars/README.md"}
+ON_WHAT_COMMANDS_MAKE = {
+    "docs/distillation.md",
+    "docs/openai.md",
+    "docs/publishing.md",
+    "docs/tutorial.md",
+    "examples/avatars/README.md",
+}
 
 PRINTED = [(name_of(document), words) for document in DOCUMENTS for words in commands_of(blocks(document, *SHELL))]
 
