@@ -1,4 +1,4 @@
-# make demo        sample the shipped cascade into samples.png
+# make demo        sample the shipped, distilled cascade into samples.png
 # make app         try the shipped cascade out in a web page; APP=FOLDER for another
 # make test        run the tests but for the slow ones; what CI runs
 # make test-all    run all of them; each slow one says why it is slow, where it is defined

@@ -53,7 +53,7 @@ def scheduler_of(stage: "CascadeStage", name: str | None) -> SchedulerMixin:
         arguments = inspect.signature(solver_class.__init__).parameters
         others = {entry: config.pop(entry) for entry in config.keys() - arguments if not entry.startswith("_")}
         solver = solver_class.from_config(config, **options)
-        # from_config would keep these too, with a warning, then and when they are loaded: so only what was set
+        # from_config would keep these too, and warn; what is None is left out, or loading would warn again
         solver.register_to_config(**{entry: value for entry, value in others.items() if value is not None})
         return solver
     if stage.unet.config.time_conditioning == "noise_level":

@@ -12,7 +12,7 @@ from ..models import CascadedUNet2DModel
 from ..models.arguments import UNetArguments
 from ..pipelines import CascadedDiffusionPipeline
 from ..pipelines.fingerprints import fingerprint
-from ..pipelines.loading import kind_of
+from ..pipelines.loading import load_pipeline
 from ..pipelines.solver_names import ANCESTRAL
 from ..pipelines.solvers import scheduler_of
 from ..pipelines.stages import CascadeStage, StageOptions
@@ -70,7 +70,7 @@ def load_teacher(config: DistillationConfig) -> Teacher:
         ValueError: there is no such stage, or it takes no such s or w.
         OSError: there is no such pipeline.
     """
-    pipeline = kind_of(config.pipeline).from_pretrained(config.pipeline)
+    pipeline = load_pipeline(config.pipeline)
     names = [stage.name for stage in pipeline.stages]
     name = names[0] if config.stage is None and len(names) == 1 else config.stage
     if name not in names:
