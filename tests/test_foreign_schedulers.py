@@ -2,6 +2,7 @@
 
 import inspect
 import itertools
+import math
 
 import diffusers
 import pytest
@@ -25,7 +26,7 @@ from known_gaussian import GaussianDenoiser
 from cdm_diffusers import CascadedDDPMScheduler, CascadedUNet2DModel, ContinuousDDPMScheduler
 from cdm_diffusers.pipelines import CascadedDiffusionPipeline
 from cdm_diffusers.pipelines.denoising import Denoiser, make_sampler
-from cdm_diffusers.pipelines.solvers import SOLVER_CLASSES
+from cdm_diffusers.pipelines.solvers import LOWEST_LOG_SNR, SOLVER_CLASSES
 
 
 FIRST_ORDER = (DDIMScheduler, DDPMScheduler, EulerAncestralDiscreteScheduler, EulerDiscreteScheduler)
@@ -452,7 +453,9 @@ def test_ipndm_begins_as_ddim():
     """Its first step is DDIM's, and its order shows afterwards: nearer to DDIM in many steps than DDIM in as few."""
     scheduler, unet = known_stage("velocity")
     ddim, ipndm = (kind.from_config(scheduler.config) for kind in (DDIMScheduler, IPNDMScheduler))
-    torch.testing.assert_close(sample(unet, ipndm, 1, 1), sample(unet, ddim, 1, 1), rtol=0, atol=1e-5)
+    # A single step is taken at the noisiest time, whose alpha of 0.006 divides the rounding of x_T, up to 4.
+    rounding = 4 * torch.finfo(torch.float32).eps / math.exp(LOWEST_LOG_SNR)
+    torch.testing.assert_close(sample(unet, ipndm, 1, 1), sample(unet, ddim, 1, 1), rtol=0, atol=rounding)
     limit = sample(unet, ddim, 400, 1)
     error = {kind: (sample(unet, kind, 10, 1) - limit).square().mean().sqrt() for kind in (ddim, ipndm)}
     assert error[ipndm] < error[ddim] / 3
