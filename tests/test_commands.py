@@ -12,7 +12,12 @@ from scripts import run, run_script
 from small_cascade import SIZES, small_cascade
 
 import cdm_diffusers
-from cdm_diffusers import SuperResolutionPipeline
+from cdm_diffusers import (
+    CascadedDDPMScheduler,
+    CascadedDiffusionPipeline,
+    CascadedUNet2DModel,
+    SuperResolutionPipeline,
+)
 from cdm_diffusers.commands.main import COMMANDS, main, resolve
 
 
@@ -185,6 +190,25 @@ def test_sample_writes_a_labelled_grid(cascade, tmp_path):
     main(["sample", cascade, "--output", str(picture), *words])
     with Image.open(picture) as grid:
         assert grid.size == (110 + 2 * (3 * 48 + 8), 2 * (48 + 8))  # two samples of three stages, two classes
+
+
+@pytest.mark.parametrize(("size", "shown"), [(64, 128), (128, 128)])
+def test_images_are_enlarged_in_a_grid_while_they_are_small(tmp_path, size, shown):
+    unet = CascadedUNet2DModel(
+        size,
+        block_out_channels=(8,),
+        layers_per_block=1,
+        attention_resolutions=(),
+        num_attention_heads=1,
+        norm_num_groups=4,
+    )
+    CascadedDiffusionPipeline(unet, CascadedDDPMScheduler(10, variance_type="fixed_small")).save_pretrained(
+        tmp_path / "base"
+    )
+    words = ["--num_images_per_label", "1", "--num_inference_steps", "1", "--output", str(tmp_path / "grid.png")]
+    main(["sample", str(tmp_path / "base"), *words])
+    with Image.open(tmp_path / "grid.png") as grid:
+        assert grid.size == (110 + shown + 8, shown + 8)
 
 
 def test_sample_writes_files(cascade, tmp_path):

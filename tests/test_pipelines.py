@@ -995,6 +995,12 @@ def test_a_level_for_a_stage_without_augmentation():
         make_super_res_2()(torch.rand(1, 8, 8), 0, augmentation_level=5)
 
 
+def test_a_learned_variance_that_the_network_does_not_have():
+    pipe = CascadedDiffusionPipeline(make_unet(4), CascadedDDPMScheduler(T, variance_type="learned_range"))
+    with pytest.raises(ValueError, match="`base`: the scheduler's `variance_type` is 'learned_range', but the network"):
+        pipe(class_labels=[0], num_inference_steps=2)
+
+
 def test_truncation_and_restart_need_this_package_s_scheduler():
     pipe = make_cascade()
     pipe.base_scheduler = DDIMScheduler.from_config(pipe.base_scheduler.config)

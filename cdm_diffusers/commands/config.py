@@ -96,7 +96,9 @@ class PicturesConfig(CallConfig):
         "Noise the base's samples to this t and denoise them again (Section 4.2).", None
     )
     last_stage: str | None = option("Stop after this stage. Default: the last.", None)
-    scale: PositiveInt = option("Screen pixels per pixel of the last stage, in a grid.", 2)
+    scale: PositiveInt | None = option(
+        "Screen pixels per pixel of the last stage, in a grid. Default: 2; above 64x64 pixels 1.", None
+    )
     show: bool = option(
         "Show the grid, too, in terminals that can: kitty, Ghostty, iTerm2, WezTerm, and those that take sixels. "
         "--no_show leaves it out.",

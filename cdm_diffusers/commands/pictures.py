@@ -56,7 +56,8 @@ def sample_pictures(config: PicturesConfig) -> None:
         samples = list(zip(*output.stages.values(), strict=True))
         rows = [(name, samples[row * count : (row + 1) * count]) for row, name in enumerate(names)]
         Path(config.output).parent.mkdir(parents=True, exist_ok=True)
-        grid = labelled_grid(rows, config.scale * output.images[0].width)
+        size = output.images[0].width
+        grid = labelled_grid(rows, size * (config.scale or (2 if size <= 64 else 1)))
         grid.save(config.output)
         if config.show:
             show(grid, sys.stdout, os.environ)

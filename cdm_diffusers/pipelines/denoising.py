@@ -200,10 +200,16 @@ def make_sampler(
     many `timesteps`.
 
     Raises:
-        `ValueError`: the scheduler is unknown, cannot run so many steps, or cannot stop or start at a given time.
+        `ValueError`: the scheduler is unknown, takes a variance that the network does not have, cannot run so many
+            steps, or cannot stop or start at a given time.
     """
     try:
         if isinstance(scheduler, OWN_SCHEDULERS):
+            if scheduler.config.variance_type == "learned_range" and not unet.config.learned_variance:
+                raise ValueError(
+                    "the scheduler's `variance_type` is 'learned_range', but the network predicts no variance "
+                    "(`learned_variance`): give the scheduler variance_type='fixed_small' or 'fixed_large'."
+                )
             return AncestralSampler(
                 scheduler, unet.config.time_conditioning, num_inference_steps, device, timesteps, stop_at, start_at
             )
