@@ -788,6 +788,16 @@ def test_stages_that_do_not_fit(change, message):
         CascadedDiffusionPipeline.from_stages(*misfit(change))
 
 
+@pytest.mark.parametrize("numbered", ["base", "super_res_1"])
+def test_classes_that_are_called_by_their_numbers_take_the_names_of_the_others(numbered):
+    stages = {"base": make_base(), "super_res_1": make_super_res_1()}
+    stages[numbered].register_to_config(id2label={label: str(label) for label in NAMES})
+    assert CascadedDiffusionPipeline.from_stages(*stages.values()).config.id2label == NAMES
+    stages[numbered].register_to_config(id2label={label: str(label) for label in [*NAMES, 4]})
+    with pytest.raises(ValueError, match="`super_res_1` has other classes"):
+        CascadedDiffusionPipeline.from_stages(*stages.values())
+
+
 def test_more_than_three_super_resolution_stages():
     same = SuperResolutionPipeline(make_unet(4, 4), make_scheduler())
     four = CascadedDiffusionPipeline.from_stages(make_base(), same, same, same)

@@ -73,18 +73,27 @@ def _schedule(scheduler) -> str:
 
 def same_id2label(name: str, id2label: dict | None, of_stage: dict | None) -> dict | None:
     """
-    The class names that stage `name` and those before it share; None where neither has any.
+    The class names that stage `name` and those before it share; None where neither has any. Classes that are called by
+    their numbers, as those of data without names are, take the names of the others.
 
     Raises:
         ValueError: they differ.
     """
-    if id2label is not None and of_stage is not None and id2label != of_stage:
+    if id2label is None or (of_stage is not None and _is_numbered(id2label) and id2label.keys() == of_stage.keys()):
+        return of_stage
+    if of_stage is None or (_is_numbered(of_stage) and id2label.keys() == of_stage.keys()):
+        return id2label
+    if id2label != of_stage:
         index = next(i for i in sorted({*id2label, *of_stage}) if id2label.get(i) != of_stage.get(i))
         raise ValueError(
             f"Stage `{name}` has other classes: `id2label[{index}]` is {of_stage.get(index)!r}, before it "
             f"{id2label.get(index)!r}."
         )
-    return of_stage if id2label is None else id2label
+    return id2label
+
+
+def _is_numbered(id2label: dict) -> bool:
+    return all(name == str(label) for label, name in id2label.items())
 
 
 def same_source_resolution(name: str, resolution: int | None, of_stage: int | None) -> int | None:
