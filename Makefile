@@ -1,4 +1,4 @@
-# make demo        sample the shipped, distilled cascade into samples.png
+# make demo        sample a shipped cascade, six images of each class, into samples.png
 # make app         try the shipped cascade out in a web page; APP=FOLDER for another
 # make test        run the tests but for the slow ones; what CI runs
 # make test-all    run all of them; each slow one says why it is slow, where it is defined
@@ -12,7 +12,8 @@ BIN = $(VENV)/bin
 # The folder of Debian's package dataset-fashion-mnist; without it, the data set comes from the Hub.
 FASHION_MNIST ?= /usr/share/datasets/fashion-mnist
 TRAIN_DEMO ?= runs/train-demo
-APP ?= checkpoints/fashion-mnist-32
+APP ?= checkpoints/avatars-256
+AVATARS = 0 1 2 3 4 5 6 7 8 9 10 11 12  # `cdm sample` shows ten classes unless it is told which
 
 .PHONY: demo app test test-all train-demo lint docs
 .DELETE_ON_ERROR:
@@ -32,7 +33,7 @@ $(VENV)/installed-%: setup.cfg constraints.txt
 	$(call install,$*)
 
 demo: $(VENV)/installed
-	$(BIN)/cdm sample checkpoints/fashion-mnist-32-distilled --output samples.png
+	$(BIN)/cdm sample checkpoints/avatars-256 --class_labels $(AVATARS) --num_images_per_label 6 --output samples.png
 
 app: $(VENV)/installed-app
 	$(BIN)/cdm app $(APP)

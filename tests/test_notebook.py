@@ -28,7 +28,7 @@ SMALL = {
 LOOK = """
 from collections import Counter
 
-assert [image.size for image in images] == [(64, 64)] * 2
+assert [image.size for image in images] == [(256, 256)] * 2
 assert len(by_level) == 2 and by_level[0].tobytes() != by_level[1].tobytes()
 assert Counter(len(found) for found in by_solver.values()) == {2: 2}
 assert small.size == (16, 16) and follows.tobytes() != keeps.tobytes()

@@ -1,16 +1,18 @@
 """The cascade in colour that ships with the repository loads, keeps its limits, and its stages follow each other."""
 
+import itertools
 from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from cdm_diffusers import CascadedDiffusionPipeline
 from cdm_diffusers.data.transforms import area_resize
 from cdm_diffusers.evaluation.seeded_sampling import counted_evaluations
 
 
-CASCADE = Path(__file__).parent.parent / "checkpoints" / "avatars-64"
+CASCADE = Path(__file__).parent.parent / "checkpoints" / "avatars-256"
 
 
 @pytest.fixture(scope="module")
@@ -21,20 +23,39 @@ def pipe():
 
 
 def test_it_is_small_and_loads_in_float32(pipe):
-    assert sum(file.stat().st_size for file in CASCADE.rglob("*.safetensors")) <= 21e6
-    assert pipe.base_unet.dtype == pipe.super_res_1_unet.dtype == torch.float32
+    assert sum(file.stat().st_size for file in CASCADE.rglob("*.safetensors")) <= 26e6
+    assert {stage.unet.dtype for stage in pipe.stages} == {torch.float32}
     assert len(pipe.config.id2label) == 13 and pipe.config.id2label[3] == "fun-emoji"
 
 
-def test_samples_in_30_evaluations_that_follow_their_low_resolution(pipe):
-    """One of each class: the 64x64 image averaged down is the 16x16 one, but for what s = 100 leaves open."""
+def test_samples_in_40_evaluations_that_follow_their_low_resolution(pipe):
+    """One of each class: each image averaged down is the one before it, but for what s = 100 and blur leave open."""
     with counted_evaluations(pipe) as evaluations:
         output = pipe(
             list(range(13)), generator=torch.Generator().manual_seed(1), output_type="pt", output_stages=True
         )
-    assert evaluations == {"base": 13 * 20, "super_res_1": 13 * 10}
-    low, high = output.stages["base"], output.stages["super_res_1"]
-    assert low.shape == (13, 3, 16, 16) and high.shape == (13, 3, 64, 64)
-    assert (area_resize(high, 16) - low).abs().mean() < 0.03  # 0.016; of a range of 1
+    assert evaluations == {"base": 13 * 20, "super_res_1": 13 * 16, "super_res_2": 13 * 4}
+    images = list(output.stages.values())
+    assert [tuple(image.shape) for image in images] == [(13, 3, size, size) for size in (16, 64, 256)]
+    for low, high in itertools.pairwise(images):
+        assert (area_resize(high, low.shape[-1]) - low).abs().mean() < 0.03  # of a range of 1
+    low = images[0]
     between = (low[:, None] - low[None]).abs().mean((2, 3, 4))[~torch.eye(13, dtype=torch.bool)]
     assert between.mean() > 0.15  # 0.23: no two classes look alike
+
+
+def test_flat_colours_are_flat_and_lines_sharp(pipe):
+    """Of real images, averaged down, what is flat comes back within 2 of 255, and edges steeper than bicubic ones."""
+    size = 256
+    rows, columns = torch.meshgrid(torch.arange(size), torch.arange(size), indexing="ij")
+    face = ((rows - 128) ** 2 + (columns - 128) ** 2).sqrt()
+    image = torch.where(
+        face[None] < 80, torch.tensor([0.95, 0.8, 0.7]).view(3, 1, 1), torch.tensor([0.65, 0.85, 0.75]).view(3, 1, 1)
+    )
+    image = torch.where((face[None] - 80).abs() < 3, torch.zeros(()), image)[None]
+    low = area_resize(image, 64)
+    made = pipe(["adventurer"], image=low, generator=torch.Generator().manual_seed(0), output_type="pt").images
+    flat = (face < 70)[None, None].expand_as(image)
+    assert (made - image)[flat].abs().median() < 2 / 255
+    bicubic = F.interpolate(low, size, mode="bicubic")
+    assert (made - image).abs().mean() < 0.7 * (bicubic - image).abs().mean()

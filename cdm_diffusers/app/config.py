@@ -31,7 +31,7 @@ class AppConfig(Limits):
 
     Example:
         cdm app checkpoints/fashion-mnist-32
-        cdm app checkpoints/avatars-64 --host 0.0.0.0 --port 8000 --max_images 8 --max_steps 50
+        cdm app checkpoints/avatars-256 --host 0.0.0.0 --port 8000 --max_images 8 --max_steps 50
     """
 
     pipeline: str = option("Folder or Hub id of a cascade.", positional=True)

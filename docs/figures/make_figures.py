@@ -19,12 +19,13 @@ from cdm_diffusers import CascadedDiffusionPipeline
 
 
 ROOT = Path(__file__).parents[2]
-FACES, CLOTHES = "avatars-64", "fashion-mnist-32"
+FACES, CLOTHES = "avatars-256", "fashion-mnist-32"
 LEVELS = [0, 250, 500, 1000, 2000, 3000, 4000]
 
 
-def load(name: str, scheduler: str | None = None) -> CascadedDiffusionPipeline:
-    pipe = CascadedDiffusionPipeline.from_pretrained(str(ROOT / "checkpoints" / name)).with_schedulers(scheduler)
+def load(name: str, scheduler: str | None = None, last_stage: str | None = None) -> CascadedDiffusionPipeline:
+    pipe = CascadedDiffusionPipeline.from_pretrained(str(ROOT / "checkpoints" / name))
+    pipe = pipe.with_schedulers(scheduler, last_stage=last_stage)
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
@@ -80,7 +81,7 @@ def cascade(folder: Path) -> None:
 
 def augmentation(folder: Path) -> None:
     """The low-resolution image at several s, and what the next stage makes of it with all noise the same."""
-    pipe = load(FACES)
+    pipe = load(FACES, last_stage="super_res_1")
     labels = ["adventurer", "toon-head"]
     noising = pipe.super_res_1_noising_scheduler
     low_res = pipe(labels, generator=seeded(2), output_type="pt", output_stages=True).stages["base"]
@@ -116,7 +117,7 @@ def level_of_s(folder: Path) -> None:
 
 def truncation(folder: Path) -> None:
     """Truncated: the base stops at s. Non-truncated: it goes on to its image, which is then noised to s."""
-    pipe, labels, levels = load(FACES, "ancestral"), ["adventurer"], [500, 1500, 2500]
+    pipe, labels, levels = load(FACES, "ancestral", "super_res_1"), ["adventurer"], [500, 1500, 2500]
     noising, steps = pipe.super_res_1_noising_scheduler, {"base": 100, "super_res_1": 50}
     options = {"num_inference_steps": steps, "output_type": "pt", "output_stages": True}
     z_0 = pipe(labels, generator=seeded(1), **options).stages["base"]
