@@ -30,7 +30,8 @@ def avatars(tmp_path_factory):
         for index in range(2 * count):
             style, background, hair = ("left", "right")[index % 2], list(COLORS)[index // 2 % 2], index // 4 % 2
             image = Image.new("RGB", (32, 32), background)
-            image.paste((255, 255, 255) if hair else (0, 0, 0), (2, 8, 14, 24) if style == "left" else (18, 8, 30, 24))
+            top, left = 8 + (split == "train"), 2 if style == "left" else 18  # so that no image is in both splits
+            image.paste((255, 255, 255) if hair else (0, 0, 0), (left, top, left + 12, top + 16))
             name = f"{style}/{index:05d}.png"
             (folder / split / style).mkdir(parents=True, exist_ok=True)
             image.save(folder / split / name)
@@ -50,8 +51,9 @@ def test_rows_have_the_attributes_of_their_style(measure, avatars):
 
 def test_a_reader_is_trained_and_reads_samples(measure, avatars, tmp_path, monkeypatch, capsys):
     reader, samples, output = (str(tmp_path / name) for name in ("reader", "samples", "attributes.json"))
+    monkeypatch.setitem(measure["main"].__globals__, "SMALLEST", 32)  # as large as the images
     common = ["measure.py", "train", "--avatars", str(avatars), "--output", reader]
-    monkeypatch.setattr(sys, "argv", [*common, "--size", "32", "--num_train_epochs", "8"])
+    monkeypatch.setattr(sys, "argv", [*common, "--size", "32", "--num_train_epochs", "16"])
     measure["main"]()
     results = json.loads((tmp_path / "reader" / "results.json").read_text())
     assert results == {"read_right": {"style": 1.0, "background": 1.0, "hair": 1.0}, "num_images": 32}
@@ -61,6 +63,7 @@ def test_a_reader_is_trained_and_reads_samples(measure, avatars, tmp_path, monke
     images[:, 0] = 1
     images[:5, :, 8:24, 2:14], images[5:, :, 8:24, 18:30] = 1, 1
     images[0, :, 8:24, 2:14] = 0
+    images[1] = images[1].roll(1, 1)  # a training image
     settings = {
         "num_images": 8,
         "batch_size": 8,
@@ -73,12 +76,16 @@ def test_a_reader_is_trained_and_reads_samples(measure, avatars, tmp_path, monke
     store.fill([{"images": (images * 255).byte().numpy()}], torch.zeros(8, dtype=torch.int64), "storing")
     capsys.readouterr()
     command = ["measure.py", "samples", "--avatars", str(avatars), "--reader", reader, "--samples", samples]
-    monkeypatch.setattr(sys, "argv", [*command, "--output", output])
+    monkeypatch.setattr(sys, "argv", [*command, "--output", output, "--pairs", str(tmp_path / "pairs.png")])
     measure["main"]()
     report = json.loads(Path(output).read_text())
     assert report["recognised"]["share"] == 5 / 8
     assert report["differences"]["background"]["samples"] == 0.5  # all red, where half are rendered blue
     assert report["never_rendered"]["renders"] == 0
+    nearest = report["nearest_render"]
+    assert nearest["samples"]["smallest"] == 0 < nearest["test"]["smallest"]
+    with Image.open(tmp_path / "pairs.png") as pairs:
+        assert pairs.size == (8 * 64, 2 * 64)  # four pairs in a row
     assert "style recognised: 62.5% of 8" in capsys.readouterr().out
 
 

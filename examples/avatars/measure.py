@@ -22,8 +22,10 @@ from tqdm.auto import tqdm
 from transformers import ResNetConfig, ResNetModel
 
 from cdm_diffusers.data.image_sets import load_image_set
-from cdm_diffusers.data.transforms import area_resize, image_to_tensor, to_float, to_uint8
+from cdm_diffusers.data.pictures import grid_of
+from cdm_diffusers.data.transforms import area_resize, image_to_tensor, to_float, to_uint8, to_unit
 from cdm_diffusers.evaluation.intervals import wilson_interval
+from cdm_diffusers.evaluation.recognition import NearestNeighbours, nearest_figures
 from cdm_diffusers.files import write_json
 from cdm_diffusers.tables import markdown_table
 
@@ -36,6 +38,7 @@ OTHER_NAMES = {
 }
 OF_STYLE = list(ATTRIBUTES.values())  # whose values are of one style each
 SMALLEST = 128
+NUM_PAIRS, PAIR_SIZE = 24, 64
 BATCH_SIZE = 128
 
 
@@ -217,12 +220,33 @@ def measure(options: argparse.Namespace) -> None:
         "num_images": len(samples),
         "reader": json.loads((options.reader / "results.json").read_text()),
     }
+    if options.pairs is not None:
+        report["nearest_render"] = compare_with_nearest(images, options)
     write_json(options.output, report)
     print(f"style recognised: {right / len(styles):.1%} of {len(styles):,}")
     shown = [[name, *(f"{of:.3f}" for of in both.values())] for name, both in report["differences"].items()]
     print(markdown_table(["difference of frequencies", "samples", "as many renders"], shown))
     print({of: f"{share:.1%} combinations never rendered" for of, share in report["never_rendered"].items()})
     print(markdown_table(["cycles per image", "power over the renders'"], list(report["spectrum"].items())))
+
+
+def compare_with_nearest(images: torch.Tensor, options: argparse.Namespace) -> dict[str, Any]:
+    """
+    Distances of the first samples and of as many validation renders to the nearest training render, in pixels of
+    [-1, 1], averaged down; the samples stand in the picture `options.pairs`, each with its nearest on the right.
+    """
+    size = min(images.shape[-1], PAIR_SIZE)
+    held_out = read_rows(options.avatars, "validation")
+    drawn = torch.randperm(len(held_out), generator=torch.Generator().manual_seed(0))[:NUM_PAIRS].tolist()
+    samples = area_resize(to_float(images[:NUM_PAIRS]), size)
+    neighbours = NearestNeighbours(
+        torch.cat([samples, to_float(images_of([held_out[index] for index in drawn], size))]), "cpu"
+    )
+    for batch in images_of(read_rows(options.avatars, "train"), size).split(BATCH_SIZE):
+        neighbours.update(*neighbours.nearer(to_float(batch)))
+    pairs = torch.stack([samples, neighbours.nearest[: len(samples)]], dim=1)
+    grid_of(to_unit(pairs.flatten(0, 1)), 8).save(options.pairs)
+    return nearest_figures(*neighbours.distances().split([len(samples), len(drawn)]))
 
 
 def frequency_difference(
@@ -284,6 +308,7 @@ def main() -> None:
     of_samples = commands.add_parser("samples", help=measure.__doc__)
     of_samples.add_argument("--reader", type=Path, required=True, help="output of `train`")
     of_samples.add_argument("--samples", required=True, help="output_dir of `cdm sample-set`")
+    of_samples.add_argument("--pairs", help="picture to write: samples beside the nearest training renders")
     of_samples.add_argument("--stage", help="a stage that was kept, instead of the last one")
     for command, function in ((of_training, train), (of_samples, measure)):
         command.add_argument("--avatars", type=Path, required=True, help="output of render.mjs")
