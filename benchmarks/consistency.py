@@ -30,7 +30,7 @@ def measure(pipe, low_res: torch.Tensor, labels: torch.Tensor, truth: torch.Tens
     return crps(members, truth), *(error.square().mean().sqrt().item() for error in errors)
 
 
-def main() -> None:
+def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pipeline", default="checkpoints/fashion-mnist-32")
     parser.add_argument("--train_data_dir", required=True)
@@ -38,7 +38,11 @@ def main() -> None:
     parser.add_argument("--padding", type=int, default=0)
     parser.add_argument("--num_images", type=int, default=150)
     parser.add_argument("--num_samples", type=int, default=8)
-    options = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> None:
+    options = parse_args()
     cascade = CascadedDiffusionPipeline.from_pretrained(options.pipeline)
     config = DataConfig(
         source_resolution=cascade.config.source_resolution or cascade.stages[-1].unet.config.sample_size,

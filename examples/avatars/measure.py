@@ -299,7 +299,8 @@ def power_by_frequency(images: torch.Tensor) -> torch.Tensor:
     return total[: size // 2] / len(images)
 
 
-def main() -> None:
+def parse_args() -> argparse.Namespace:
+    """What the command line says; `function` is what it asks for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(required=True)
     of_training = commands.add_parser("train", help=train.__doc__)
@@ -314,7 +315,11 @@ def main() -> None:
         command.add_argument("--avatars", type=Path, required=True, help="output of render.mjs")
         command.add_argument("--output", type=Path, required=True)
         command.set_defaults(function=function)
-    options = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> None:
+    options = parse_args()
     options.function(options)
 
 
