@@ -1,5 +1,5 @@
 # make demo        sample a shipped cascade, six images of each class, into samples.png
-# make app         try the shipped cascade out in a web page; APP=FOLDER for another
+# make app         try a shipped cascade out in a web page; APP=FOLDER for another
 # make test        run the tests but for the slow ones; what CI runs
 # make test-all    run all of them; each slow one says why it is slow, where it is defined
 # make train-demo  train a small cascade on Fashion-MNIST from nothing, all stages, and sample it

@@ -258,10 +258,11 @@ def frequency_difference(
     """
     distances = []
     for style in sorted(set(styles)):
-        seen = Counter(one.get(name) for one, of in zip(read, styles, strict=True) if of == style)
+        seen = Counter(row[name] for row, of in zip(read, styles, strict=True) if of == style and name in row)
         rendered = Counter(row[name] for row in rows if row["style"] == style and name in row)
         if rendered:
-            shares = [seen[value] / seen.total() - rendered[value] / rendered.total() for value in rendered]
+            values = seen.keys() | rendered.keys()
+            shares = [seen[value] / seen.total() - rendered[value] / rendered.total() for value in values]
             distances.append(sum(map(abs, shares)) / 2)
     return sum(distances) / len(distances)
 
@@ -309,7 +310,10 @@ def parse_args() -> argparse.Namespace:
     of_samples = commands.add_parser("samples", help=measure.__doc__)
     of_samples.add_argument("--reader", type=Path, required=True, help="output of `train`")
     of_samples.add_argument("--samples", required=True, help="output_dir of `cdm sample-set`")
-    of_samples.add_argument("--pairs", help="picture to write: samples beside the nearest training renders")
+    of_samples.add_argument(
+        "--pairs",
+        help="picture to write: samples beside the nearest training renders, whose distances are then measured",
+    )
     of_samples.add_argument("--stage", help="a stage that was kept, instead of the last one")
     for command, function in ((of_training, train), (of_samples, measure)):
         command.add_argument("--avatars", type=Path, required=True, help="output of render.mjs")
