@@ -16,8 +16,15 @@ author = "The cdm_diffusers contributors"
 release = cdm_diffusers.__version__
 
 root_doc = "docs/index"
-include_patterns = ["docs/**.md", "README.md", "CONTRIBUTING.md", "CHANGELOG.md", "examples/avatars/README.md"]
-exclude_patterns = [".*", "build", "runs", "checkpoints", "tests", "**/node_modules"]
+include_patterns = [
+    "docs/**.md",
+    "README.md",
+    "CONTRIBUTING.md",
+    "CHANGELOG.md",
+    "examples/avatars/README.md",
+    "checkpoints/avatars-256/README.md",
+]
+exclude_patterns = [".*", "build", "runs", "tests", "**/node_modules"]
 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 myst_enable_extensions = ["dollarmath"]
