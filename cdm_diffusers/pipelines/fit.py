@@ -79,10 +79,10 @@ def same_id2label(name: str, id2label: dict | None, of_stage: dict | None) -> di
     Raises:
         ValueError: they differ.
     """
-    if id2label is None or (of_stage is not None and _is_numbered(id2label) and id2label.keys() == of_stage.keys()):
-        return of_stage
-    if of_stage is None or (_is_numbered(of_stage) and id2label.keys() == of_stage.keys()):
-        return id2label
+    if id2label is None or of_stage is None:
+        return of_stage if id2label is None else id2label
+    if id2label.keys() == of_stage.keys() and (_is_numbered(id2label) or _is_numbered(of_stage)):
+        return of_stage if _is_numbered(id2label) else id2label
     if id2label != of_stage:
         index = next(i for i in sorted({*id2label, *of_stage}) if id2label.get(i) != of_stage.get(i))
         raise ValueError(

@@ -205,10 +205,10 @@ def measure(options: argparse.Namespace) -> None:
         "samples": reader.read(images, styles),
         "renders": reader.read(renders, [row["style"] for row in drawn]),
     }
-    right = sum(one["style"] == style for one, style in zip(read["samples"], styles, strict=True))
+    right = sum(one["style"] == style for one, style in zip(read["samples"], styles, strict=True)) / len(styles)
     of_style = {"samples": styles, "renders": [row["style"] for row in drawn]}
     report = {
-        "recognised": {"share": right / len(styles), "interval": wilson_interval(right / len(styles), len(styles))},
+        "recognised": {"share": right, "interval": wilson_interval(right, len(styles))},
         "differences": {
             name: {of: frequency_difference(read[of], of_style[of], rows, name) for of in read}
             for name in reader.values
@@ -221,31 +221,34 @@ def measure(options: argparse.Namespace) -> None:
         "reader": json.loads((options.reader / "results.json").read_text()),
     }
     if options.pairs is not None:
-        report["nearest_render"] = compare_with_nearest(images, options)
+        report["nearest_render"] = compare_with_nearest(
+            images, rows, read_rows(options.avatars, "validation"), options.pairs
+        )
     write_json(options.output, report)
-    print(f"style recognised: {right / len(styles):.1%} of {len(styles):,}")
+    print(f"style recognised: {right:.1%} of {len(styles):,}")
     shown = [[name, *(f"{of:.3f}" for of in both.values())] for name, both in report["differences"].items()]
     print(markdown_table(["difference of frequencies", "samples", "as many renders"], shown))
     print({of: f"{share:.1%} combinations never rendered" for of, share in report["never_rendered"].items()})
     print(markdown_table(["cycles per image", "power over the renders'"], list(report["spectrum"].items())))
 
 
-def compare_with_nearest(images: torch.Tensor, options: argparse.Namespace) -> dict[str, Any]:
+def compare_with_nearest(
+    images: torch.Tensor, rows: list[dict[str, str]], held_out: list[dict[str, str]], pairs_file: Path
+) -> dict[str, Any]:
     """
     Distances of the first samples and of as many validation renders to the nearest training render, in pixels of
-    [-1, 1], averaged down; the samples stand in the picture `options.pairs`, each with its nearest on the right.
+    [-1, 1], averaged down; the samples stand in the picture `pairs_file`, each with its nearest on the right.
     """
     size = min(images.shape[-1], PAIR_SIZE)
-    held_out = read_rows(options.avatars, "validation")
     drawn = torch.randperm(len(held_out), generator=torch.Generator().manual_seed(0))[:NUM_PAIRS].tolist()
     samples = area_resize(to_float(images[:NUM_PAIRS]), size)
     neighbours = NearestNeighbours(
         torch.cat([samples, to_float(images_of([held_out[index] for index in drawn], size))]), "cpu"
     )
-    for batch in images_of(read_rows(options.avatars, "train"), size).split(BATCH_SIZE):
+    for batch in images_of(rows, size).split(BATCH_SIZE):
         neighbours.update(*neighbours.nearer(to_float(batch)))
     pairs = torch.stack([samples, neighbours.nearest[: len(samples)]], dim=1)
-    grid_of(to_unit(pairs.flatten(0, 1)), 8).save(options.pairs)
+    grid_of(to_unit(pairs.flatten(0, 1)), 8).save(pairs_file)
     return nearest_figures(*neighbours.distances().split([len(samples), len(drawn)]))
 
 
@@ -312,6 +315,7 @@ def parse_args() -> argparse.Namespace:
     of_samples.add_argument("--samples", required=True, help="output_dir of `cdm sample-set`")
     of_samples.add_argument(
         "--pairs",
+        type=Path,
         help="picture to write: samples beside the nearest training renders, whose distances are then measured",
     )
     of_samples.add_argument("--stage", help="a stage that was kept, instead of the last one")
