@@ -13,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from cdm_diffusers import CascadedUNet2DModel
 from cdm_diffusers.models import constant_conditions
+from cdm_diffusers.pipelines import denoising
 from cdm_diffusers.pipelines.denoising import Denoiser
 
 
@@ -117,6 +118,43 @@ def test_constant_conditions_are_those_tensors_alone(cascade):
         unet.class_embedding.weight.add_(1)
     changed = unet(images[0], torch.tensor(7), **calls[0]).sample
     assert not torch.equal(changed, expected[0])
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("weight", [1.0, 2.0])
+def test_large_batches_are_seen_in_parts(cascade, monkeypatch, weight):
+    """On a CPU: the same images and labels as at once, and conditions made once for each part."""
+    call = {"class_labels": [0, 1, 2, 1, 0], "output_type": "pt", "guidance_scale": {"super_res_1": weight}}
+    whole = cascade(**call, generator=seeded()).images
+    seen, unet = [], cascade.super_res_1_unet
+    unet.register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0])))
+    embedded = []
+    unet.class_embedding.register_forward_hook(lambda *_: embedded.append(0))
+    pixels, channels = unet.config.sample_size**2, sum(unet.config.block_out_channels[:2])
+    monkeypatch.setattr(denoising, "KEPT_BYTES", 2 * pixels * channels * 4)
+    parts = cascade(**call, generator=seeded()).images
+    expected = [2, 2, 1] if weight == 1 else [2] * 5
+    assert seen == expected * STEPS["super_res_1"]
+    assert len(embedded) == len(expected)
+    torch.testing.assert_close(parts, whole, rtol=0, atol=1e-5)
+
+
+def test_what_is_seen_at_once(cascade):
+    """Feature maps of the first level decide it, in patches and in half precision; other devices see all."""
+    unet = CascadedUNet2DModel(
+        sample_size=256,
+        low_res_size=64,
+        patch_size=4,
+        block_out_channels=(64, 96),
+        attention_resolutions=(),
+        mid_block_attention=False,
+    )
+    images = torch.empty(78, 3, 256, 256, device="meta")
+    assert denoising.images_at_a_time(unet, images) == 78
+    images = torch.empty(78, 3, 256, 256)
+    assert denoising.images_at_a_time(unet, images) == 16 * 2**20 // (64 * 64 * 160 * 4) == 6
+    assert denoising.images_at_a_time(unet, images.bfloat16()) == 12
+    assert denoising.images_at_a_time(unet, torch.empty(2, 3, 1024, 1024)) == 1
 
 
 def test_no_network_is_looked_through_at_each_step(cascade):

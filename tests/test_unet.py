@@ -787,6 +787,13 @@ def test_wrong_configs_are_refused(changes, message):
         CascadedUNet2DModel(**(BASE | changes))
 
 
+def test_no_attention_needs_no_heads():
+    without = BASE | {"attention_resolutions": (), "mid_block_attention": False}
+    unets = [CascadedUNet2DModel(**without | {"attention_head_dim": width}) for width in (None, 4)]
+    shapes = [{name: weights.shape for name, weights in unet.state_dict().items()} for unet in unets]
+    assert shapes[0] == shapes[1]
+
+
 @pytest.mark.parametrize("name", [f.name for f in dataclasses.fields(UNetArguments)])
 def test_arguments_of_no_sense_are_refused(name):
     for value in (float("nan"), float("inf"), -1, 1e9, 10**9, "x", {}, b"", [-1], [1.5], ["8"], [1] * 17, object()):

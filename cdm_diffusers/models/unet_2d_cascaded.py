@@ -81,7 +81,8 @@ class CascadedUNet2DModel(ModelMixin, AttentionMixin, PeftAdapterMixin, ConfigMi
             `patch_size` at the first level.
         mid_block_attention (`bool`, defaults to `True`): Whether the middle has attention.
         num_attention_heads, attention_head_dim (`int` or `tuple[int]`, *optional*):
-            Attention heads by their number or by their width; exactly one of the two. A tuple gives one per level.
+            Attention heads by their number or by their width: exactly one of the two, or none where there is no
+            attention. A tuple gives one per level.
         dropout (`float`, defaults to 0.0): Dropout in the residual blocks.
         norm_num_groups (`int`, defaults to 32), norm_eps (`float`, defaults to 1e-5): Group normalisation.
         resnet_time_scale_shift (`"scale_shift"` or `"default"`): Whether embeddings scale and shift, or are added.
@@ -360,9 +361,11 @@ class CascadedUNet2DModel(ModelMixin, AttentionMixin, PeftAdapterMixin, ConfigMi
         return self.config.time_embedding_dim or 4 * self._time_proj_dim()
 
     def _head_dims(self) -> list[int]:
-        """Width of the attention heads at each level."""
+        """Width of the attention heads at each level; of the level where there are none."""
         channels = self.config.block_out_channels
         by_number, by_width = self.config.num_attention_heads, self.config.attention_head_dim
+        if by_number is None and by_width is None and not any(map(self._attends, range(len(channels)))):
+            return list(channels)
         if (by_number is None) == (by_width is None):
             raise ValueError(
                 "Give exactly one of `num_attention_heads` and `attention_head_dim`, "
@@ -528,10 +531,10 @@ class CascadedUNet2DModel(ModelMixin, AttentionMixin, PeftAdapterMixin, ConfigMi
         made = None if torch.compiler.is_compiling() else _made_of_conditions.get()
         if made is None:
             return make(condition, sample)
-        key, kind = (self, make.__name__), (sample.dtype, sample.shape)
-        if key not in made or made[key][0] is not condition or made[key][1] != kind:
-            made[key] = condition, kind, make(condition, sample)
-        return made[key][2]
+        key = self, make.__name__, id(condition), sample.dtype, sample.shape
+        if key not in made:
+            made[key] = condition, make(condition, sample)  # the condition is kept, so that no other has its id
+        return made[key][1]
 
     def _level_embedding(self, augmentation_level: torch.Tensor, sample: torch.Tensor) -> torch.Tensor:
         return self.augmentation_embedding(self._sinusoids(augmentation_level, sample, scale=1.0))

@@ -45,6 +45,7 @@ class Denoiser:
         self.unet, self.dtype = unet, unet.dtype  # which looks through the whole network
         self.guidance_scale = guidance_scale
         self.extremes = []  # of each call's output, on the device: NaN or infinite where a value is
+        self.parts = {}  # the conditions of a batch, guided or not, in parts
         self.conditions = {}
         if class_labels is not None:
             self.conditions["class_labels"] = class_labels
@@ -68,8 +69,7 @@ class Denoiser:
         """
         channels, is_guided = x_t.shape[1], self.guidance_scale != 1
         x_t, time = (twice(x_t), twice(time)) if is_guided else (x_t, time)
-        conditions = self.doubled_conditions if is_guided else self.conditions
-        output = self.unet(x_t.to(self.dtype), time, **conditions, return_dict=False)[0].float()
+        output = self._output(x_t.to(self.dtype), time, is_guided).float()
         self.extremes.extend(torch.aminmax(output))
         prediction, raw_variance = output[:, :channels], output[:, channels:]
         if is_guided:
@@ -77,6 +77,18 @@ class Denoiser:
             prediction = of_null + self.guidance_scale * (of_class - of_null)
             raw_variance = raw_variance.chunk(2)[0]
         return prediction, raw_variance
+
+    def _output(self, x_t: torch.Tensor, time: torch.Tensor, is_guided: bool) -> torch.Tensor:
+        """The network's output for a batch, which it sees in parts of [`images_at_a_time`]."""
+        count, size = len(x_t), images_at_a_time(self.unet, x_t)
+        if is_guided not in self.parts:
+            conditions = self.doubled_conditions if is_guided else self.conditions
+            split = {name: in_parts(values, size, count) for name, values in conditions.items()}
+            numbers = range(-(-count // size))
+            self.parts[is_guided] = [{name: parts[number] for name, parts in split.items()} for number in numbers]
+        inputs = zip(in_parts(x_t, size, count), in_parts(time, size, count), self.parts[is_guided], strict=True)
+        outputs = [self.unet(*one, **conditions, return_dict=False)[0] for *one, conditions in inputs]
+        return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
     def is_finite(self, sample: torch.Tensor) -> bool:
         """Whether `sample` is, and all outputs of the network were, which limits of x_0 hide; waits for the device."""
@@ -86,6 +98,29 @@ class Denoiser:
 def twice(values: torch.Tensor) -> torch.Tensor:
     """Values (B, ...) for a batch of all images twice; one for all images, (), as it is."""
     return torch.cat([values, values]) if values.ndim else values
+
+
+def in_parts(values: torch.Tensor, size: int, count: int) -> list[torch.Tensor]:
+    """Values (count, ...) in parts of `size`; one for all images, (), for each part."""
+    return list(values.split(size)) if values.ndim else [values] * -(-count // size)
+
+
+# What a CPU's allocator keeps for the next tensor. Memory for larger ones (glibc: 32 MiB, or half of that where all is
+# freed at once) comes from the system each time and goes back, which took two fifths of the time of a 256x256 stage.
+KEPT_BYTES = 16 * 2**20
+
+
+def images_at_a_time(unet, x_t: torch.Tensor) -> int:
+    """
+    How many images of a batch a network is called with at once: all, but on a CPU those whose largest feature maps,
+    the first level's with what is concatenated, are within [`KEPT_BYTES`].
+    """
+    if x_t.device.type != "cpu":
+        return len(x_t)
+    config = unet.config
+    pixels = x_t.shape[-2] * x_t.shape[-1] // config.patch_size**2
+    channels = sum(config.block_out_channels[:2])
+    return max(1, KEPT_BYTES // (pixels * channels * x_t.element_size()))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
