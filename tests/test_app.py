@@ -236,6 +236,7 @@ def test_images_in_the_making_are_small_and_finished_ones_encoded_once(monkeypat
         images[stage] = images.get(stage) or [Image.new("L", (256, 256))]
         html = gallery.show(generation.Update(stage, step, 3, 1.0, images, ["Bag"]))
         assert [image.width for image in shown(html)] == widths
+        assert html.count('<section class="cdm-large">') == len(widths)
     assert encoded == [64, 128, 64, 64, 256]
     assert rendering.preview(Image.new("L", (127, 127))).width == 127
 
@@ -258,7 +259,7 @@ def test_pictures_and_downloads_carry_the_images(cascade):
 
 def test_what_is_shown_is_escaped(cascade):
     image = Image.new("L", (4, 4))
-    html = rendering.section("<b>", [image], ['<script>"'])
+    html = rendering.section("<b>", [image], ['<script>"'], image.width)
     assert "<script>" not in html and "&lt;script&gt;&quot;" in html
     assert "<b>" not in html + rendering.said("<b>")
 

@@ -197,7 +197,7 @@ class Demo:
                     file.parent.rmdir()  # Gradio makes a folder for each content
             inputs = {stage.name: 2 * low_res_of(taken, stage.low_res_size) - 1 for stage in stages}
             sections = [
-                rendering.section(f"What {name} takes", tensor_to_images(pixels, "pil"), [""])
+                rendering.section(f"What {name} takes", tensor_to_images(pixels, "pil"), [""], pixels.shape[-1])
                 for name, pixels in inputs.items()
             ]
             return None, taken, rendering.side_by_side(sections)

@@ -15,11 +15,14 @@ from .generation import Update
 
 
 PREVIEW_SIZE = 64
+LARGE_SIZE = 128  # from which on a stage's images have the whole width
 STYLE = """
 footer { display: none !important; }
 .cdm-stages { display: grid; gap: 12px; grid-template-columns: repeat(auto-fit, minmax(min(100%, 220px), 1fr)); }
 .cdm-stages h4 { margin: 0 0 4px; font-weight: 600; }
 .cdm-images { display: grid; gap: 6px; grid-template-columns: repeat(auto-fill, minmax(60px, 1fr)); }
+.cdm-large { grid-column: 1 / -1; }
+.cdm-large .cdm-images { grid-template-columns: repeat(auto-fill, minmax(140px, 1fr)); }
 .cdm-images figure { margin: 0; min-width: 0; }
 .cdm-images img { width: 100%; aspect-ratio: 1; image-rendering: pixelated; display: block; }
 .cdm-images img { border: 1px solid var(--border-color-primary); border-radius: 4px; }
@@ -67,12 +70,12 @@ class Gallery:
         """The images of each stage so far, each with its caption."""
         sections = []
         for name, images in update.images.items():
-            title = self.titles.get(name, name)
+            title, size = self.titles.get(name, name), images[0].width
             if name == update.unfinished_stage:
-                sections.append(section(title, [preview(image) for image in images], update.captions))
+                sections.append(section(title, [preview(image) for image in images], update.captions, size))
             else:
                 if name not in self.finished:
-                    self.finished[name] = section(title, images, update.captions)
+                    self.finished[name] = section(title, images, update.captions, size)
                 sections.append(self.finished[name])
         return side_by_side(sections)
 
@@ -82,14 +85,15 @@ def side_by_side(sections: Iterable[str]) -> str:
     return f'<div class="cdm-stages">{"".join(sections)}</div>'
 
 
-def section(title: str, images: list[Image.Image], captions: list[str]) -> str:
-    """Images under a title, each with its caption."""
+def section(title: str, images: list[Image.Image], captions: list[str], size: int) -> str:
+    """Images under a title, each with its caption; `size` is that of the stage, whatever theirs."""
     figures = [
         f'<figure><img alt="{escape(f"{caption} ({title})".strip())}" src="{data_uri(png(image), "image/png")}">'
         f"<figcaption>{escape(caption)}</figcaption></figure>"
         for image, caption in zip(images, captions, strict=True)
     ]
-    return f'<section><h4>{escape(title)}</h4><div class="cdm-images">{"".join(figures)}</div></section>'
+    kind = ' class="cdm-large"' if size >= LARGE_SIZE else ""
+    return f'<section{kind}><h4>{escape(title)}</h4><div class="cdm-images">{"".join(figures)}</div></section>'
 
 
 def preview(image: Image.Image) -> Image.Image:
