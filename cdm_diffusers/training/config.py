@@ -148,6 +148,11 @@ class TrainingConfig(RunConfig):
     unconditional: bool = option("Train without class labels.", False)
 
     # Network and diffusion process
+    pretrained_model_name_or_path: str | None = option(
+        "Folder or Hub id of a cascade or stage: training begins with the weights of its stage of the same sizes, "
+        "whatever that predicts and whichever its classes are. Default: random weights.",
+        None,
+    )
     sample_size: PositiveInt | None = option("Resolution of the stage's output. Default: the preset's.", None)
     low_res_size: PositiveInt | None = option(
         "Resolution of a super-resolution stage's input. Default: the preset's.", None

@@ -53,6 +53,7 @@ from .config import RunConfig, TrainingConfig
 from .cpu import check_mixed_precision, warn_of_slow_cpu
 from .ema import LerpEMAModel
 from .export import save_pipeline, stage_pipeline
+from .pretrained import Pretrained, load_pretrained
 from .progress import farewell, interruption, introduction, warnings
 from .resolve import (
     check_resumable,
@@ -114,7 +115,11 @@ def train(config: TrainingConfig, super_resolution: bool) -> None:
     """
 
     def plan(num_processes: int, saved: dict[str, Any] | None):
-        return resolve_preset(config, super_resolution, num_processes, saved), Trainer
+        preset, name = (
+            resolve_preset(config, super_resolution, num_processes, saved),
+            config.pretrained_model_name_or_path,
+        )
+        return preset, partial(Trainer, pretrained=None if name is None else load_pretrained(name, preset.unet))
 
     carry_out(plan, config)
 
@@ -213,9 +218,12 @@ class Trainer:
         accelerator: Accelerator,
         resolved: dict[str, Any],
         is_sharded: bool = False,
+        pretrained: Pretrained | None = None,
     ):
         self.config, self.preset, self.data = config, preset, data
-        self.accelerator, self.resolved = accelerator, resolved
+        self.accelerator, self.resolved, self.pretrained = accelerator, resolved, pretrained
+        if pretrained is not None:
+            self.resolved = resolved | {"pretrained": pretrained.described()}
         self.output_dir = Path(config.output_dir)
         self.step = self.epoch = self.epoch_batches = 0
         self.saved_step: int | None = None
@@ -257,7 +265,10 @@ class Trainer:
 
     def make_stage(self) -> Stage:
         """The stage with its initial weights."""
-        return build_stage(self.preset)
+        stage = build_stage(self.preset)
+        if self.pretrained is not None:
+            self.pretrained.give_weights(stage.unet)
+        return stage
 
     def make_average(self) -> LerpEMAModel:
         """A new average of the weights."""

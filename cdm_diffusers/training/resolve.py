@@ -40,6 +40,7 @@ MAY_CHANGE = {
     "training.lr_warmup_steps",
     "training.max_grad_norm",
     "distillation.pipeline",  # its stage's fingerprint stays
+    "pretrained.pipeline",
 }
 
 # How a batch is divided, and what is told from that; see [`drawn_for`].
