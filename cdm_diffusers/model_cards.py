@@ -119,6 +119,7 @@ def card_text(
         "## Classes": ", ".join(f"{index} {escaped(name)}" for index, name in (labels or {}).items()),
         "## Data": _data_section(configs, dataset_name),
         "## Stages": _stages_section(pipeline, configs),
+        "## First weights": _pretrained_section(configs),
         "## Distillation": _distillation_section(configs),
         "## Figures": "\n\n".join(filter(None, [*tables, _validation_table(validation)])),
         "## Where the weights come from": _origins(sources) if sources else "",
@@ -335,6 +336,20 @@ def _stage_row(stage: Any, config: dict[str, Any] | None, options: dict[str, Any
     ]
 
 
+def _pretrained_section(configs: dict[str, dict[str, Any]]) -> str:
+    return "\n".join(
+        f"- {name} began with the weights of {_stage_of(config['pretrained'])}; the images seen are those since then."
+        for name, config in configs.items()
+        if "pretrained" in config
+    )
+
+
+def _stage_of(origin: dict[str, Any]) -> str:
+    place = Path(origin["pipeline"])
+    shown = escaped(place.name if place.is_absolute() else str(place))
+    return f"stage {origin['stage']} of {shown} (fingerprint {origin['fingerprint'][:12]})"
+
+
 def _distillation_section(configs: dict[str, dict[str, Any]]) -> str:
     lines = [
         _distillation_line(name, config["distillation"], config["inference"]["num_inference_steps"])
@@ -346,11 +361,9 @@ def _distillation_section(configs: dict[str, dict[str, Any]]) -> str:
 
 
 def _distillation_line(name: str, origin: dict[str, Any], num_steps: int) -> str:
-    place = Path(origin["pipeline"])
-    teacher = f"stage {origin['stage']} of {escaped(place.name if place.is_absolute() else str(place))}"
     level, scale = origin["augmentation_level"], origin["guidance_scale"]
     return (
-        f"- {name} is distilled from {teacher} (fingerprint {origin['fingerprint'][:12]}) by {origin['method']} "
+        f"- {name} is distilled from {_stage_of(origin)} by {origin['method']} "
         f"distillation: it makes in {num_steps} step{'s' * (num_steps > 1)} of DDIM what its teacher makes in "
         f"{origin['phases'][0][0]}"
         + (f", with guidance of w = {scale} folded in" if scale != 1 else "")

@@ -97,7 +97,9 @@ def test_an_average_that_keeps_its_start_is_warned_of():
     (warning,) = warnings(config, trained("imagenet_16", max_train_steps=20_000))
     assert "after 20,000 steps, 13.5% of the average" in warning and "give --ema_warmup, or train longer" in warning
     (warning,) = warnings(config_of("small_16"), trained("small_16", max_train_steps=3))
-    assert "`ema_warmup` True" in warning and warning.endswith("random start: train longer (--max_train_steps).")
+    assert "`ema_warmup` True" in warning and warning.endswith(
+        "the weights it began with: train longer (--max_train_steps)."
+    )
     assert not list(warnings(config_of("imagenet_16"), get_preset("imagenet_16")))
     assert not list(warnings(config_of("small_16"), get_preset("small_16")))
 

@@ -40,7 +40,7 @@ class Pretrained:
         given, own = self.stage.unet.state_dict(), unet.state_dict()
         misfits = [name for name in given | own if shape_of(given, name) != shape_of(own, name)]
         if others := [name for name in misfits if name != CLASSES]:
-            shapes = " and here ".join(str(shape_of(weights, others[0])) for weights in (given, own))
+            shapes = " and here ".join(str(shape_of(weights, others[0]) or "absent") for weights in (given, own))
             raise ValueError(
                 f"`pretrained_model_name_or_path` is {self.pipeline!r}, whose stage {self.stage.name} is another "
                 f"network: {len(others)} of its tensors differ, of which {others[0]} is there {shapes}. Give "

@@ -16,7 +16,7 @@ from ..presets import StagePreset, TrainingPreset
 from .config import RunConfig
 
 
-# The share of the random start that an average of the weights may hold in the end.
+# The share of the weights it began with that an average may hold in the end.
 LARGEST_START = 0.01
 # A training step costs about three calls of the network: one forward, and a backward pass of twice that.
 CALLS_PER_STEP = 3
@@ -129,7 +129,7 @@ def warnings(config: RunConfig, preset: StagePreset) -> Iterator[str]:
         warm = share_of_start(dataclasses.replace(training, ema_warmup=True))
         yield (
             f"`ema_decay` is {training.ema_decay} and `ema_warmup` {training.ema_warmup}: after "
-            f"{training.max_train_steps:,} steps, {start:.1%} of the average is still the random start: "
+            f"{training.max_train_steps:,} steps, {start:.1%} of the average is still the weights it began with: "
             f"{'give --ema_warmup, or train' if warm < start else 'train'} longer (--max_train_steps)."
         )
     if config.validation_steps:
