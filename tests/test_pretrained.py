@@ -107,6 +107,9 @@ def test_only_classes_may_be_others(tmp_path):
     unconditional = CascadedUNet2DModel.from_config(given.config, num_classes=None, null_class=False)
     pretrained.give_weights(unconditional)
     assert torch.equal(unconditional.conv_in.weight, given.conv_in.weight)
-    wider = CascadedUNet2DModel.from_config(given.config, block_out_channels=[12], attention_resolutions=[])
-    with pytest.raises(ValueError, match=r"stage base is another network: .* is there \(32, 8\) and here \(48, 12\)"):
-        pretrained.give_weights(wider)
+    for change, said in (
+        ({"block_out_channels": [12]}, r"its `block_out_channels` is \[8\], here it is \[12\]"),
+        ({"time_scale": 2.0}, r"its `time_scale` is 1\.0, here it is 2\.0"),
+    ):
+        with pytest.raises(ValueError, match=rf"whose stage base is another network: {said}\. Give the preset"):
+            pretrained.give_weights(CascadedUNet2DModel.from_config(given.config, **change))

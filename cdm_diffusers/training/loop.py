@@ -115,10 +115,8 @@ def train(config: TrainingConfig, super_resolution: bool) -> None:
     """
 
     def plan(num_processes: int, saved: dict[str, Any] | None):
-        preset, name = (
-            resolve_preset(config, super_resolution, num_processes, saved),
-            config.pretrained_model_name_or_path,
-        )
+        preset = resolve_preset(config, super_resolution, num_processes, saved)
+        name = config.pretrained_model_name_or_path
         return preset, partial(Trainer, pretrained=None if name is None else load_pretrained(name, preset.unet))
 
     carry_out(plan, config)

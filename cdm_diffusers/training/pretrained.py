@@ -1,9 +1,7 @@
 """A stage whose weights a training begins with."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
-
-import torch
 
 from ..models import CascadedUNet2DModel
 from ..models.arguments import UNetArguments
@@ -12,7 +10,13 @@ from ..pipelines.loading import load_pipeline
 from ..pipelines.stages import CascadeStage
 
 
-CLASSES = "class_embedding.weight"  # of the data's classes, which may be others
+CLASSES = "class_embedding.weight"
+# What must be the same in both networks.
+ARGUMENTS = [
+    argument.name
+    for argument in fields(UNetArguments)
+    if argument.name not in ("num_classes", "null_class", "dropout")
+]
 
 
 @dataclass(frozen=True)
@@ -37,21 +41,18 @@ class Pretrained:
         Raises:
             ValueError: the networks differ in more.
         """
+        for name in ARGUMENTS:
+            there, here = (_plain(network.config[name]) for network in (self.stage.unet, unet))
+            if there != here:
+                raise ValueError(
+                    f"`pretrained_model_name_or_path` is {self.pipeline!r}, whose stage {self.stage.name} is another "
+                    f"network: its `{name}` is {there}, here it is {here}. Give the preset and the options that it "
+                    "was trained with."
+                )
         given, own = self.stage.unet.state_dict(), unet.state_dict()
-        misfits = [name for name in given | own if shape_of(given, name) != shape_of(own, name)]
-        if others := [name for name in misfits if name != CLASSES]:
-            shapes = " and here ".join(str(shape_of(weights, others[0]) or "absent") for weights in (given, own))
-            raise ValueError(
-                f"`pretrained_model_name_or_path` is {self.pipeline!r}, whose stage {self.stage.name} is another "
-                f"network: {len(others)} of its tensors differ, of which {others[0]} is there {shapes}. Give "
-                "the preset and the options that it was trained with."
-            )
-        unet.load_state_dict({name: own[name] if name in misfits else given[name] for name in own})
-
-
-def shape_of(weights: dict[str, torch.Tensor], name: str) -> tuple[int, ...] | None:
-    """None where there are none of that name."""
-    return tuple(weights[name].shape) if name in weights else None
+        if CLASSES in own and own[CLASSES].shape != getattr(given.get(CLASSES), "shape", None):
+            given[CLASSES] = own[CLASSES]
+        unet.load_state_dict({name: given[name] for name in own})
 
 
 def load_pretrained(pipeline: str, arguments: UNetArguments) -> Pretrained:
@@ -82,3 +83,8 @@ def as_text(low_res_size: int | None, sample_size: int) -> str:
     """Sizes as people read them."""
     size = f"{sample_size}x{sample_size}"
     return f"of {size}" if low_res_size is None else f"from {low_res_size}x{low_res_size} to {size}"
+
+
+def _plain(value: Any) -> Any:
+    """Saved configurations have lists for tuples."""
+    return list(value) if isinstance(value, tuple) else value
