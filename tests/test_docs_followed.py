@@ -64,6 +64,7 @@ def avatars(folder: Path) -> None:
 def for_training(folder: Path) -> None:
     my_images(folder)
     avatars(folder)
+    (folder / "avatars-52000").symlink_to("avatars")
 
 
 def for_evaluation(folder: Path) -> None:
