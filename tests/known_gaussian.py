@@ -28,6 +28,8 @@ class GaussianDenoiser(ModelMixin, ConfigMixin):
         low_res_size: int | None = None,
         low_res_channels: int | None = None,
         augmentation_level_embedding: bool = False,
+        patch_size: int = 1,
+        block_out_channels: tuple[int, ...] = (1,),
         mean: float = 0.3,
         std: float = 0.25,
         bias: float = 0.0,

@@ -1,4 +1,4 @@
-"""Trainings that begin with the weights of a stage that is there."""
+"""Trainings that begin with the weights of an existing stage."""
 
 import contextlib
 import dataclasses
@@ -22,6 +22,7 @@ from test_training_loop import (
 )
 
 from cdm_diffusers import CascadedUNet2DModel
+from cdm_diffusers.models.arguments import UNetArguments
 from cdm_diffusers.pipelines import CascadedDiffusionPipeline
 from cdm_diffusers.presets import get_preset
 from cdm_diffusers.training.pretrained import CLASSES, load_pretrained
@@ -78,12 +79,17 @@ def test_a_killed_run_resumes_to_the_same_weights(images, unbroken, tmp_path):  
 
 
 def test_the_stage_is_that_of_the_same_sizes(tmp_path):
-    small_cascade().save_pretrained(tmp_path / "cascade")
-    unet = get_preset("fashion_mnist_8_to_16").unet
-    stage = load_pretrained(str(tmp_path / "cascade"), unet).stage
-    assert stage.name == "super_res_2"
-    small_cascade().stage_pipeline("super_res_2").save_pretrained(tmp_path / "stage")
-    alone = load_pretrained(str(tmp_path / "stage"), unet).stage
+    cascade = small_cascade()
+    cascade.save_pretrained(tmp_path / "cascade")
+    cascade.stage_pipeline("super_res_2").save_pretrained(tmp_path / "stage")
+    names = [field.name for field in dataclasses.fields(UNetArguments)]
+    for stage in cascade.stages:
+        values = {name: stage.unet.config[name] for name in names}
+        values = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+        arguments = UNetArguments(**values)
+        found = load_pretrained(str(tmp_path / "cascade"), arguments).stage
+        assert found.name == stage.name and torch.equal(found.unet.conv_in.weight, stage.unet.conv_in.weight)
+    alone = load_pretrained(str(tmp_path / "stage"), arguments).stage
     assert torch.equal(alone.unet.conv_in.weight, stage.unet.conv_in.weight)
     with pytest.raises(ValueError) as raised:
         load_pretrained(str(tmp_path / "cascade"), get_preset("fashion_mnist_32").unet)
@@ -97,19 +103,23 @@ def test_only_classes_may_be_others(tmp_path):
     cascade = small_cascade()
     cascade.save_pretrained(tmp_path)
     given = cascade.base_unet
-    pretrained = load_pretrained(str(tmp_path), dataclasses.replace(get_preset("fashion_mnist_8").unet, sample_size=4))
-    unet = CascadedUNet2DModel.from_config(given.config, num_classes=7)
-    own = unet.class_embedding.weight.clone()
-    pretrained.give_weights(unet)
-    weights, expected = unet.state_dict(), given.state_dict()
-    assert torch.equal(weights.pop(CLASSES), own) and expected.pop(CLASSES).shape != own.shape
-    assert weights.keys() == expected.keys() and all(torch.equal(weights[name], expected[name]) for name in expected)
+    arguments = {field.name: given.config[field.name] for field in dataclasses.fields(UNetArguments)}
+    arguments |= {"block_out_channels": (8,), "attention_resolutions": ()}
+    pretrained = load_pretrained(str(tmp_path), UNetArguments(**arguments))
+    for classes in ({"num_classes": 7}, {"num_classes": 4, "null_class": False}):  # with four embeddings as well
+        unet = CascadedUNet2DModel.from_config(given.config, **classes)
+        own = unet.class_embedding.weight.clone()
+        pretrained.give_weights(unet)
+        weights, expected = unet.state_dict(), given.state_dict()
+        assert torch.equal(weights.pop(CLASSES), own) and expected.pop(CLASSES) is not None
+        assert weights.keys() == expected.keys()
+        assert all(torch.equal(weights[name], expected[name]) for name in expected)
     unconditional = CascadedUNet2DModel.from_config(given.config, num_classes=None, null_class=False)
     pretrained.give_weights(unconditional)
     assert torch.equal(unconditional.conv_in.weight, given.conv_in.weight)
     for change, said in (
-        ({"block_out_channels": [12]}, r"its `block_out_channels` is \[8\], here it is \[12\]"),
+        ({"block_out_channels": (12,)}, r"its `block_out_channels` is \[8\], here it is \[12\]"),
         ({"time_scale": 2.0}, r"its `time_scale` is 1\.0, here it is 2\.0"),
     ):
         with pytest.raises(ValueError, match=rf"whose stage base is another network: {said}\. Give the preset"):
-            pretrained.give_weights(CascadedUNet2DModel.from_config(given.config, **change))
+            load_pretrained(str(tmp_path), UNetArguments(**arguments | change))

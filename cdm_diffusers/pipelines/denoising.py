@@ -1,5 +1,6 @@
 r"""
-The adapter between a stage's network and a scheduler: one network call a step, the same for every scheduler.
+The adapter between a stage's network and a scheduler: one network call a step (on a CPU, of each part of a
+large batch), the same for every scheduler.
 
 A [`Denoiser`] calls the network and applies guidance. A sampler uses what it predicts to go one step down a grid of
 noise levels: [`AncestralSampler`] with a scheduler of this package, which handles every prediction, learned variance

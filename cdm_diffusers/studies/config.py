@@ -358,8 +358,8 @@ HOW_IMAGES_ARE_READ = {"dataset_split", "source_resolution", "num_channels", "pa
 HOW_IMAGES_ARE_READ |= {"num_classes", "streaming", "hold_in_memory"}
 DataSection = some_of(TrainingConfig, DATA_OPTIONS | HOW_IMAGES_ARE_READ)
 
-OF_OTHERS = {"preset", "output_dir", "seed", "pretrained_model_name_or_path"}
-TrainingOptions = some_of(TrainingConfig, names_of(TrainingConfig) - OF_OTHERS)
+NOT_OF_STUDIES = {"preset", "output_dir", "seed", "pretrained_model_name_or_path"}
+TrainingOptions = some_of(TrainingConfig, names_of(TrainingConfig) - NOT_OF_STUDIES)
 
 
 @options

@@ -266,6 +266,7 @@ class Trainer:
         stage = build_stage(self.preset)
         if self.pretrained is not None:
             self.pretrained.give_weights(stage.unet)
+            self.pretrained = None  # its memory is free again
         return stage
 
     def make_average(self) -> LerpEMAModel:

@@ -35,23 +35,10 @@ class Pretrained:
         return {"pipeline": self.pipeline, "stage": self.stage.name, "fingerprint": fingerprint([self.stage])}
 
     def give_weights(self, unet: CascadedUNet2DModel) -> None:
-        """
-        Puts the stage's weights into `unet`. Embeddings of classes stay as they are where their number is another one.
-
-        Raises:
-            ValueError: the networks differ in more.
-        """
-        for name in ARGUMENTS:
-            there, here = (_plain(network.config[name]) for network in (self.stage.unet, unet))
-            if there != here:
-                raise ValueError(
-                    f"`pretrained_model_name_or_path` is {self.pipeline!r}, whose stage {self.stage.name} is another "
-                    f"network: its `{name}` is {there}, here it is {here}. Give the preset and the options that it "
-                    "was trained with."
-                )
+        """Puts the stage's weights into `unet`. Embeddings of other classes in number stay as they are."""
         given, own = self.stage.unet.state_dict(), unet.state_dict()
-        if CLASSES in own and own[CLASSES].shape != getattr(given.get(CLASSES), "shape", None):
-            given[CLASSES] = own[CLASSES]
+        if any(self.stage.unet.config[name] != unet.config[name] for name in ("num_classes", "null_class")):
+            given[CLASSES] = own.get(CLASSES)
         unet.load_state_dict({name: given[name] for name in own})
 
 
@@ -60,18 +47,25 @@ def load_pretrained(pipeline: str, arguments: UNetArguments) -> Pretrained:
     The stage of a cascade, or the only one, that has the sizes of a network's `arguments`.
 
     Raises:
-        ValueError: there is none.
+        ValueError: there is none, or it is another network.
         OSError: there is no such pipeline.
     """
     sizes = arguments.low_res_size, arguments.sample_size
     stages = load_pipeline(pipeline).stages
-    for stage in stages:
-        if sizes_of(stage) == sizes:
-            return Pretrained(pipeline, stage)
-    raise ValueError(
-        f"`pretrained_model_name_or_path` is {pipeline!r}, which has no stage {as_text(*sizes)}; it has "
-        f"{', '.join(as_text(*sizes_of(stage)) for stage in stages)}."
-    )
+    found = [stage for stage in stages if sizes_of(stage) == sizes]
+    if not found:
+        raise ValueError(
+            f"`pretrained_model_name_or_path` is {pipeline!r}, which has no stage {as_text(*sizes)}; it has "
+            f"{', '.join(as_text(*sizes_of(stage)) for stage in stages)}."
+        )
+    for name in ARGUMENTS:
+        there, here = _plain(found[0].unet.config[name]), _plain(getattr(arguments, name))
+        if there != here:
+            raise ValueError(
+                f"`pretrained_model_name_or_path` is {pipeline!r}, whose stage {found[0].name} is another network: "
+                f"its `{name}` is {there}, here it is {here}. Give the preset and the options that it was trained with."
+            )
+    return Pretrained(pipeline, found[0])
 
 
 def sizes_of(stage: CascadeStage) -> tuple[int | None, int]:
