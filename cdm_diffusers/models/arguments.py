@@ -71,8 +71,8 @@ class UNetArguments:
     `dataclasses.asdict` gives its keywords.
 
     `attention_resolutions` are real resolutions in pixels, as in Appendix B; with patches, those of the feature maps.
-    Exactly one of `num_attention_heads` and `attention_head_dim` is given where there is attention. `in_channels` and `out_channels` count
-    channels of images: the low-resolution input and the learned variance are added by the network.
+    Exactly one of `num_attention_heads` and `attention_head_dim` is given where there is attention. `in_channels` and
+    `out_channels` count channels of images: the network adds the low-resolution input and the learned variance.
     """
 
     # images

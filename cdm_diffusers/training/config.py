@@ -149,8 +149,8 @@ class TrainingConfig(RunConfig):
 
     # Network and diffusion process
     pretrained_model_name_or_path: str | None = option(
-        "Folder or Hub id of a cascade or stage: training begins with the weights of its stage of the same sizes. What is "
-        "predicted may differ, and so may the classes. Default: random weights.",
+        "Folder or Hub id of a cascade or stage: training begins with the weights of its stage of the same sizes. "
+        "What is predicted may differ, and so may the classes. Default: random weights.",
         None,
     )
     sample_size: PositiveInt | None = option("Resolution of the stage's output. Default: the preset's.", None)

@@ -63,7 +63,8 @@ def load_pretrained(pipeline: str, arguments: UNetArguments) -> Pretrained:
         if there != here:
             raise ValueError(
                 f"`pretrained_model_name_or_path` is {pipeline!r}, whose stage {found[0].name} is another network: "
-                f"its `{name}` is {there}, here it is {here}. Give the preset and the options that it was trained with."
+                f"its `{name}` is {there}, here it is {here}. Give the preset and the options that it was "
+                "trained with."
             )
     return Pretrained(pipeline, found[0])
 
