@@ -5,6 +5,7 @@ import shutil
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -76,6 +77,7 @@ class Exact(torch.nn.Module):
     """A student that has learnt its target: v of x~, at the times of the student's grid."""
 
     dtype = torch.float32
+    config = SimpleNamespace(patch_size=1, block_out_channels=(1,))
 
     def __init__(self, loss, teacher):
         super().__init__()

@@ -311,6 +311,8 @@ class BlockGaussian(torch.nn.Module):
         super().__init__()
         self.alphas_cumprod, self.is_base = scheduler.table.alphas_cumprod, low_res_size is None
         self.config = SimpleNamespace(
+            patch_size=1,
+            block_out_channels=(1,),
             time_conditioning="timestep",
             augmentation_level_embedding=not self.is_base,
             num_classes=None,
