@@ -26,6 +26,7 @@ from cdm_diffusers.models.arguments import UNetArguments
 from cdm_diffusers.pipelines import CascadedDiffusionPipeline
 from cdm_diffusers.presets import get_preset
 from cdm_diffusers.training.pretrained import CLASSES, load_pretrained
+from cdm_diffusers.training.resolve import section
 
 
 def averages(folder):
@@ -82,11 +83,8 @@ def test_the_stage_is_that_of_the_same_sizes(tmp_path):
     cascade = small_cascade()
     cascade.save_pretrained(tmp_path / "cascade")
     cascade.stage_pipeline("super_res_2").save_pretrained(tmp_path / "stage")
-    names = [field.name for field in dataclasses.fields(UNetArguments)]
     for stage in cascade.stages:
-        values = {name: stage.unet.config[name] for name in names}
-        values = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
-        arguments = UNetArguments(**values)
+        arguments = section(UNetArguments, stage.unet.config)
         found = load_pretrained(str(tmp_path / "cascade"), arguments).stage
         assert found.name == stage.name and torch.equal(found.unet.conv_in.weight, stage.unet.conv_in.weight)
     alone = load_pretrained(str(tmp_path / "stage"), arguments).stage
@@ -103,9 +101,8 @@ def test_only_classes_may_be_others(tmp_path):
     cascade = small_cascade()
     cascade.save_pretrained(tmp_path)
     given = cascade.base_unet
-    arguments = {field.name: given.config[field.name] for field in dataclasses.fields(UNetArguments)}
-    arguments |= {"block_out_channels": (8,), "attention_resolutions": ()}
-    pretrained = load_pretrained(str(tmp_path), UNetArguments(**arguments))
+    arguments = section(UNetArguments, given.config)
+    pretrained = load_pretrained(str(tmp_path), arguments)
     for classes in ({"num_classes": 7}, {"num_classes": 4, "null_class": False}):  # with four embeddings as well
         unet = CascadedUNet2DModel.from_config(given.config, **classes)
         own = unet.class_embedding.weight.clone()
@@ -118,8 +115,8 @@ def test_only_classes_may_be_others(tmp_path):
     pretrained.give_weights(unconditional)
     assert torch.equal(unconditional.conv_in.weight, given.conv_in.weight)
     for change, said in (
-        ({"block_out_channels": (12,)}, r"its `block_out_channels` is \[8\], here it is \[12\]"),
+        ({"block_out_channels": (12,)}, r"its `block_out_channels` is \(8,\), here it is \(12,\)"),
         ({"time_scale": 2.0}, r"its `time_scale` is 1\.0, here it is 2\.0"),
     ):
         with pytest.raises(ValueError, match=rf"whose stage base is another network: {said}\. Give the preset"):
-            load_pretrained(str(tmp_path), UNetArguments(**arguments | change))
+            load_pretrained(str(tmp_path), dataclasses.replace(arguments, **change))

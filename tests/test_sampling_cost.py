@@ -139,7 +139,7 @@ def test_large_batches_are_seen_in_parts(cascade, monkeypatch, weight):
     torch.testing.assert_close(parts, whole, rtol=0, atol=1e-5)
 
 
-def test_what_is_seen_at_once(cascade):
+def test_what_is_seen_at_once():
     """Feature maps of the first level decide it, in patches and in half precision; other devices see all."""
     unet = CascadedUNet2DModel(
         sample_size=256,

@@ -8,6 +8,7 @@ from ..models.arguments import UNetArguments
 from ..pipelines.fingerprints import fingerprint
 from ..pipelines.loading import load_pipeline
 from ..pipelines.stages import CascadeStage
+from .resolve import section
 
 
 CLASSES = "class_embedding.weight"
@@ -58,8 +59,9 @@ def load_pretrained(pipeline: str, arguments: UNetArguments) -> Pretrained:
             f"`pretrained_model_name_or_path` is {pipeline!r}, which has no stage {as_text(*sizes)}; it has "
             f"{', '.join(as_text(*sizes_of(stage)) for stage in stages)}."
         )
+    of_stage = section(UNetArguments, found[0].unet.config)
     for name in ARGUMENTS:
-        there, here = _plain(found[0].unet.config[name]), _plain(getattr(arguments, name))
+        there, here = getattr(of_stage, name), getattr(arguments, name)
         if there != here:
             raise ValueError(
                 f"`pretrained_model_name_or_path` is {pipeline!r}, whose stage {found[0].name} is another network: "
@@ -78,8 +80,3 @@ def as_text(low_res_size: int | None, sample_size: int) -> str:
     """Sizes as people read them."""
     size = f"{sample_size}x{sample_size}"
     return f"of {size}" if low_res_size is None else f"from {low_res_size}x{low_res_size} to {size}"
-
-
-def _plain(value: Any) -> Any:
-    """Saved configurations have lists for tuples."""
-    return list(value) if isinstance(value, tuple) else value

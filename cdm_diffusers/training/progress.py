@@ -155,7 +155,7 @@ def calls_per_step(preset: StagePreset) -> float:
 
 
 def share_of_start(training: TrainingPreset) -> float:
-    """How much of the weights after the first step, still random, is in their average at the end."""
+    """How much of the weights after the first step is in their average at the end."""
     steps = range(1, training.max_train_steps)
     if not training.ema_warmup:
         return training.ema_decay ** len(steps)

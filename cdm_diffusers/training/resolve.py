@@ -346,17 +346,17 @@ def preset_of(resolved: dict[str, Any]) -> StagePreset:
     return StagePreset(
         name=resolved["name"],
         source=resolved["source"],
-        unet=_section(UNetArguments, resolved["unet"]),
-        scheduler=_section(SchedulerPreset, resolved["scheduler"]),
-        augmentation=None if augmentation is None else _section(AUGMENTATIONS[augmentation["kind"]], augmentation),
-        training=_section(TrainingPreset, resolved["training"]),
-        inference=_section(InferencePreset, resolved["inference"]),
-        data=_section(DataPreset, resolved["data"]),
+        unet=section(UNetArguments, resolved["unet"]),
+        scheduler=section(SchedulerPreset, resolved["scheduler"]),
+        augmentation=None if augmentation is None else section(AUGMENTATIONS[augmentation["kind"]], augmentation),
+        training=section(TrainingPreset, resolved["training"]),
+        inference=section(InferencePreset, resolved["inference"]),
+        data=section(DataPreset, resolved["data"]),
     )
 
 
-def _section(kind: type, values: dict[str, Any]) -> Any:
-    """A part of a preset from JSON, which has lists for tuples, and entries that are not the preset's."""
+def section(kind: type, values: dict[str, Any]) -> Any:
+    """A part of a preset from a saved configuration, which has lists for tuples, and further entries."""
     names = [field.name for field in dataclasses.fields(kind) if field.name in values]
     return kind(**{name: tuple(values[name]) if isinstance(values[name], list) else values[name] for name in names})
 

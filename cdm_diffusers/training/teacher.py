@@ -28,7 +28,7 @@ from ..presets import (
 from ..publishing import find_document
 from ..schedulers import ContinuousDDPMScheduler
 from .config import DistillationConfig
-from .resolve import check_sizes, global_batch_size, override, override_training, preset_of
+from .resolve import check_sizes, global_batch_size, override, override_training, preset_of, section
 
 
 # Of teachers that do not say how they were trained.
@@ -153,9 +153,8 @@ def student_preset(config: DistillationConfig, teacher: Teacher, max_train_steps
 
 def student_arguments(unet: CascadedUNet2DModel) -> UNetArguments:
     """The teacher's network without a learned variance, null class and dropout."""
-    values = {field.name: unet.config[field.name] for field in dataclasses.fields(UNetArguments)}
-    values = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
-    return UNetArguments(**values | {"learned_variance": False, "null_class": False, "dropout": 0.0})
+    known = section(UNetArguments, unet.config)
+    return dataclasses.replace(known, learned_variance=False, null_class=False, dropout=0.0)
 
 
 def student_weights(teacher: CascadedUNet2DModel, student: CascadedUNet2DModel) -> dict[str, torch.Tensor]:
