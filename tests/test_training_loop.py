@@ -462,6 +462,19 @@ def test_crops_that_do_not_fit_are_refused(changes, message):
         resolve_preset(TrainingConfig(**options), super_resolution=changes.get("preset") != "fashion_mnist_8")
 
 
+def test_low_res_skip_is_for_networks_that_predict_x_0():
+    options = {
+        "preset": "fashion_mnist_8_to_16",
+        "train_data_dir": "images",
+        "output_dir": "run",
+        "low_res_skip": True,
+    }
+    with pytest.raises(ValueError, match="`low_res_skip` is True, but 'v_prediction' is predicted"):
+        resolve_preset(TrainingConfig(**options, prediction_type="v_prediction"), super_resolution=True)
+    preset = resolve_preset(TrainingConfig(**options, prediction_type="sample"), super_resolution=True)
+    assert preset.unet.low_res_skip
+
+
 def test_a_resumed_run_keeps_its_memory_format(images, tmp_path):
     options = BASE | {"train_data_dir": str(images), "train_batch_size": 4, "max_train_steps": 4}
     options |= {"block_out_channels": [16, 16], "lr_scheduler": "constant", "checkpointing_steps": 2}

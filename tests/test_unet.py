@@ -19,6 +19,7 @@ from torch._dynamo.testing import CompileCounter
 
 from cdm_diffusers import CascadedUNet2DModel
 from cdm_diffusers.models.arguments import UNetArguments
+from cdm_diffusers.models.unet_2d_cascaded import constant_conditions
 
 
 BASE = {
@@ -401,6 +402,31 @@ def test_a_network_with_attention_takes_its_own_size_only():
         model = build(WITHOUT_ATTENTION | attention)
         with pytest.raises(ValueError, match=r"expected floats of shape \(2, 3, 16, 16\)"):
             output_of(model, sample=torch.zeros(2, 3, 8, 8), low_res=torch.zeros(2, 3, 2, 2))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The low-resolution image added to the output
+
+
+@pytest.mark.parametrize("learned_variance", [False, True])
+@pytest.mark.parametrize("mode", ["bilinear", "bicubic"])
+def test_with_low_res_skip_the_layers_make_what_the_upsampled_image_lacks(mode, learned_variance):
+    options = {"low_res_size": 4, "low_res_interpolation": mode, "learned_variance": learned_variance, "patch_size": 2}
+    plain, model = build(**options), build(**options, low_res_skip=True)
+    model.load_state_dict(plain.state_dict())
+    inputs = inputs_of(model)
+    added = F.interpolate(inputs["low_res"], (16, 16), mode=mode, align_corners=False)
+    expected = output_of(plain)
+    expected[:, :3] += added
+    torch.testing.assert_close(output_of(model), expected)
+    with constant_conditions():
+        torch.testing.assert_close(output_of(model), expected)
+
+
+def test_low_res_skip_needs_an_image_like_the_output():
+    for options in ({}, {"low_res_size": 4, "low_res_channels": 1}):
+        with pytest.raises(ValueError, match="`low_res_skip` is True; it needs a `low_res_size`, and as many"):
+            CascadedUNet2DModel(**BASE | options, low_res_skip=True)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

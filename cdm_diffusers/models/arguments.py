@@ -116,6 +116,7 @@ class UNetArguments:
     augmentation_level_embedding: bool = argument(SWITCH, False)
     # what came later
     patch_size: int = added(1, kind=SIZE)
+    low_res_skip: bool = added(False, kind=SWITCH)
 
 
 def check_arguments(config: Mapping[str, Any]) -> None:

@@ -105,6 +105,9 @@ class CascadedUNet2DModel(ModelMixin, AttentionMixin, PeftAdapterMixin, ConfigMi
             How it is upsampled inside, to the first level's resolution; Pillow's bicubic kernel (a = -0.5) is softer
             than torch's (a = -0.75). An image of that resolution is taken as it is, one above it in patches.
         low_res_first (`bool`, defaults to `False`): Whether it is concatenated before the noisy image.
+        low_res_skip (`bool`, defaults to `False`):
+            Whether the upsampled low-resolution image is added to the prediction, so that the layers make what it
+            lacks: for networks that predict x_0. Flat areas are then flat where the layers make nothing.
         augmentation_level_embedding (`bool`, defaults to `False`): Whether the network is told s (Section 3.2).
     """
 
@@ -166,6 +169,7 @@ class CascadedUNet2DModel(ModelMixin, AttentionMixin, PeftAdapterMixin, ConfigMi
         augmentation_level_embedding: bool = False,
         # what came later
         patch_size: int = 1,
+        low_res_skip: bool = False,
     ):
         super().__init__()
         self.register_to_config(**plain(self.config))
@@ -258,6 +262,10 @@ class CascadedUNet2DModel(ModelMixin, AttentionMixin, PeftAdapterMixin, ConfigMi
             raise ValueError(
                 f"`low_res_size` is {config.low_res_size}; it must lie in 1..`sample_size`, {config.sample_size}."
             )
+        if config.low_res_skip and (config.low_res_size is None or self._low_res_channels() != config.out_channels):
+            raise ValueError(
+                "`low_res_skip` is True; it needs a `low_res_size`, and as many `low_res_channels` as `out_channels`."
+            )
         grid = self._resolution(0)
         if config.low_res_size is not None and config.low_res_size > grid and config.low_res_size % grid:
             raise ValueError(
@@ -347,8 +355,11 @@ class CascadedUNet2DModel(ModelMixin, AttentionMixin, PeftAdapterMixin, ConfigMi
         config = self.config
         channels = config.in_channels * config.patch_size**2
         if config.low_res_size is not None:
-            channels += (config.low_res_channels or config.in_channels) * self._low_res_patch_size() ** 2
+            channels += self._low_res_channels() * self._low_res_patch_size() ** 2
         return channels
+
+    def _low_res_channels(self) -> int:
+        return self.config.low_res_channels or self.config.in_channels
 
     def _output_channels(self) -> int:
         config = self.config
@@ -490,6 +501,7 @@ class CascadedUNet2DModel(ModelMixin, AttentionMixin, PeftAdapterMixin, ConfigMi
             emb = emb + self._once(self._class_embedding, class_labels, sample)
 
         # 2. input
+        skip = self._once(self._upsampled, low_res, sample) if self.config.low_res_skip else None
         sample = F.pixel_unshuffle(sample, self.config.patch_size)  # (B, p * p * C, H / p, W / p)
         if low_res is not None:
             condition = self._once(self._to_first_level, low_res, sample)
@@ -510,6 +522,9 @@ class CascadedUNet2DModel(ModelMixin, AttentionMixin, PeftAdapterMixin, ConfigMi
         # 4. output
         prediction = self.conv_out(self.conv_act(self.conv_norm_out(hidden)))
         prediction = F.pixel_shuffle(prediction, self.config.patch_size)
+        if skip is not None:
+            variance_channels = prediction.shape[1] - skip.shape[1]
+            prediction = prediction + F.pad(skip, (0, 0, 0, 0, 0, variance_channels))
         return UNet2DOutput(sample=prediction) if return_dict else (prediction,)
 
     def _time(self, timestep: torch.Tensor | float | int) -> torch.Tensor:
@@ -544,10 +559,13 @@ class CascadedUNet2DModel(ModelMixin, AttentionMixin, PeftAdapterMixin, ConfigMi
 
     def _to_first_level(self, low_res: torch.Tensor, sample: torch.Tensor) -> torch.Tensor:
         """The low-resolution image at the resolution of `sample`, the first level's: upsampled, or in patches."""
-        size = sample.shape[-2:]
-        if low_res.shape[-1] >= size[-1]:
+        if low_res.shape[-1] >= sample.shape[-1]:
             return F.pixel_unshuffle(low_res, self._low_res_patch_size())
-        mode = self.config.low_res_interpolation
+        return self._upsampled(low_res, sample)
+
+    def _upsampled(self, low_res: torch.Tensor, sample: torch.Tensor) -> torch.Tensor:
+        """The low-resolution image at the size of `sample`."""
+        mode, size = self.config.low_res_interpolation, sample.shape[-2:]
         if mode != "pillow_bicubic":
             return F.interpolate(low_res, size, mode=mode, align_corners=False)
         # torch antialiases with Pillow's kernel; going up, the kernel is all that changes
@@ -578,7 +596,7 @@ class CascadedUNet2DModel(ModelMixin, AttentionMixin, PeftAdapterMixin, ConfigMi
                 else "`low_res` was given to a network without a low-resolution input."
             )
         if low_res is not None:
-            channels = config.low_res_channels or config.in_channels
+            channels = self._low_res_channels()
             height, width = (side * config.low_res_size // config.sample_size for side in (height, width))
             _check_shape("low_res", low_res, (batch_size, channels, height, width))
 

@@ -164,6 +164,11 @@ class TrainingConfig(RunConfig):
     patch_size: PositiveInt | None = option(
         "Side of the patches that the network works on. Default: the preset's.", None
     )
+    low_res_skip: bool | None = option(
+        "Super-resolution that predicts x_0 (prediction_type sample): add the upsampled low-resolution image to the "
+        "output. Default: the preset's.",
+        None,
+    )
     attention_resolutions: list[NonNegativeInt] | None = option(
         "Resolutions with attention; 0 for none. Default: the preset's.", None
     )

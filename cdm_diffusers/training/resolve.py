@@ -116,6 +116,11 @@ def resolve_preset(
     )
     check_sizes(preset)
     check_crop(preset)
+    if preset.unet.low_res_skip and preset.scheduler.prediction_type != "sample":
+        raise ValueError(
+            f"`low_res_skip` is True, but {preset.scheduler.prediction_type!r} is predicted: give `prediction_type` "
+            "sample too, or leave it out."
+        )
     return preset
 
 
