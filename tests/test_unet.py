@@ -421,12 +421,20 @@ def test_with_low_res_skip_the_layers_make_what_the_upsampled_image_lacks(mode, 
     torch.testing.assert_close(output_of(model), expected)
     with constant_conditions():
         torch.testing.assert_close(output_of(model), expected)
+    thresholded = build(**options, low_res_skip=True, low_res_skip_threshold=0.1)
+    thresholded.load_state_dict(plain.state_dict())
+    details = output_of(plain)[:, :3]
+    expected[:, :3] = added + details.sign() * (details.abs() - 0.1).clamp(min=0)
+    assert (details.abs() < 0.1).any() and (details.abs() > 0.1).any()
+    torch.testing.assert_close(output_of(thresholded), expected)
 
 
 def test_low_res_skip_needs_an_image_like_the_output():
     for options in ({}, {"low_res_size": 4, "low_res_channels": 1}):
         with pytest.raises(ValueError, match="`low_res_skip` is True; it needs a `low_res_size`, and as many"):
             CascadedUNet2DModel(**BASE | options, low_res_skip=True)
+    with pytest.raises(ValueError, match=r"`low_res_skip_threshold` is 0\.1; it needs `low_res_skip`"):
+        CascadedUNet2DModel(**BASE, low_res_size=4, low_res_skip_threshold=0.1)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -117,6 +117,7 @@ class UNetArguments:
     # what came later
     patch_size: int = added(1, kind=SIZE)
     low_res_skip: bool = added(False, kind=SWITCH)
+    low_res_skip_threshold: float = added(0.0, kind=FRACTION)
 
 
 def check_arguments(config: Mapping[str, Any]) -> None:

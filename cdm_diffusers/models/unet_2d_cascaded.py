@@ -107,7 +107,10 @@ class CascadedUNet2DModel(ModelMixin, AttentionMixin, PeftAdapterMixin, ConfigMi
         low_res_first (`bool`, defaults to `False`): Whether it is concatenated before the noisy image.
         low_res_skip (`bool`, defaults to `False`):
             Whether the upsampled low-resolution image is added to the prediction, so that the layers make what it
-            lacks: for networks that predict x_0. Flat areas are then flat where the layers make nothing.
+            lacks: for networks that predict x_0.
+        low_res_skip_threshold (`float`, defaults to 0.0):
+            What the layers make is moved towards 0 by this, in units of [-1, 1], and is 0 below it (soft threshold),
+            in training too: flat areas stay as flat as the upsampled image is there.
         augmentation_level_embedding (`bool`, defaults to `False`): Whether the network is told s (Section 3.2).
     """
 
@@ -170,6 +173,7 @@ class CascadedUNet2DModel(ModelMixin, AttentionMixin, PeftAdapterMixin, ConfigMi
         # what came later
         patch_size: int = 1,
         low_res_skip: bool = False,
+        low_res_skip_threshold: float = 0.0,
     ):
         super().__init__()
         self.register_to_config(**plain(self.config))
@@ -265,6 +269,11 @@ class CascadedUNet2DModel(ModelMixin, AttentionMixin, PeftAdapterMixin, ConfigMi
         if config.low_res_skip and (config.low_res_size is None or self._low_res_channels() != config.out_channels):
             raise ValueError(
                 "`low_res_skip` is True; it needs a `low_res_size`, and as many `low_res_channels` as `out_channels`."
+            )
+        if config.low_res_skip_threshold > 0 and not config.low_res_skip:
+            raise ValueError(
+                f"`low_res_skip_threshold` is {config.low_res_skip_threshold}; it needs `low_res_skip`, to whose "
+                "image it leaves what is below it."
             )
         grid = self._resolution(0)
         if config.low_res_size is not None and config.low_res_size > grid and config.low_res_size % grid:
@@ -523,8 +532,8 @@ class CascadedUNet2DModel(ModelMixin, AttentionMixin, PeftAdapterMixin, ConfigMi
         prediction = self.conv_out(self.conv_act(self.conv_norm_out(hidden)))
         prediction = F.pixel_shuffle(prediction, self.config.patch_size)
         if skip is not None:
-            variance_channels = prediction.shape[1] - skip.shape[1]
-            prediction = prediction + F.pad(skip, (0, 0, 0, 0, 0, variance_channels))
+            details, variance = prediction.split((skip.shape[1], prediction.shape[1] - skip.shape[1]), dim=1)
+            prediction = torch.cat((skip + F.softshrink(details, self.config.low_res_skip_threshold), variance), dim=1)
         return UNet2DOutput(sample=prediction) if return_dict else (prediction,)
 
     def _time(self, timestep: torch.Tensor | float | int) -> torch.Tensor:

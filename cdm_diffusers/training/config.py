@@ -169,6 +169,11 @@ class TrainingConfig(RunConfig):
         "output. Default: the preset's.",
         None,
     )
+    low_res_skip_threshold: Fraction | None = option(
+        "With low_res_skip: the network's own share moves towards 0 by this, in units of [-1, 1], and is 0 below it. "
+        "Default: the preset's.",
+        None,
+    )
     attention_resolutions: list[NonNegativeInt] | None = option(
         "Resolutions with attention; 0 for none. Default: the preset's.", None
     )

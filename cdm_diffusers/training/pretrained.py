@@ -16,7 +16,7 @@ CLASSES = "class_embedding.weight"
 ARGUMENTS = [
     argument.name
     for argument in fields(UNetArguments)
-    if argument.name not in ("num_classes", "null_class", "dropout", "low_res_skip")
+    if argument.name not in ("num_classes", "null_class", "dropout", "low_res_skip", "low_res_skip_threshold")
 ]
 
 
