@@ -34,7 +34,13 @@ from cdm_diffusers.pipelines.denoising import Denoiser, SolverSampler
 from cdm_diffusers.pipelines.solvers import solver_on_grid
 from cdm_diffusers.training.config import DistillationConfig
 from cdm_diffusers.training.distillation import Phase, Predictor, distill, phases_of
-from cdm_diffusers.training.teacher import load_teacher, student_augmentation, student_preset, student_weights
+from cdm_diffusers.training.teacher import (
+    load_teacher,
+    student_arguments,
+    student_augmentation,
+    student_preset,
+    student_weights,
+)
 
 
 COSINE = CascadedDDPMScheduler(num_train_timesteps=1000, variance_type="fixed_small", prediction_type="v_prediction")
@@ -227,6 +233,21 @@ def test_students_begin_with_their_teachers_weights(patch_size):
     student.load_state_dict(student_weights(teacher, student))
     call = torch.randn(2, 3, 8, 8), torch.tensor([3, 7]), torch.tensor([0, 2])
     torch.testing.assert_close(student(*call).sample, teacher(*call).sample[:, :3])
+
+
+def test_students_predict_v_without_what_is_for_x_0():
+    teacher = CascadedUNet2DModel(
+        sample_size=8,
+        low_res_size=4,
+        block_out_channels=(8, 16),
+        norm_num_groups=4,
+        attention_resolutions=(),
+        mid_block_attention=False,
+        low_res_skip=True,
+        low_res_skip_threshold=0.1,
+    )
+    student = student_arguments(teacher)
+    assert (student.low_res_skip, student.low_res_skip_threshold, student.low_res_size) == (False, 0.0, 4)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -1344,3 +1344,12 @@ def test_what_has_no_image_to_keep_to(cascade):
     message = r"`consistency` is True, but the images of stage `super_res`, 6x6 .* 4x4 of 1"
     with pytest.raises(ValueError, match=message):
         pipe(torch.rand(1, 1, 4, 4), [0], consistency=True)
+
+
+def test_a_network_that_adds_its_low_resolution_image_predicts_x_0():
+    unet = make_unet(8, low_res_size=4, low_res_skip=True)
+    pipe = SuperResolutionPipeline(unet, make_scheduler())
+    with pytest.raises(ValueError, match="the scheduler's `prediction_type` is 'epsilon', but the network adds"):
+        pipe(torch.zeros(1, 1, 4, 4), [0], num_inference_steps=1)
+    pipe = SuperResolutionPipeline(unet, make_scheduler(prediction_type="sample"))
+    assert pipe(torch.zeros(1, 1, 4, 4), [0], num_inference_steps=1).images

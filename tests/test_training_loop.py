@@ -462,17 +462,42 @@ def test_crops_that_do_not_fit_are_refused(changes, message):
         resolve_preset(TrainingConfig(**options), super_resolution=changes.get("preset") != "fashion_mnist_8")
 
 
-def test_low_res_skip_is_for_networks_that_predict_x_0():
-    options = {
-        "preset": "fashion_mnist_8_to_16",
-        "train_data_dir": "images",
-        "output_dir": "run",
-        "low_res_skip": True,
-    }
-    with pytest.raises(ValueError, match="`low_res_skip` is True, but 'v_prediction' is predicted"):
-        resolve_preset(TrainingConfig(**options, prediction_type="v_prediction"), super_resolution=True)
-    preset = resolve_preset(TrainingConfig(**options, prediction_type="sample"), super_resolution=True)
-    assert preset.unet.low_res_skip
+SKIP = {"preset": "avatars_64_to_256", "train_data_dir": "images", "output_dir": "run", "low_res_skip": True}
+ABOVE = SKIP | {"low_res_skip_threshold": 0.1}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (SKIP | {"prediction_type": "epsilon"}, "`low_res_skip` is True, but `prediction_type` is 'epsilon': give"),
+        (SKIP | {"preset": "avatars_16"}, "`low_res_skip` is True, but 'avatars_16' is a base stage: leave it out"),
+        (ABOVE, r"`low_res_skip_threshold` is 0\.1, below which a network learns nothing, .*: train with"),
+        (
+            ABOVE | {"pretrained_model_name_or_path": "x", "conditioning_augmentation": "gaussian"},
+            r"`low_res_skip_threshold` is 0\.1, which would leave noise of the Gaussian conditioning augmentation",
+        ),
+    ],
+)
+def test_low_res_skip_where_it_is_of_no_use_is_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        resolve_preset(TrainingConfig(**options), super_resolution=options["preset"] != "avatars_16")
+
+
+def test_low_res_skip_is_trained(images, tmp_path):
+    """From nothing, where all that it makes at first is 0, and then with a threshold."""
+    options = CROPS | EXACT | {"train_data_dir": str(images), "label_dropout": 0.0, "random_flip": False}
+    options |= {"low_res_skip": True, "learning_rate": 0.01}
+    run(options | {"output_dir": str(tmp_path / "skip")}, super_resolution=True)
+    first = SuperResolutionPipeline.from_pretrained(tmp_path / "skip").unet
+    assert first.config.low_res_skip and first.conv_out.weight.abs().max() > 0
+    further = {"low_res_skip_threshold": 0.001, "pretrained_model_name_or_path": str(tmp_path / "skip")}
+    run(options | further | {"output_dir": str(tmp_path / "above")}, super_resolution=True)
+    second = SuperResolutionPipeline.from_pretrained(tmp_path / "above").unet
+    assert second.config.low_res_skip_threshold == 0.001
+    assert not torch.equal(first.conv_out.weight, second.conv_out.weight)
+    plain = options | {"low_res_skip": None, "pretrained_model_name_or_path": str(tmp_path / "skip")}
+    with pytest.raises(ValueError, match="is another network: its `low_res_skip` is True, here it is False"):
+        run(plain | {"output_dir": str(tmp_path / "plain")}, super_resolution=True)
 
 
 def test_a_resumed_run_keeps_its_memory_format(images, tmp_path):

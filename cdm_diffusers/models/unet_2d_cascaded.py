@@ -107,10 +107,11 @@ class CascadedUNet2DModel(ModelMixin, AttentionMixin, PeftAdapterMixin, ConfigMi
         low_res_first (`bool`, defaults to `False`): Whether it is concatenated before the noisy image.
         low_res_skip (`bool`, defaults to `False`):
             Whether the upsampled low-resolution image is added to the prediction, so that the layers make what it
-            lacks: for networks that predict x_0.
+            lacks: for networks that predict x_0, and inputs without Gaussian noise, which would have to be taken away.
         low_res_skip_threshold (`float`, defaults to 0.0):
             What the layers make is moved towards 0 by this, in units of [-1, 1], and is 0 below it (soft threshold),
-            in training too: flat areas stay as flat as the upsampled image is there.
+            in training too: flat areas stay as flat as the upsampled image is there. What is below it learns nothing,
+            so a training with it begins with weights that make details.
         augmentation_level_embedding (`bool`, defaults to `False`): Whether the network is told s (Section 3.2).
     """
 
@@ -532,8 +533,10 @@ class CascadedUNet2DModel(ModelMixin, AttentionMixin, PeftAdapterMixin, ConfigMi
         prediction = self.conv_out(self.conv_act(self.conv_norm_out(hidden)))
         prediction = F.pixel_shuffle(prediction, self.config.patch_size)
         if skip is not None:
-            details, variance = prediction.split((skip.shape[1], prediction.shape[1] - skip.shape[1]), dim=1)
-            prediction = torch.cat((skip + F.softshrink(details, self.config.low_res_skip_threshold), variance), dim=1)
+            details, *variance = prediction.split(skip.shape[1], dim=1)
+            if self.config.low_res_skip_threshold > 0:
+                details = F.softshrink(details, self.config.low_res_skip_threshold)
+            prediction = torch.cat((skip + details, *variance), dim=1)
         return UNet2DOutput(sample=prediction) if return_dict else (prediction,)
 
     def _time(self, timestep: torch.Tensor | float | int) -> torch.Tensor:

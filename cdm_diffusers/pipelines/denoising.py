@@ -236,10 +236,16 @@ def make_sampler(
     many `timesteps`.
 
     Raises:
-        `ValueError`: the scheduler is unknown, takes a variance that the network does not have, cannot run so many
-            steps, or cannot stop or start at a given time.
+        `ValueError`: the scheduler is unknown, takes a prediction or a variance that the network does not make, cannot
+            run so many steps, or cannot stop or start at a given time.
     """
+    prediction_type = scheduler.config.get("prediction_type", "epsilon")
     try:
+        if getattr(unet.config, "low_res_skip", False) and prediction_type != "sample":
+            raise ValueError(
+                f"the scheduler's `prediction_type` is {prediction_type!r}, but the network adds the low-resolution "
+                "image to its output (`low_res_skip`): give the scheduler prediction_type='sample'."
+            )
         if isinstance(scheduler, OWN_SCHEDULERS):
             if scheduler.config.variance_type == "learned_range" and not unet.config.learned_variance:
                 raise ValueError(

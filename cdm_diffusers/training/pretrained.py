@@ -16,8 +16,10 @@ CLASSES = "class_embedding.weight"
 ARGUMENTS = [
     argument.name
     for argument in fields(UNetArguments)
-    if argument.name not in ("num_classes", "null_class", "dropout", "low_res_skip", "low_res_skip_threshold")
+    if argument.name not in ("num_classes", "null_class", "dropout")
 ]
+# What a network may have besides.
+MAY_BE_ADDED = ("low_res_skip", "low_res_skip_threshold")
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,7 @@ def load_pretrained(pipeline: str, arguments: UNetArguments) -> Pretrained:
     of_stage = section(UNetArguments, found[0].unet.config)
     for name in ARGUMENTS:
         there, here = getattr(of_stage, name), getattr(arguments, name)
-        if there != here:
+        if there != here and (there or name not in MAY_BE_ADDED):
             raise ValueError(
                 f"`pretrained_model_name_or_path` is {pipeline!r}, whose stage {found[0].name} is another network: "
                 f"its `{name}` is {there}, here it is {here}. Give the preset and the options that it was "

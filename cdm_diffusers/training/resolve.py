@@ -116,11 +116,7 @@ def resolve_preset(
     )
     check_sizes(preset)
     check_crop(preset)
-    if preset.unet.low_res_skip and preset.scheduler.prediction_type != "sample":
-        raise ValueError(
-            f"`low_res_skip` is True, but {preset.scheduler.prediction_type!r} is predicted: give `prediction_type` "
-            "sample too, or leave it out."
-        )
+    check_skip(config, preset)
     return preset
 
 
@@ -212,6 +208,27 @@ def override(section: Any, config: RunConfig, **further: Any) -> Any:
     return dataclasses.replace(section, **(given | further))
 
 
+def check_skip(config: TrainingConfig, preset: StagePreset) -> None:
+    """Refuses `low_res_skip` where it would be of no use."""
+    unet, prediction_type = preset.unet, preset.scheduler.prediction_type
+    if unet.low_res_skip and prediction_type != "sample":
+        raise ValueError(
+            f"`low_res_skip` is True, but `prediction_type` is {prediction_type!r}: give prediction_type sample, or "
+            "leave out `low_res_skip`."
+        )
+    if unet.low_res_skip_threshold > 0 and isinstance(preset.augmentation, GaussianAugmentationPreset):
+        raise ValueError(
+            f"`low_res_skip_threshold` is {unet.low_res_skip_threshold}, which would leave noise of the Gaussian "
+            "conditioning augmentation in the images: leave it out, or choose another `conditioning_augmentation`."
+        )
+    if unet.low_res_skip_threshold > 0 and config.pretrained_model_name_or_path is None:
+        raise ValueError(
+            f"`low_res_skip_threshold` is {unet.low_res_skip_threshold}, below which a network learns nothing, and a "
+            "new one begins at 0: train with `low_res_skip` alone first, and begin with those weights "
+            "(`pretrained_model_name_or_path`)."
+        )
+
+
 def check_kind(config: TrainingConfig, preset: StagePreset, super_resolution: bool) -> None:
     """Refuses presets and options of the other kind of stage."""
     is_super_resolution = preset.unet.low_res_size is not None
@@ -223,6 +240,8 @@ def check_kind(config: TrainingConfig, preset: StagePreset, super_resolution: bo
         raise ValueError(
             f"`low_res_size` is {config.low_res_size}, but {preset.name!r} is a base stage: leave it out."
         )
+    if config.low_res_skip and not super_resolution:
+        raise ValueError(f"`low_res_skip` is True, but {preset.name!r} is a base stage: leave it out.")
     if config.conditioning_augmentation is not None and not super_resolution:
         raise ValueError(
             f"`conditioning_augmentation` is {config.conditioning_augmentation!r}, but {preset.name!r} is a base "

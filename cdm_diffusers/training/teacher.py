@@ -152,9 +152,10 @@ def student_preset(config: DistillationConfig, teacher: Teacher, max_train_steps
 
 
 def student_arguments(unet: CascadedUNet2DModel) -> UNetArguments:
-    """The teacher's network without a learned variance, null class and dropout."""
-    known = section(UNetArguments, unet.config)
-    return dataclasses.replace(known, learned_variance=False, null_class=False, dropout=0.0)
+    """The teacher's network without learned variance, null class and dropout, and without what is for x_0 alone."""
+    without = {"learned_variance": False, "null_class": False, "dropout": 0.0}
+    without |= {"low_res_skip": False, "low_res_skip_threshold": 0.0}
+    return dataclasses.replace(section(UNetArguments, unet.config), **without)
 
 
 def student_weights(teacher: CascadedUNet2DModel, student: CascadedUNet2DModel) -> dict[str, torch.Tensor]:
