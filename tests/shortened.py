@@ -43,6 +43,7 @@ SHORTER_WITH = {
     ("train base", "--compile"): "--no_compile",
     ("train sr", "--compile"): "--no_compile",
     ("assemble", "imagenet-64"): '--default_num_inference_steps {"base":5,"super_res_1":5}',
+    ("evaluate", "--num_reference_images"): "--num_reference_images 20",
     ("search", "--num_inference_steps"): "--num_inference_steps 2",
     ("search", "--augmentation_levels"): "--augmentation_levels 0 500 --num_inference_steps 2",
     ("search", "--grid"): '--grid {"num_inference_steps":[2],"scheduler":["ancestral","unipc"]}',
@@ -67,6 +68,8 @@ STANDS_IN = "hours of training: untrained stages lie there already"
 LEFT_OUT = {
     "ILSVRC/imagenet-1k": "needs ImageNet and four GPUs: tests/test_many_processes.py trains on two processes",
     "imagenet-tars": "a network of the paper's size: tests/test_streams.py trains a small one on tar files",
+    "examples/avatars/measure.py": "reads attributes of renders: tests/test_avatars_measured.py",
+    "benchmarks/consistency.py": "measures for minutes what tests/test_pipelines.py checks",
     "benchmarks.gpu": "needs a GPU: tests/test_benchmarks.py runs it at toy size",
     "runs/augmentation/good-base": STANDS_IN,
     "runs/augmentation/good-base/checkpoint-300": STANDS_IN,

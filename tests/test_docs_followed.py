@@ -59,6 +59,7 @@ def my_images(folder: Path) -> None:
 
 def avatars(folder: Path) -> None:
     draw_pictures(folder / "avatars", 256)
+    (folder / "avatars" / "test").rename(folder / "avatars" / "validation")
 
 
 def for_training(folder: Path) -> None:
