@@ -29,6 +29,7 @@ class GaussianDenoiser(ModelMixin, ConfigMixin):
         low_res_channels: int | None = None,
         augmentation_level_embedding: bool = False,
         patch_size: int = 1,
+        low_res_skip: bool = False,
         block_out_channels: tuple[int, ...] = (1,),
         mean: float = 0.3,
         std: float = 0.25,

@@ -312,6 +312,7 @@ class BlockGaussian(torch.nn.Module):
         self.alphas_cumprod, self.is_base = scheduler.table.alphas_cumprod, low_res_size is None
         self.config = SimpleNamespace(
             patch_size=1,
+            low_res_skip=False,
             block_out_channels=(1,),
             time_conditioning="timestep",
             augmentation_level_embedding=not self.is_base,

@@ -241,7 +241,7 @@ def make_sampler(
     """
     prediction_type = scheduler.config.get("prediction_type", "epsilon")
     try:
-        if getattr(unet.config, "low_res_skip", False) and prediction_type != "sample":
+        if unet.config.low_res_skip and prediction_type != "sample":
             raise ValueError(
                 f"the scheduler's `prediction_type` is {prediction_type!r}, but the network adds the low-resolution "
                 "image to its output (`low_res_skip`): give the scheduler prediction_type='sample'."
