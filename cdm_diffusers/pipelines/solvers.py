@@ -8,6 +8,7 @@ import diffusers
 import numpy as np
 import torch
 from diffusers import DDIMScheduler, IPNDMScheduler, SchedulerMixin
+from diffusers.configuration_utils import FrozenDict
 
 from ..schedulers import CascadedDDPMScheduler, ContinuousDDPMScheduler
 from .solver_names import ANCESTRAL, SOLVER_NAMES, SOLVERS
@@ -226,7 +227,8 @@ def _respace(scheduler: SchedulerMixin, indices: torch.Tensor):
     happens to be T // n; on n timesteps it is.
     """
     scheduler.alphas_cumprod = scheduler.alphas_cumprod[indices.flip(0)]
-    scheduler.register_to_config(num_train_timesteps=len(indices))
+    # as Diffusers' pipelines do; `register_to_config` would write all betas out for a debug message
+    scheduler._internal_dict = FrozenDict(scheduler.config, num_train_timesteps=len(indices))
     scheduler.timesteps = torch.arange(len(indices)).flip(0)
 
 
