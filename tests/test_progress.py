@@ -33,6 +33,8 @@ def test_introduction_says_what_where_and_whence():
     preset = dataclasses.replace(preset, unet=dataclasses.replace(preset.unet, num_classes=1))
     assert "7,800 images, 1 class." in introduction(arguments[0], preset, *arguments[2:], None)
     assert "Goes on from runs/x/checkpoint-5." in introduction(*arguments, Path("runs/x/checkpoint-5"))
+    weights = {"stage": "super_res_1", "pipeline": "runs/y", "fingerprint": "6f"}
+    assert "A new run, with the weights of super_res_1 of runs/y." in introduction(*arguments, None, weights)
 
 
 @pytest.fixture

@@ -345,8 +345,8 @@ class Trainer:
         """Says what is trained on what, and which settings spoil it."""
         accelerator, num_parameters = self.accelerator, self.stage.unet.num_parameters()
         place = accelerator.device, accelerator.num_processes
-        num_examples = self.resolved["data"]["num_examples"]
-        print(introduction(self.config, self.preset, num_parameters, num_examples, *place, checkpoint), flush=True)
+        known = self.resolved["data"]["num_examples"], *place, checkpoint, self.resolved.get("pretrained")
+        print(introduction(self.config, self.preset, num_parameters, *known), flush=True)
         for sentence in warnings(self.config, self.preset):
             logger.warning(sentence)
 

@@ -32,6 +32,7 @@ def introduction(
     device: torch.device,
     num_processes: int,
     checkpoint: Path | None,
+    pretrained: dict[str, str] | None = None,
 ) -> str:
     """
     What is trained on what, and where it will be found; for a person.
@@ -39,6 +40,7 @@ def introduction(
     Args:
         num_examples: None for a stream.
         checkpoint: that the run goes on from, if it does.
+        pretrained: "stage" and "pipeline" of the weights that a new run begins with, if it does.
     """
     unet, training, folder = preset.unet, preset.training, config.output_dir
     size = f"{unet.sample_size}x{unet.sample_size}"
@@ -51,10 +53,11 @@ def introduction(
     where = f"{num_processes} x {device.type}"
     if device.type == "cpu":
         where += f" ({torch.get_num_threads()} threads)"
+    first_weights = "" if pretrained is None else ", with the weights of {stage} of {pipeline}".format(**pretrained)
     lines = [
         f"{preset.name}: {kind}, {num_parameters / 1e6:.2f} million parameters, on {examples}, {classes}.",
         f"{training.max_train_steps:,} steps of {training.train_batch_size:,} images on {where}.",
-        "A new run." if checkpoint is None else f"Goes on from {checkpoint}.",
+        f"A new run{first_weights}." if checkpoint is None else f"Goes on from {checkpoint}.",
         f"Checkpoints every {config.checkpointing_steps:,} steps: {folder}/checkpoint-*.",
     ]
     if config.validation_steps:
