@@ -6,7 +6,7 @@ Prints how fast images are read, and how much memory a stream of them takes, as 
 
 `rate` compares one process's reading with plain PIL's, `np.array(Image.open(file).convert("RGB"))` and the same crop
 and resize, as it comes and as the tensor that a network takes: their milliseconds an image, in CPU time, in turns;
-`ratio` is a side's time by the first one's. `workers` is images a second of a data loader, on the wall. `draft` is
+`ratio` is a side's time by the first one's. `workers` is images per second of a data loader, on the wall. `draft` is
 what JPEG's decoding at a smaller scale would save, and how far it moves what stages learn from, averages of the
 pixels, 0 to 255. `stream` reads tar files, over and over, as a training does, and says how much memory the process
 has every half gigabyte. All pictures are made for it: smooth ones with noise, which compress like photographs; for

@@ -152,7 +152,7 @@ def main() -> None:
     )
     parser.add_argument("--measure", nargs="+", choices=MEASURES, default=MEASURES)
     parser.add_argument("--guided_diffusion", metavar="DIR", help="Folder with the repository, for `peers`.")
-    parser.add_argument("--blocks", type=int, default=3, help="Residual blocks a level, for `peers`.")
+    parser.add_argument("--blocks", type=int, default=3, help="Residual blocks per level, for `peers`.")
     parser.add_argument(
         "--width", type=int, help="Channels of the first level. Default: the preset's; 64 for `peers`."
     )

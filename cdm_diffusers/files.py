@@ -74,11 +74,11 @@ def read_json(path: Path, kind: type, writer: str, remedy: str = "") -> dict[str
     Args:
         kind: a `TypedDict` of what is needed of it; further names are returned as well.
         writer: what writes such files.
-        remedy: ends the message, where nobody else does.
+        remedy: ends the message, where the caller adds nothing.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is no JSON, or not of this kind; names the first thing that is wrong.
+        ValueError: it is not valid JSON, or not of this kind; names the first thing that is wrong.
     """
     try:
         return TypeAdapter(kind).validate_json(path.read_bytes(), strict=True)

@@ -211,7 +211,7 @@ def test_classes_without_names_fit_any_of_their_number():
 
 
 def test_no_classifier_in_the_folder(tmp_path, trained):
-    with pytest.raises(ValueError, match=r"holds no classifier: give the --output_dir of training/train_classifier"):
+    with pytest.raises(ValueError, match=r"holds no classifier: give the --output_dir of cdm train classifier"):
         Classifier.from_pretrained(tmp_path / "missing")
     model = ResNetForImageClassification.from_pretrained(trained[0])
     del model.config.upsampling

@@ -67,7 +67,9 @@ for name in COMMANDS:
     except SystemExit as end:
         assert end.code in (0, None), name
     assert text.getvalue().startswith(f"usage: cdm {name}"), text.getvalue()
-    assert "Example" in text.getvalue() and "  cdm " in text.getvalue(), f"{name} has no example"
+    example = text.getvalue().partition("Example")[2]
+    assert "  cdm " in example, f"{name} has no example"
+    assert not any("  " in line.strip() for line in example.splitlines()), f"joined lines in the example of {name}"
 heavy = {"torch", "numpy", "diffusers", "transformers", "datasets", "scipy", "matplotlib"} & set(sys.modules)
 assert not heavy, heavy
 """
@@ -229,6 +231,14 @@ def test_sample_takes_options_per_stage(cascade, tmp_path, capsys):
     assert (tmp_path / "a.png").read_bytes() != (tmp_path / "b.png").read_bytes()
     assert "base | super_res_1 side by side" in capsys.readouterr().out
     assert "super_res_9" in refusal(capsys, "sample", cascade, "--num_inference_steps", "super_res_9=2")
+    for name, times in (("c", "[9, 4]"), ("d", "[9, 0]")):
+        times = ["--timesteps", f'{{"base": {times}}}', "--last_stage", "base"]
+        main(["sample", cascade, "--output", str(tmp_path / f"{name}.png"), *times])
+    assert (tmp_path / "c.png").read_bytes() != (tmp_path / "d.png").read_bytes()
+    assert "must end in .png" in refusal(capsys, "sample", cascade, "--output", str(tmp_path / "e.jpg"))
+    assert "only ContinuousDDPMScheduler takes" in refusal(
+        capsys, "sample", cascade, "--inference_schedules", '{"base": [0.1, 0.2]}', "--last_stage", "base"
+    )
     assert "'Hat'" in refusal(capsys, "sample", cascade, "--class_labels", "Hat")
 
 

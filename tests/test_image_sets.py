@@ -158,9 +158,7 @@ def test_a_half_written_sample_folder(tmp_path):
         load_image_set(tmp_path)
     for content in ("{}", "[1]", "null", '"text"', '{"num_images": "3"}', "{", "\xff", "[" * 100_000):
         (tmp_path / "settings.json").write_text(content, encoding="latin-1")
-        with pytest.raises(
-            ValueError, match=r"settings.json' was not written by evaluation/sample.py.*: give a folder"
-        ):
+        with pytest.raises(ValueError, match=r"settings.json' was not written by cdm sample-set.*: give a folder"):
             load_image_set(tmp_path)
-    with pytest.raises(ValueError, match=r"not an output_dir of evaluation/sample.py"):
+    with pytest.raises(ValueError, match=r"not an output_dir of cdm sample-set"):
         load_image_set(tmp_path / "shards", stage="base")

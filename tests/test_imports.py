@@ -34,7 +34,7 @@ MAY_IMPORT = {
     "model_cards": {"tables"},
     "publishing": {"hub", "model_cards", "options"},
     "models": {"_lazy", "added", "plain"},
-    "schedulers": {"diffusion", "draws", "plain"},
+    "schedulers": {"_lazy", "diffusion", "draws", "plain"},
     "losses": {"diffusion", "draws"},
     "conditioning_augmentation": {"diffusion", "draws"},
     "pipelines": {"_lazy", "added", "models", "plain", "schedulers", "diffusion", "hub", "publishing"},

@@ -23,6 +23,7 @@ from cdm_diffusers.options import (
     options,
     parse,
 )
+from cdm_diffusers.options.problems import did_you_mean
 from cdm_diffusers.presets import get_preset
 
 
@@ -188,12 +189,29 @@ def test_one_sentence_for_each_wrong_value(values, expected):
     assert message(**values) == expected
 
 
+def test_nearest_names_are_found_in_longer_ones():
+    names = ["patch_size", "train_batch_size", "seed"]
+    assert did_you_mean("batchsize", names) == "; did you mean `train_batch_size`?"
+    assert did_you_mean("patchsize", names) == "; did you mean `patch_size`?"
+    assert did_you_mean("zzz", names) == "."
+
+
+def test_missing_extras_are_those_of_the_room(capsys):
+    for package, extra in (("cdm_diffusers.data.sources", "train"), ("cdm_diffusers.evaluation.evaluate", "eval")):
+        statement = "raise ModuleNotFoundError('no', name='datasets')"
+        assert f"cdm-diffusers[{extra}]" in line(capsys, fail_with, statement, package)
+
+
 def test_all_problems_in_one_message():
     assert message(seed=-1, num_images=0) == (
         "`seed` is -1; it must be at least 0. `num_images` is 0; it must be at least 1."
     )
     with pytest.raises(ValueError, match=r"^`pipeline` is missing\. `num_images` is missing\.$"):
         Sampling()
+    with pytest.raises(
+        ValueError, match=r"^`sed` is not an option.*`pipeline` is missing\. `num_images` is missing\.$"
+    ):
+        Sampling(sed=1)
 
 
 # From JSON
@@ -234,8 +252,8 @@ def test_nested_configuration(tmp_path):
         ),
         (
             {"rows": [{"preset": "a"}, {"presett": "a"}]},
-            "`rows.1.preset` in {file} is missing. "
-            "`rows.1.presett` in {file} is not an option; did you mean `preset`?",
+            "`rows.1.presett` in {file} is not an option; did you mean `preset`? "
+            "`rows.1.preset` in {file} is missing.",
         ),
         ({"stages": 3}, "`stages` in {file} is 3; it must be a mapping of names to objects (Stage)."),
         ({"sampling": "x"}, "`sampling` in {file} is 'x'; it must be an object (Sampling)."),
@@ -324,7 +342,7 @@ def test_positional_arguments(capsys):
         parsed = parse(Info, words.split())
         assert (parsed.folder, parsed.json) == ("folder", True)
     assert refused(capsys, Info, []) == "`folder` is missing; see --help."
-    assert refused(capsys, Info, ["a", "b"]) == "'b' is one word too many."
+    assert refused(capsys, Info, ["a", "b"]) == "unexpected word 'b'; see --help."
     assert refused(capsys, Info, ["--jsn"]) == "`--jsn` is not an option; did you mean `--json`?"
 
 
@@ -340,7 +358,7 @@ def test_positional_arguments(capsys):
         ("--pipeline p", "`--num_images` is missing; see --help."),
         ("--pipeline p --num_images 0", "`num_images` is 0; it must be at least 1."),
         ("--pipeline p --num_images 1.5", "`num_images` is '1.5'; it must be a whole number of at least 1."),
-        ("--pipeline p --num_images 1 2", "'2' is one word too many."),
+        ("--pipeline p --num_images 1 2", "unexpected word '2'; see --help."),
         ("--pipeline p --num_images -3", "`num_images` is -3; it must be at least 1."),
         (
             "--pipeline p --num_images 1 --streaming=maybe",

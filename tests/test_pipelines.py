@@ -702,7 +702,7 @@ def test_progress_bars(cascade, capfd):
     pipe = CascadedDiffusionPipeline(**cascade.components)
     pipe([0], num_inference_steps=2)
     shown = capfd.readouterr().err
-    for name in STEPS:  # the time left, and images a second
+    for name in STEPS:  # the time left, and images per second
         assert re.search(rf"{name}: 100%.*\[\d+:\d+<\d+:\d+,.*, [\d.e+]+ images/s\]", shown), shown
     quiet(pipe)([0], num_inference_steps=2)
     assert capfd.readouterr().err == ""
@@ -872,7 +872,7 @@ BAD_CALLS = [
     ({"class_labels": []}, r"`class_labels` is \[\]; it must be"),
     ({"class_labels": 4}, r"`class_labels` has 4; it must lie in 0\.\.3"),
     ({"class_labels": [-1]}, "`class_labels` has -1"),
-    ({"class_labels": ["wolf"]}, r"`class_labels` has 'wolf', which is no class; the names are \['cat', 'dog'"),
+    ({"class_labels": ["wolf"]}, r"`class_labels` has 'wolf', which is not a class; the names are \['cat', 'dog'"),
     ({"class_labels": ["crane"]}, r"'crane', which names the classes \[2, 3\]: give the index"),
     ({"class_labels": [1.0]}, r"`class_labels` has 1\.0 of type float"),
     ({"class_labels": [True]}, "`class_labels` has True of type bool"),
@@ -974,7 +974,7 @@ def test_bad_calls_of_other_cascades():
     with pytest.raises(ValueError, match="`output_type='pil'` cannot show 2 channels"):
         CascadedDiffusionPipeline(make_unet(4, channels=2), make_scheduler())(0)
     nameless = CascadedDiffusionPipeline(make_unet(4), make_scheduler())
-    with pytest.raises(ValueError, match="'cat', which is no class; this pipeline has no names"):
+    with pytest.raises(ValueError, match="'cat', which is not a class; this pipeline has no names"):
         nameless("cat")
 
 

@@ -315,7 +315,7 @@ def test_a_classifier_that_does_not_fit_is_refused(folders, classifier, message)
         ({"label_names": "dark,shiny"}, "split 'train' has other classes: number 1 is 'shiny'"),
         ({"eval_split": "dev"}, "`dataset_split` is 'dev', which is not in"),
         ({"padding": 1}, r"6x6 pixels with padding, less than `source_resolution` 8"),
-        ({"samples": "no/such/folder"}, "settings.json' was not written by evaluation/sample.py"),
+        ({"samples": "no/such/folder"}, "settings.json' was not written by cdm sample-set"),
         ({"num_nearest_images": 0}, "`num_nearest_images` is 0"),
         ({"output": "."}, "`output` is '.', a folder"),
     ],
@@ -329,7 +329,7 @@ def test_bad_options(folders, overrides, message):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"keep_stages": False}, r"has not kept the stages \['base'\].*--keep_stages"),
+        ({"keep_stages": False}, r"lacks the stages \['base'\].*--keep_stages"),
         ({"num_images": 3}, "has 1 images of some class; each class needs at least 2"),
     ],
 )

@@ -40,6 +40,7 @@ from cdm_diffusers.studies.experiments import (
     StageRecipe,
     check_heading,
     control_heading,
+    figure7,
     table1,
     table3a,
     table4a,
@@ -266,6 +267,11 @@ def test_64_pixels_of_table_1_are_those_of_the_papers_row():
     assert not any("truncated" in one.arm.sampling for one in main_results.rows if one is not row)
     with pytest.raises(ValueError, match=r"`truncated_levels` has \['base'\]; they must be among \['super_res_1'\]"):
         table1(["a", "b"], truncated_levels={"base": 9})
+    for table in (table1, figure7):
+        with pytest.raises(
+            ValueError, match=r"`num_inference_steps` has \['super_res1'\]; they must be among \['base'"
+        ):
+            table(["a", "b"], num_inference_steps={"base": 4, "super_res1": 50})
 
 
 def test_table_1_claims_only_what_the_paper_has():
@@ -459,7 +465,7 @@ def test_all_experiments_one_after_another(study_folder, monkeypatch):
     names = json.loads((study_folder / "config.json").read_text())["experiments"]
     options = {"output_dir": "x-", "sampling_seeds": [0]}
     assert run(study_folder, "all", **options) == {name: f"x-{name}" for name in names}
-    with pytest.raises(ValueError, match="`output_dir` is missing; only `dry_run` does without"):
+    with pytest.raises(ValueError, match="`output_dir` is missing; it may be left out only with `dry_run`"):
         run(study_folder, "all", output_dir=None)
     with configured(study_folder) as content:
         content["experiments"]["figure10"]["before"] = ["base", "none"]

@@ -606,7 +606,7 @@ def test_labels(tmp_path, pipeline):
         ({"image_format": "jpg"}, "`image_format` is 'jpg'"),
         ({"dtype": "int8"}, "`dtype` is 'int8'"),
         ({"labels": "0,3"}, "has 3; it must lie in 0..2"),
-        ({"labels": "Boot"}, "has 'Boot', which is no class"),
+        ({"labels": "Boot"}, "has 'Boot', which is not a class"),
         ({"num_inference_steps": "3"}, "`num_inference_steps` is '3'; it must be a whole number"),
         ({"num_inference_steps": {"base": 21}}, "`base`.*21"),
         ({"num_inference_steps": {"super_res_9": 2}}, r"names the stages \['super_res_9'\]"),
@@ -647,7 +647,7 @@ def test_low_resolution_images_that_do_not_fit(tmp_path, uninterrupted, pipeline
             r"here, \['super_res_2'\], none",
         ),
         ({"low_res_dir": str(tmp_path / "unlabelled")}, "has no labels, which stages after `base` take: sample all"),
-        ({"low_res_dir": str(tmp_path)}, r"was not written by evaluation/sample.py"),
+        ({"low_res_dir": str(tmp_path)}, r"was not written by cdm sample-set"),
     ):
         with pytest.raises(ValueError, match=message):
             sample(config_for(tmp_path / "set", **options), pipeline)

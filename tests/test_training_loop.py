@@ -1012,11 +1012,11 @@ def test_resolved_configuration_is_one_json(images, unbroken):
     ("arguments", "super_resolution", "message"),
     [
         (("--preset", "cifar", *DATA), False, "imagenet_32, .*fashion_mnist_8"),
-        (("--preset", "imagenet_32", *DATA), True, "base stage: train it with training/train_base.py"),
+        (("--preset", "imagenet_32", *DATA), True, "base stage: train it with cdm train base"),
         (
             ("--preset", "imagenet_32_to_64", *DATA),
             False,
-            "super-resolution stage: train it with training/train_sr.py",
+            "super-resolution stage: train it with cdm train sr",
         ),
         (("--preset", "imagenet_32", "--output_dir", "x"), False, "exactly one of them"),
         (("--preset", "imagenet_32", "--train_data_dir", "x", *DATA), False, "exactly one of them"),

@@ -1,9 +1,13 @@
 """Options of the commands that show what a saved pipeline is and makes."""
 
+from pathlib import Path
 from typing import Literal
 
 from ..options import License, NonNegativeInt, PositiveInt, option, options
 from ..pipelines.solver_names import SolverName
+
+
+PICTURES = (".png", ".jpg", ".jpeg", ".gif", ".webp", ".bmp", ".tif", ".tiff")
 
 
 @options
@@ -45,12 +49,12 @@ class CardConfig:
     )
     figures: list[str] = option("JSON of `cdm recognition` and of `cdm evaluate`, kept in the folder.", [])
     sample_grid: str | None = option("PNG of samples, kept in the folder.", None)
-    overwrite: bool = option("Replace a card that somebody wrote or changed.", False)
+    overwrite: bool = option("Replace a card even if somebody wrote or edited it by hand.", False)
 
 
 @options
 class CallConfig:
-    """What all commands say that call a pipeline and save its pictures."""
+    """Options shared by the commands that call a pipeline and save its pictures."""
 
     pipeline: str = option("Folder or Hub id of a pipeline.", positional=True)
     class_labels: list[str] | None = option("Names or numbers of classes.", None)
@@ -92,6 +96,16 @@ class PicturesConfig(CallConfig):
         "s of all stages that take one, or of each. Default: the pipeline's.", None
     )
     truncated: bool = option("Truncated conditioning augmentation (Section 3.2) instead of non-truncated.", False)
+    timesteps: dict[str, list[NonNegativeInt]] | None = option(
+        "JSON: time steps of stages instead of a number of steps, {stage: [t, ...]}, indices t - 1 from high to low. "
+        "Default: the pipeline's.",
+        None,
+    )
+    inference_schedules: dict[str, str | list[float]] | None = option(
+        "JSON: noise levels of stages with a ContinuousDDPMScheduler, {stage: [beta_start, beta_end]} (linear) or "
+        '{stage: "squaredcos_cap_v2"}. Default: the pipeline\'s.',
+        None,
+    )
     restart_timestep: PositiveInt | None = option(
         "Noise the base's samples to this t and denoise them again (Section 4.2).", None
     )
@@ -104,6 +118,10 @@ class PicturesConfig(CallConfig):
         "--no_show leaves it out.",
         True,
     )
+
+    def __post_init__(self):
+        if Path(self.output).suffix.lower() in PICTURES and not self.output.endswith(".png"):
+            raise ValueError(f"`output` is {self.output!r}; it must end in .png, or be a folder for a PNG per image.")
 
 
 @options
@@ -121,6 +139,6 @@ class SuperResolveConfig(CallConfig):
     output: str = option("Folder for the pictures, which keep their names.")
     class_labels: list[str] | None = option("Names or numbers of classes: one for all images, or one per image.", None)
     augmentation_level: NonNegativeInt | None = option(
-        "s that the images are noised to. Default: the pipeline's.", None
+        "Augmentation level s to which the images are noised. Default: the pipeline's.", None
     )
     resize: bool = option("Crop and shrink larger images to the smallest size that a stage takes.", False)

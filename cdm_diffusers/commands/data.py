@@ -11,7 +11,7 @@ from ..data.config import DataCheckConfig
 from ..data.labels import UnfitRow
 from ..data.memory import ImageData
 from ..data.pictures import labelled_grid
-from ..data.sources import DecodedRows, open_images
+from ..data.sources import open_images
 from ..data.survey import SHOWN_CLASSES, Survey, description, spread, survey
 from ..data.transforms import area_resize, to_float, to_uint8
 
@@ -30,8 +30,8 @@ def check_data(config: DataCheckConfig) -> None:
     data = open_images(config.data_config())
     print(description(data), flush=True)
     refusals = []
-    if isinstance(data.dataset, DecodedRows):
-        found = survey(data.dataset)
+    if data.rows is not None:
+        found = survey(data.rows)
         refusals = found.refusals()
         print(as_text(found))
     if config.output is not None:

@@ -62,7 +62,7 @@ COMMANDS = {
         "conversion.assemble_cascade:assemble_cascade",
     ),
     "sample-set": Command(
-        "As many samples as you like, by any number of processes.",
+        "Sample any number of images, with any number of processes.",
         "evaluation.config:SampleConfig",
         "evaluation.sample:sample",
     ),

@@ -32,7 +32,7 @@ def sample_pictures(config: PicturesConfig) -> None:
     pipeline = load_on_device(config.pipeline, config.dtype, config.device)
     if not isinstance(pipeline, CascadedDiffusionPipeline):
         raise ValueError(f"`pipeline` is {config.pipeline!r}, a stage that takes images: see `cdm super-resolve`.")
-    pipeline = pipeline.with_schedulers(config.scheduler, last_stage=config.last_stage)
+    pipeline = pipeline.with_schedulers(config.scheduler, config.inference_schedules, config.last_stage)
     labels = class_labels(config.class_labels, pipeline.config.id2label)
     if labels is None and num_classes_of(pipeline.stages) is not None:
         labels = list(range(num_classes_of(pipeline.stages)))[:NUM_SHOWN_CLASSES]
@@ -47,6 +47,7 @@ def sample_pictures(config: PicturesConfig) -> None:
         truncated=config.truncated,
         restart_timestep=config.restart_timestep,
         guidance_scale=config.guidance_scale,
+        timesteps=config.timesteps,
         consistency=config.consistency,
         generator=torch.Generator(pipeline.device).manual_seed(config.seed),
         output_stages=True,
@@ -61,7 +62,7 @@ def sample_pictures(config: PicturesConfig) -> None:
         grid.save(config.output)
         if config.show:
             show(grid, sys.stdout, os.environ)
-        print(f"Wrote {config.output}: {' | '.join(output.stages)} side by side, {count} samples of {len(rows)} rows.")
+        print(f"Wrote {config.output}: {' | '.join(output.stages)} side by side, in {len(rows)} rows of {count}.")
     else:
         files = [f"{file_name(name)}-{place}.png" for name in names for place in range(count)]
         save_all(output.images, files, Path(config.output))

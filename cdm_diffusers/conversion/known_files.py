@@ -60,7 +60,7 @@ def _improved(base: int, multipliers: tuple[int, ...], blocks: int, **further) -
 
 
 def _guided(base: int, multipliers: tuple[float, ...], attention_levels: tuple[int, ...], **further):
-    """guided-diffusion: resampling by residual blocks, two blocks a level where not said otherwise."""
+    """guided-diffusion: resampling by residual blocks, two blocks per level where not said otherwise."""
     structure = OpenAIStructure(
         model_channels=base,
         block_out_channels=tuple(int(base * multiplier) for multiplier in multipliers),

@@ -29,7 +29,7 @@ class OpenAIStructure:
 
     def __str__(self) -> str:
         return (
-            f"channels {self.block_out_channels}, {self.layers_per_block} blocks a level, attention at levels "
+            f"channels {self.block_out_channels}, {self.layers_per_block} blocks per level, attention at levels "
             f"{self.attention_levels}, {'resnet' if self.resblock_updown else 'convolution'} resampling, "
             f"{self.num_classes or 'no'} classes, {'a' if self.low_res_input else 'no'} low-resolution input"
         )
@@ -105,7 +105,7 @@ def _check_family(state_dict: Mapping[str, torch.Tensor]):
     if any(name.startswith("denoise_fn.") for name in names):
         raise ValueError("`state_dict` is SR3's: use `unet_from_sr3` (conversion/convert_sr3_checkpoint.py).")
     raise ValueError(
-        f"`state_dict` is no diffusion network of OpenAI's: names like {sorted(names)[0]!r} instead of "
+        f"`state_dict` does not hold one of OpenAI's diffusion networks: names like {sorted(names)[0]!r} instead of "
         "'input_blocks.0.0.weight' and 'time_embed.0.weight'."
     )
 

@@ -44,7 +44,7 @@ class SR3Structure:
 
     def __str__(self) -> str:
         return (
-            f"channels {self.block_out_channels}, {self.layers_per_block} blocks a level, attention at levels "
+            f"channels {self.block_out_channels}, {self.layers_per_block} blocks per level, attention at levels "
             f"{self.attention_levels} and in the middle, {'a' if self.low_res_input else 'no'} low-resolution input"
         )
 
@@ -180,8 +180,8 @@ def read_structure(state_dict: Mapping[str, torch.Tensor]) -> SR3Structure:
     if "noise_level_mlp.1.weight" not in shapes:
         what = "a network on timesteps (`which_model_G: ddpm`)" if "time_mlp.1.weight" in shapes else "something else"
         raise ValueError(
-            f"`state_dict` has no 'denoise_fn.noise_level_mlp.1.weight': it is no SR3 network, but {what}; names are "
-            f"like {sorted(state_dict)[0]!r}."
+            f"`state_dict` has no 'denoise_fn.noise_level_mlp.1.weight': it is not an SR3 network but {what}; names "
+            f"are like {sorted(state_dict)[0]!r}."
         )
     for name in ("downs.0.weight", "final_conv.block.3.weight"):
         if name not in shapes:

@@ -15,7 +15,7 @@ from huggingface_hub.errors import RevisionNotFoundError
 from .config import DataConfig
 from .memory import ImageData, hash_of
 from .sources import DecodedRows
-from .survey import is_stream, spread
+from .survey import spread
 
 
 MOST_CONTENTS = 1_000  # files or rows whose content counts
@@ -38,11 +38,11 @@ def identity_of(data: ImageData, config: DataConfig) -> dict[str, Any]:
     """
     if data.files:
         identity = _of_files(data.root, [path.as_posix() for path in data.files])
-    elif is_stream(data):
+    elif data.is_stream:
         identity = _of_stream(config.dataset_name, config.dataset_revision)
     else:
         identity = _of_rows(data.dataset)
-    if not is_stream(data) and data.dataset.labels is not None:
+    if not data.is_stream and data.dataset.labels is not None:
         identity["labels"] = hash_of(data.dataset.labels.tolist())
     return identity
 

@@ -32,7 +32,7 @@ class FolderHashes:
     The hashes of a folder. Folders of earlier versions have none: what is in those is taken as it is.
 
     Args:
-        folder: an `output_dir` of `evaluation/sample.py`.
+        folder: an `output_dir` of `cdm sample-set`.
 
     Raises:
         ValueError: `hashes.json` is damaged.
@@ -41,7 +41,7 @@ class FolderHashes:
     def __init__(self, folder: Path):
         self.folder, file = folder, folder / HASHES_NAME
         self.are_known = file.is_file()
-        known = read_json(file, Hashes, "evaluation/sample.py", REMEDY) if self.are_known else {}
+        known = read_json(file, Hashes, "cdm sample-set", REMEDY) if self.are_known else {}
         self.files: dict[str, str] = known.get("files", {})
         self.micro_batches: dict[str, MicroBatch] = known.get("micro_batches", {})
 

@@ -1,5 +1,5 @@
 """
-Sets of images on disk, read back as data sets: npz files and PNGs (`image_files.py`), and what `evaluation/sample.py`
+Sets of images on disk, read back as data sets: npz files and PNGs (`image_files.py`), and what `cdm sample-set`
 leaves behind.
 
 In its `output_dir` there are:
@@ -46,7 +46,7 @@ def load_image_set(path: str | Path, stage: str | None = None) -> ImageSet:
     Args:
         path: an npz file of the OpenAI evaluator (`arr_0` uint8 (N, H, W, C), optionally `arr_1` integer labels (N,));
             a folder of PNGs, flat or with a sub-folder for each class (labels are the sub-folders' names if those are
-            numbers, else their places in alphabetical order); or an `output_dir` of `evaluation/sample.py`.
+            numbers, else their places in alphabetical order); or an `output_dir` of `cdm sample-set`.
         stage: of an `output_dir`, a stage that was kept ("base", ...) instead of the last one.
 
     Raises:
@@ -55,7 +55,7 @@ def load_image_set(path: str | Path, stage: str | None = None) -> ImageSet:
     path = Path(path)
     is_sample_dir = any((path / name).is_file() for name in (SETTINGS_NAME, HASHES_NAME))
     if stage is not None and not is_sample_dir:
-        raise ValueError(f"`stage` is {stage!r}, but {str(path)!r} is not an output_dir of evaluation/sample.py.")
+        raise ValueError(f"`stage` is {stage!r}, but {str(path)!r} is not an output_dir of cdm sample-set.")
     if is_sample_dir:
         return SampleFolder(path).images(stage)
     if path.is_dir():
@@ -81,20 +81,20 @@ class Settings(TypedDict):
 
 def read_settings(folder: Path, remedy: str = "give a folder of samples.") -> dict[str, Any]:
     """
-    The settings of the samples in an `output_dir` of `evaluation/sample.py`, whether or not it is finished.
+    The settings of the samples in an `output_dir` of `cdm sample-set`, whether or not it is finished.
 
     Raises:
         ValueError: the file is missing, damaged or of another kind.
     """
     file = folder / SETTINGS_NAME
     if not file.is_file():
-        raise ValueError(f"{str(file)!r} was not written by evaluation/sample.py: there is no such file.")
-    return read_json(file, Settings, "evaluation/sample.py", remedy)
+        raise ValueError(f"{str(file)!r} was not written by cdm sample-set: there is no such file.")
+    return read_json(file, Settings, "cdm sample-set", remedy)
 
 
 class SampleFolder:
     """
-    A finished `output_dir` of `evaluation/sample.py`.
+    A finished `output_dir` of `cdm sample-set`.
 
     Raises:
         ValueError: sampling has not finished, or a file is damaged or of another kind.
@@ -110,7 +110,7 @@ class SampleFolder:
             there = sum(int(file.stem.split("-")[1]) for file in shards)
             raise ValueError(
                 f"{str(folder)!r} is half-written: {there} of {self.count} images of stage {self.stages[-1]!r} are "
-                "there. Start evaluation/sample.py again with the same settings, and it goes on."
+                "there. Run `cdm sample-set` again with the same settings to go on."
             )
         self.hashes.check(SETTINGS_NAME)
 
@@ -153,7 +153,7 @@ class SampleFolder:
         if stage not in self.stages or stage not in (*kept, *self.settings.get("kept_stages", [])):
             raise ValueError(
                 f"`stage` is {stage!r}; {str(self.folder)!r} has the stages {[*kept, self.stages[-1]]}: --keep_stages "
-                "of evaluation/sample.py keeps those before the last."
+                "of cdm sample-set keeps those before the last."
             )
         shape = self.kept_stage(stage).shape
         reader = StageReader(self.folder / LOW_RES_FOLDER / f"{stage}.npy")

@@ -16,6 +16,8 @@ from .transforms import area_resize, to_float
 if TYPE_CHECKING:
     import datasets
 
+    from .sources import DecodedRows
+
 
 @dataclass
 class ImageData:
@@ -28,6 +30,7 @@ class ImageData:
         root: the folder of local files.
         files: which of them the images come from, from `root`.
         stream: of a stream, its rows in an order of our own, see `streams.py`.
+        rows: the data set once more where its files are decoded as they are asked for, and may yet prove unfit.
         identity: what tells these images from others; see `fingerprints.py`.
     """
 
@@ -38,6 +41,12 @@ class ImageData:
     files: list[Path] = field(default_factory=list)
     identity: dict[str, Any] | None = None
     stream: RowStream | None = None
+    rows: "DecodedRows | None" = None
+
+    @property
+    def is_stream(self) -> bool:
+        """Whether the images have no number that is known beforehand."""
+        return self.stream is not None
 
 
 class InMemoryImages(torch.utils.data.Dataset):
@@ -98,7 +107,7 @@ def held_in_memory(
     Raises:
         ValueError: for a stream, which has no end to wait for.
     """
-    if isinstance(data.dataset, torch.utils.data.IterableDataset):
+    if data.is_stream:
         raise ValueError("`hold_in_memory` is given with `streaming`: leave one of them out.")
     channels, source_resolution, _ = data.dataset[0]["image"].shape
     dtype = torch.uint8 if size == source_resolution else torch.float32
@@ -112,4 +121,4 @@ def held_in_memory(
         labels.append(batch.get("label"))
         start = end
     labels = None if labels[0] is None else torch.cat(labels).to(device)
-    return replace(data, dataset=InMemoryImages(images, labels))
+    return replace(data, dataset=InMemoryImages(images, labels), rows=None)

@@ -259,7 +259,7 @@ def _from_rows(rows: Rows, config: DataConfig) -> ImageData:
     rows = rows.select_columns([image_column] if labels is None else [image_column, label_column])
     rows = rows.cast_column(image_column, datasets.Image(decode=False))
     decode = RowDecoder(config, image_column, label_column, labels)
-    stream = None
+    stream = decoded = None
     if isinstance(rows, datasets.IterableDataset):
         stream = RowStream(rows, decode, config.seed, config.shuffle_buffer_size)
         rows = rows.shuffle(seed=config.seed, buffer_size=config.shuffle_buffer_size)
@@ -267,8 +267,8 @@ def _from_rows(rows: Rows, config: DataConfig) -> ImageData:
     else:
         if labels is not None:
             _check_labels(rows, label_column, labels)
-        dataset = DecodedRows(rows, decode)
-    return ImageData(dataset, None if labels is None else labels.id2label, stream=stream)
+        dataset = decoded = DecodedRows(rows, decode)
+    return ImageData(dataset, None if labels is None else labels.id2label, stream=stream, rows=decoded)
 
 
 def _find_image_column(features: datasets.Features, config: DataConfig) -> str:

@@ -31,7 +31,7 @@ def open_split(config: DataConfig, size: int | None = None, id2label: dict[int, 
         check_same_classes(f"the split {config.dataset_split!r}", data.id2label, id2label)
     if size in (None, config.source_resolution):
         return data
-    return dataclasses.replace(data, dataset=AreaAverages(data.dataset, size))
+    return dataclasses.replace(data, dataset=AreaAverages(data.dataset, size), rows=None)
 
 
 def open_splits(

@@ -47,7 +47,7 @@ class Survey:
         return self.rows.decode.place(self.rows.rows[index], index)
 
     def by_remedy(self) -> dict[str, list[int]]:
-        """Indices of unfit images by what is to be done about them."""
+        """Indices of unfit images by the remedy they need."""
         groups = {}
         for index in sorted(self.unfit):
             groups.setdefault(self.unfit[index].remedy, []).append(index)
@@ -141,15 +141,15 @@ def check_before_training(data: ImageData, batch_size: int, announce: bool = Tru
     if announce:
         print(description(data), flush=True)
         warn_of_few_images(data, batch_size)
-    if isinstance(data.dataset, DecodedRows):
-        refusals = survey(data.dataset, briefly=True).refusals()
+    if data.rows is not None:
+        refusals = survey(data.rows, briefly=True).refusals()
         if refusals:
             raise ValueError(" ".join(refusals))
 
 
 def warn_of_few_images(data: ImageData, batch_size: int) -> None:
     """Warns where the data makes fewer than ten batches."""
-    if not is_stream(data) and len(data.dataset) < 10 * batch_size:
+    if not data.is_stream and len(data.dataset) < 10 * batch_size:
         logger.warning(
             f"The data has {len(data.dataset):,} images, fewer than ten batches of {batch_size:,}, which a network "
             "may learn by heart: give more images or a smaller --train_batch_size."
@@ -158,7 +158,7 @@ def warn_of_few_images(data: ImageData, batch_size: int) -> None:
 
 def description(data: ImageData) -> str:
     """Lines that say how many images there are of each class (of the first 20), and what was left out and why."""
-    if is_stream(data):
+    if data.is_stream:
         return "images as they are streamed, not counted"
     lines = [f"{len(data.dataset):,} images"]
     if data.id2label is not None:
@@ -176,8 +176,3 @@ def _class_lines(labels: torch.Tensor, id2label: dict[int, str]) -> list[str]:
     if rest:
         lines.append(f"{sum(rest):8,}  in {len(rest):,} more classes, of {min(rest):,} to {max(rest):,} images")
     return lines
-
-
-def is_stream(data: ImageData) -> bool:
-    """Whether the images have no number that is known beforehand."""
-    return isinstance(data.dataset, torch.utils.data.IterableDataset)

@@ -61,21 +61,19 @@ class Classifier(nn.Module):
     @classmethod
     def from_pretrained(cls, folder: str | os.PathLike) -> "Classifier":
         """
-        Loads what `training/train_classifier.py` saved, in evaluation mode.
+        Loads what `cdm train classifier` saved, in evaluation mode.
 
         Raises:
             ValueError: `folder` holds no such classifier.
         """
         if not (Path(folder) / "config.json").is_file():
-            raise ValueError(
-                f"{str(folder)!r} holds no classifier: give the --output_dir of training/train_classifier.py."
-            )
+            raise ValueError(f"{str(folder)!r} holds no classifier: give the --output_dir of cdm train classifier.")
         model = ResNetForImageClassification.from_pretrained(folder)
         absent = [name for name in ("image_size", "padding", "upsampling") if not hasattr(model.config, name)]
         if absent:
             raise ValueError(
                 f"the config of the classifier in {str(folder)!r} has no {absent}: train one with "
-                "training/train_classifier.py, which saves how its images are prepared."
+                "cdm train classifier, which saves how its images are prepared."
             )
         return cls(model).eval()
 

@@ -93,7 +93,7 @@ class SampleConfig:
     )
     last_stage: str | None = option("Stop after this stage. Default: the last.", None)
     keep_stages: bool = option(
-        "Keep the images of the stages before the last, for --low_res_dir and evaluation/recognition.py.", False
+        "Keep the images of the stages before the last, for --low_res_dir and cdm recognition.", False
     )
     low_res_dir: str | None = option(
         "Folder of an earlier run with --keep_stages, whose low-resolution images and labels are used again.", None
@@ -128,17 +128,19 @@ class EvaluateConfig(LabelledDataOptions):
             --dataset_name zalando-datasets/fashion_mnist --padding 2 --output quality.json
     """
 
-    samples: str = option("The samples: an npz file of the OpenAI evaluator, or a folder of PNGs or of sample.py.")
+    samples: str = option(
+        "The samples: an npz file of the OpenAI evaluator, or a folder of PNGs or of `cdm sample-set`."
+    )
     extractor: str = option(
         "Network of the features: inception (the official FID network; or the path of its file, .pt), "
         "efficientnet-lite0, dinov2, dinov2:ID_OR_FOLDER, or the folder of a classifier."
     )
     output: File = option("JSON file to write the figures to.")
-    stage: str | None = option("A stage kept by sample.py, instead of its last one.", None)
+    stage: str | None = option("A stage kept by `cdm sample-set`, instead of its last one.", None)
     padding: NonNegativeInt = option(PADDING, 0)
     source_resolution: PositiveInt | None = option(
-        "Crop real images to this size and average them down to the samples'. Default: what a folder of sample.py "
-        "says; crop to the samples' size where it says nothing.",
+        "Crop real images to this size and average them down to the samples'. Default: what a folder of `cdm "
+        "sample-set` says; crop to the samples' size where it says nothing.",
         None,
     )
     num_images: Measurable | None = option("Number of samples to use, balanced over their labels. Default: all.", None)
@@ -176,8 +178,8 @@ class RecognitionConfig(LabelledDataOptions):
             --dataset_name zalando-datasets/fashion_mnist --output recognition.json --grid pairs.png
     """
 
-    samples: str = option("Folder of evaluation/sample.py --keep_stages, with class labels.")
-    classifier: str = option("Folder of a classifier of training/train_classifier.py.")
+    samples: str = option("Folder of cdm sample-set --keep_stages, with class labels.")
+    classifier: str = option("Folder of a classifier of cdm train classifier.")
     output: File = option("JSON file to write the figures to.")
     grid: File | None = option(
         "Picture to write: a row per class, samples beside their nearest training images.", None
@@ -238,7 +240,7 @@ class SelectionConfig:
         cdm select-checkpoint --run runs/base --extractor efficientnet-lite0 --export runs/selected
     """
 
-    run: str = option("--output_dir of training/train_base.py or train_sr.py, with its checkpoints.")
+    run: str = option("--output_dir of cdm train base or cdm train sr, with its checkpoints.")
     extractor: str = option(
         "Network of the features: inception, efficientnet-lite0, dinov2, or a classifier's folder."
     )
@@ -250,11 +252,11 @@ class SelectionConfig:
     selecting_split: str | None = option("Split whose distance selects. Default: the training split.", None)
     reporting_split: str = option("Split that the selected checkpoint is compared with in the end.", "test")
     low_res: str | None = option(
-        "Super-resolution: samples of the preceding stage to start from (npz, PNGs, or a folder of sample.py). "
+        "Super-resolution: samples of the preceding stage to start from (npz, PNGs, or a folder of `cdm sample-set`). "
         "Default: real images of the split that the samples are compared with.",
         None,
     )
-    low_res_stage: str | None = option("Of a folder of sample.py: the stage to start from.", None)
+    low_res_stage: str | None = option("Of a folder of `cdm sample-set`: the stage to start from.", None)
     num_images: TwoOrMore | None = option(
         "Samples of each checkpoint, to select by. Default: 10,000, or all images to start from, if fewer.",
         None,
@@ -366,13 +368,13 @@ class ClassificationAccuracyConfig(LabelledDataOptions, ClassifierRecipe):
             --dataset_name zalando-datasets/fashion_mnist --padding 2
     """
 
-    samples: str = option("npz file, folder of PNGs, or --output_dir of evaluation/sample.py.")
+    samples: str = option("npz file, folder of PNGs, or --output_dir of cdm sample-set.")
     output_dir: str = option("Folder for classification_accuracy_score.json, the classifiers and the pictures.")
-    stage: str | None = option("A stage kept by sample.py, instead of its last one.", None)
+    stage: str | None = option("A stage kept by `cdm sample-set`, instead of its last one.", None)
     padding: NonNegativeInt = option(PADDING, 0)
     source_resolution: PositiveInt | None = option(
-        "Resolution of the centre crop that real images are averaged down from. Default: what a folder of sample.py "
-        "says; that of the samples where it says nothing.",
+        "Resolution of the centre crop that real images are averaged down from. Default: what a folder of "
+        "`cdm sample-set` says; that of the samples where it says nothing.",
         None,
     )
     num_seeds: PositiveInt = option(

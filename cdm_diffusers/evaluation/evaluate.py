@@ -132,7 +132,7 @@ def draw_samples(samples: ImageSet, num_images: int | None, seed: int) -> ImageS
     if not MEASURABLE <= count <= len(samples):
         raise ValueError(
             f"`samples` {samples.source!r} holds {len(samples)} images, and "
-            + (f"`num_images` asks for {count}." if count > len(samples) else f"{MEASURABLE} are the least.")
+            + (f"`num_images` asks for {count}." if count > len(samples) else f"at least {MEASURABLE} are needed.")
         )
     order = torch.randperm(len(samples), generator=torch.Generator().manual_seed(seed))
     if samples.labels is not None:

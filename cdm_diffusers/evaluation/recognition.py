@@ -101,7 +101,7 @@ def measure_together(config: RecognitionConfig, state: PartialState) -> dict[str
 
 def load_stages(folder: str, settings: dict[str, Any]) -> dict[str, ImageSet]:
     """
-    Each stage's images, by its name, of a folder of `evaluation/sample.py` that has these `settings`.
+    Each stage's images, by its name, of a folder of `cdm sample-set` that has these `settings`.
 
     Raises:
         ValueError: a stage was not kept, or there are no classes, or fewer than two images of one.
@@ -111,7 +111,7 @@ def load_stages(folder: str, settings: dict[str, Any]) -> dict[str, ImageSet]:
         raise ValueError(f"`samples` {folder!r} have no classes (`id2label`): there are no labels to recognise.")
     if missing := [name for name in names[:-1] if name not in settings.get("kept_stages", [])]:
         raise ValueError(
-            f"`samples` {folder!r} has not kept the stages {missing}, and all are measured: sample with --keep_stages."
+            f"`samples` {folder!r} lacks the stages {missing}, and every stage is measured: sample with --keep_stages."
         )
     stages = {name: load_image_set(folder, name) for name in names}
     fewest = stages[names[-1]].labels.bincount(minlength=len(settings["id2label"])).min().item()

@@ -74,7 +74,7 @@ def check_same_settings(
 ) -> None:
     """
     Args:
-        earlier, settings: those of the results that are there, and those of what is to be added, as JSON has them.
+        earlier, settings: those of the existing results, and of the results to be added, as JSON has them.
         holder: what holds the earlier ones, to be followed by the differences.
         remedy: a sentence.
         ignored: names of settings that have no influence on results.

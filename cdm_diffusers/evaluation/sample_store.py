@@ -57,7 +57,7 @@ FINAL_NAMES = {"png": IMAGES_FOLDER, "npz": NPZ_NAME}
 
 class SampleStore:
     """
-    An `output_dir` of `evaluation/sample.py`.
+    An `output_dir` of `cdm sample-set`.
 
     Args:
         folder: the `output_dir`.
@@ -352,7 +352,7 @@ def _hash_of(images: dict[str, np.ndarray], record: dict[str, Any]) -> str:
 
 class LowResImages:
     """
-    The output of one stage, kept by `evaluation/sample.py --keep_stages`.
+    The output of one stage, kept by `cdm sample-set --keep_stages`.
 
     Args:
         folder: its `output_dir`.
@@ -394,7 +394,7 @@ def store_real_images(
     balanced: bool = False,
 ) -> None:
     """
-    Real images averaged down to what `stage` makes, in a folder like that of `evaluation/sample.py --keep_stages`: for
+    Real images averaged down to what `stage` makes, in a folder like that of `cdm sample-set --keep_stages`: for
     its `--low_res_dir`, to condition the next stage on ground truth (Table 3b).
 
     Args:

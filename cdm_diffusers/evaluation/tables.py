@@ -7,7 +7,7 @@ from ..tables import escaped, markdown_table, plus_minus
 
 
 def quality_table(report: dict[str, Any]) -> str:
-    """Of `evaluation/evaluate.py`."""
+    """Of `cdm evaluate`."""
     samples, figures = report["samples"], report["figures"]
     names = figure_names(report["distance"])
     rows = [
@@ -39,7 +39,7 @@ def _quality_row(name: str, figure: dict[str, Any]) -> list[str]:
 
 
 def recognition_tables(report: dict[str, Any]) -> str:
-    """Of `evaluation/recognition.py`; for model cards, too."""
+    """Of `cdm recognition`; for model cards, too."""
     shares, near = report["recognised"], report["nearest_training_image"]
     pixels, features = report["diversity"]["pixels"], report["diversity"]["features"]
     of_samples, of_test = shares["samples"], shares["test"]
@@ -77,7 +77,7 @@ def recognition_tables(report: dict[str, Any]) -> str:
 
 
 def accuracy_table(results: dict[str, Any], eval_split: str) -> str:
-    """Of `training/train_classifier.py`."""
+    """Of `cdm train classifier`."""
     rows = {"all classes, top-1": results["top_1"], "all classes, top-5": results["top_5"]}
     rows |= {escaped(name): share for name, share in results["per_class"].items()}
     header = (f"{results['num_images']:,} images of {eval_split!r}", "accuracy")
@@ -89,7 +89,7 @@ def _share(value: float | None) -> str:
 
 
 def classification_accuracy_table(report: dict[str, Any], eval_split: str) -> str:
-    """Of `evaluation/classification_accuracy_score.py`: Table 1b."""
+    """Of `cdm cas`: Table 1b."""
     accuracies = report["accuracies"]
     top_1 = f"top-1 on {accuracies['samples']['num_images']:,} of {eval_split!r}"
     rows = [
@@ -107,7 +107,7 @@ def classification_accuracy_table(report: dict[str, Any], eval_split: str) -> st
 
 
 def selection_table(report: dict[str, Any]) -> str:
-    """Of `evaluation/select_checkpoint.py`."""
+    """Of `cdm select-checkpoint`."""
     settings, final, real = report["settings"], report["final"], report["real_images"]
     distance = f"Frechet distance to {settings['selecting_split']!r}, {settings['num_images']:,} samples"
     rows = [
@@ -132,7 +132,7 @@ def _distance(figures: dict[str, float]) -> str:
 
 
 def likelihood_table(report: dict[str, Any]) -> str:
-    """Of `evaluation/likelihood.py`: bits per dimension with standard errors."""
+    """Of `cdm likelihood`: bits per dimension with standard errors."""
     parts = [f"Upper bounds in bits per dimension, of {report['num_images']:,} images, with standard errors."]
     if report["stages"]:
         header = ("stage", "images", "s", "L_T", "sum of KL", "-log p(x_0 given x_1)", "total", "terms")

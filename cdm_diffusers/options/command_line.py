@@ -38,7 +38,7 @@ def parse(kind: type[T], arguments: list[str] | None = None, prog: str | None = 
     words = parser.normalised(sys.argv[1:] if arguments is None else arguments)
     given, rest = parser.parse_known_args(words)
     if rest:
-        parser.error(f"{rest[0]!r} is one word too many.")
+        parser.error(f"unexpected word {rest[0]!r}; see --help.")
     given = vars(given)
     missing = [f"`{parser.label(name)}`" for name in parser.fields if name not in given and parser.is_required(name)]
     if missing:
@@ -106,9 +106,15 @@ class _Parser(argparse.ArgumentParser):
         width = min(shutil.get_terminal_size().columns, 100)
         required = [name for name in self.fields if self.is_required(name)]
         others = [name for name in self.fields if name not in required]
-        usage = " ".join(["usage:", self.prog, *map(self._invocation, required), "[options]" if others else ""])
+        briefly = [
+            word if len(word) <= width // 2 else name.upper() for name in required for word in [self._invocation(name)]
+        ]
+        usage = " ".join(["usage:", self.prog, *briefly, "[options]" if others else ""])
         description, example = _description_and_example(self.cls)
-        parts = [textwrap.fill(usage, width, subsequent_indent="    "), textwrap.fill(description, width)]
+        parts = [
+            textwrap.fill(usage, width, subsequent_indent="    ", break_on_hyphens=False),
+            textwrap.fill(description, width),
+        ]
         for title, names in (("required:", required), ("options:", others)):
             lines = [title]
             for name in names:
@@ -132,7 +138,7 @@ class _Parser(argparse.ArgumentParser):
         if any(default is silent for silent in (None, False, dataclasses.MISSING)):
             return text
         shown = " ".join(map(str, default)) if isinstance(default, list | tuple) else default
-        return f"{text} Default: {shown}."
+        return f"{text} Default: {str(shown).lower() if isinstance(shown, bool) else shown}."
 
 
 def _metavar(kind: Any) -> str:

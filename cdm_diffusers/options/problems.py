@@ -18,14 +18,16 @@ _NOUNS = {int: "a whole number", float: "a number", str: "a string", bool: "true
 
 def did_you_mean(name: str, names: list[str], prefix: str = "") -> str:
     """The end of a sentence about a misspelt `name`: the nearest of `names`, where one is near."""
-    nearest = difflib.get_close_matches(name, names, 1)
+    plain = name.replace("_", "").lower()
+    nearest = [other for other in names if plain in other.replace("_", "")] if len(plain) > 3 else []
+    nearest = difflib.get_close_matches(name, nearest or names, 1, cutoff=0 if nearest else 0.6)
     return f"; did you mean `{prefix}{nearest[0]}`?" if nearest else "."
 
 
 def problems_of(cls: type, values: Any, error: ValidationError, where: str = "") -> list[str]:
-    """A sentence for each thing that is wrong with `values` as options of `cls`."""
-    problems = {}
-    for item in error.errors(include_url=False):
+    """A sentence for each thing that is wrong with `values` as options of `cls`, misspelt options first."""
+    problems, found = {}, error.errors(include_url=False)
+    for item in sorted(found, key=lambda item: item["type"] != "unexpected_keyword_argument"):
         path, kind, value = _locate(cls, values, item["loc"])
         name = f"`{'.'.join(path)}`{where}" if path else where.removeprefix(" in ")
         match item["type"]:

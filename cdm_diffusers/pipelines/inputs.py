@@ -63,7 +63,7 @@ def per_stage(argument: str, value, names: list[str]) -> dict:
 
 
 def check_stage_names(argument: str, value: Mapping, names: list[str]):
-    """Refuses an argument that is no dict, or whose keys are not all among `names`, those of the stages."""
+    """Refuses an argument that is not a dict, or whose keys are not all among `names`, those of the stages."""
     if not isinstance(value, Mapping):
         raise ValueError(f"`{argument}` is {value!r}; it must be a dict with a value for each stage, {names}.")
     unknown = [name for name in value if name not in names]
@@ -144,7 +144,7 @@ def _class_index(label, num_classes: int, id2label: dict[int, str] | None) -> in
         if matches:
             raise ValueError(f"`class_labels` has {label!r}, which names the classes {matches}: give the index.")
         known = f"the names are {list(id2label.values())}" if id2label else "this pipeline has no names (`id2label`)"
-        raise ValueError(f"`class_labels` has {label!r}, which is no class; {known}.")
+        raise ValueError(f"`class_labels` has {label!r}, which is not a class; {known}.")
     if isinstance(label, bool) or not isinstance(label, (int, np.integer)):
         raise ValueError(f"`class_labels` has {label!r} of type {type(label).__name__}; give indices or names.")
     if not 0 <= label < num_classes:

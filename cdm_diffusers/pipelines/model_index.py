@@ -19,7 +19,7 @@ def load_index(kind: type[DiffusionPipeline], name: str | os.PathLike) -> dict[s
     `model_index.json` of a folder or of a Hub id.
 
     Raises:
-        OSError: there is none, or it is no JSON.
+        OSError: there is none, or it is not valid JSON.
         ValueError: it is not that of a pipeline, or a component that it names is not a network or scheduler.
     """
     try:

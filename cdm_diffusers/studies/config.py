@@ -79,15 +79,17 @@ class ReproduceConfig:
         None,
     )
     utilisation: Annotated[float, Gt(0), Le(1)] | None = option(
-        "With --dry_run: the share of that peak which networks reach; an assumption. Default: 0.3.", None
+        "With --dry_run: assumed share of that peak that networks reach. Default: 0.3.", None
     )
 
     def __post_init__(self):
         if self.output_dir is None and not self.dry_run:
-            raise ValueError("`output_dir` is missing; only `dry_run` does without.")
+            raise ValueError("`output_dir` is missing; it may be left out only with `dry_run`.")
         for name in () if self.dry_run else ("json", "gpu_tflops", "utilisation"):
             if value := getattr(self, name):
-                raise ValueError(f"`{name}` is {value}, but it is of a `dry_run`: leave it out, or give that.")
+                raise ValueError(
+                    f"`{name}` is {value}, but it only applies to a `dry_run`: leave it out, or give `dry_run`."
+                )
 
 
 @options

@@ -105,6 +105,16 @@ def restricted(sampling: dict[str, Any], names: list[str]) -> dict[str, Any]:
     }
 
 
+def check_names(sampling: dict[str, Any], names: list[str]) -> None:
+    """
+    Raises:
+        ValueError: an option is given for another stage than those of `names`.
+    """
+    for option, value in sampling.items():
+        if unknown := sorted(value.keys() - set(names)) if isinstance(value, dict) else []:
+            raise ValueError(f"`{option}` has {unknown}; they must be among {names}.")
+
+
 @dataclass(frozen=True)
 class Row:
     """
@@ -477,11 +487,11 @@ def table1(
         truncated_levels: s of stages whose own row is sampled truncated; the rows after it are not.
 
     Raises:
-        ValueError: there are levels of something else than super-resolution stages.
+        ValueError: there are levels of something else than super-resolution stages, or options of no stage.
     """
     truncated_levels = truncated_levels or {}
-    if unknown := sorted(truncated_levels.keys() - stage_names(len(stages))[1:]):
-        raise ValueError(f"`truncated_levels` has {unknown}; they must be among {stage_names(len(stages))[1:]}.")
+    check_names({"truncated_levels": truncated_levels}, stage_names(len(stages))[1:])
+    check_names(sampling, stage_names(len(stages)))
     sizes = itertools.zip_longest(range(1, len(stages) + 1), PAPER_SIZES[: len(stages)])
     cascades = [(stages[:count], size) for count, size in sizes]
     if instead_of_last is not None:

@@ -141,7 +141,7 @@ class Study:
     What experiments of one configuration share, in
 
         stages/NAME-KEY/        a training run's output folder
-        samples/KEY/            an output folder of `evaluation/sample.py`, with figures.json
+        samples/KEY/            an output folder of `cdm sample-set`, with figures.json
         features/               of samples, where an experiment compares them image by image
         low_res/KEY/            low-resolution images that are not samples: real, or blurred
 
@@ -441,7 +441,7 @@ class Samples:
         return folder
 
     def labels_file(self, labels: torch.Tensor) -> Path:
-        """A file of labels, one a line."""
+        """A file with one label per line."""
         file = self.output_dir / f"labels-{digest(labels.tolist())}.txt"
         if self.state.is_main_process:
             file.parent.mkdir(parents=True, exist_ok=True)
@@ -549,7 +549,7 @@ class Figures:
         return {"extractor": extractor.fingerprint(), "data": hashes}
 
     def of(self, samples: Path) -> dict[str, Any]:
-        """What `evaluation/evaluate.py` says of the samples; measured once."""
+        """What `cdm evaluate` says of the samples; measured once."""
         file = samples / f"figures-{digest([self.options, self.measured_with, FIGURES_RULE])}.json"
         if not from_main(file.is_file):
             evaluate(EvaluateConfig(samples=str(samples), output=str(file), **self.options))

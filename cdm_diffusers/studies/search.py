@@ -2,7 +2,7 @@
 Post-training search (Section 3.3): quality of one stage over s, steps, solver, guidance and more, on low-resolution
 images that are sampled once.
 
-For each setting and sampling seed a set of samples is made as `evaluation/sample.py` makes it, measured, and a line
+For each setting and sampling seed a set of samples is made as `cdm sample-set` makes it, measured, and a line
 appended to `results.jsonl`; a search that was stopped goes on where it was.
 """
 
@@ -141,7 +141,7 @@ class Search:
         file = self.folder / SEARCH_NAME
         if file.exists():
             holder = f"`output_dir` {config.output_dir!r} holds another search"
-            earlier = read_json(file, dict[str, Any], "evaluation/search.py", "choose another folder.")
+            earlier = read_json(file, dict[str, Any], "cdm search", "choose another folder.")
             check_same_settings(earlier, self.description, holder, "Choose another folder.")
 
     def describe(self) -> dict[str, Any]:

@@ -23,7 +23,7 @@ SUPER_RESOLUTION_PRESETS = [name for name in PRESETS if name not in BASE_PRESETS
 @options
 class RunConfig(HubOptions):
     """
-    What every training of a stage is told: data, optimisation, checkpoints.
+    Options shared by all trainings of a stage: data, optimisation, checkpoints.
 
     Raises:
         ValueError: unless exactly one of `dataset_name` and `train_data_dir` is given.
@@ -125,13 +125,13 @@ class RunConfig(HubOptions):
 @options
 class TrainingConfig(RunConfig):
     """
-    Train one stage of a cascade: a network for its low resolution, or one that upsamples. What is not said is the
-    preset's.
+    Train one stage of a cascade: a network for its low resolution, or one that upsamples. Options that are
+    not given are the preset's.
 
     Example:
         cdm train base --preset imagenet_16 --train_data_dir my-images --output_dir runs/base
         cdm train sr --preset imagenet_16_to_64 --train_data_dir my-images --output_dir runs/sr
-        accelerate launch -m cdm_diffusers train sr --preset imagenet_64_to_256 --dataset_name ILSVRC/imagenet-1k \
+        accelerate launch -m cdm_diffusers train sr --preset imagenet_64_to_256 --dataset_name ILSVRC/imagenet-1k \\
             --output_dir runs/sr-256
 
     Raises:
@@ -237,7 +237,7 @@ class DistillationConfig(RunConfig):
     Example:
         cdm distill my-cascade --stage base --train_data_dir my-images --output_dir runs/base-4
         cdm distill my-cascade --stage super_res_1 --end_steps 1 --train_data_dir my-images --output_dir runs/sr-1
-        accelerate launch -m cdm_diffusers distill my-cascade --stage super_res_1 --method consistency --end_steps 1 \
+        accelerate launch -m cdm_diffusers distill my-cascade --stage super_res_1 --method consistency --end_steps 1 \\
             --train_data_dir my-images --output_dir runs/sr-1
 
     Raises:

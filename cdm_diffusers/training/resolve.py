@@ -233,7 +233,7 @@ def check_kind(config: TrainingConfig, preset: StagePreset, super_resolution: bo
     """Refuses presets and options of the other kind of stage."""
     is_super_resolution = preset.unet.low_res_size is not None
     if is_super_resolution != super_resolution:
-        script = "training/train_sr.py" if is_super_resolution else "training/train_base.py"
+        script = "cdm train sr" if is_super_resolution else "cdm train base"
         kind = "super-resolution" if is_super_resolution else "base"
         raise ValueError(f"`preset` is {preset.name!r}, a {kind} stage: train it with {script}.")
     if config.low_res_size is not None and not super_resolution:
