@@ -477,7 +477,7 @@ def test_all_experiments_one_after_another(study_folder, monkeypatch):
 
 @pytest.mark.parametrize(("name", "value"), [("json", True), ("gpu_tflops", 312.0), ("utilisation", 0.3)])
 def test_options_of_a_dry_run_are_refused_without_it(name, value):
-    with pytest.raises(ValueError, match=f"`{name}` is {value}, but it is of a `dry_run`: leave it out"):
+    with pytest.raises(ValueError, match=f"`{name}` is {value}, but it only applies to a `dry_run`: leave it out"):
         ReproduceConfig(name="all", config="x", output_dir="x", **{name: value})
 
 
