@@ -155,12 +155,18 @@ def test_transparent_images_give_the_others_on_their_background(avatars, transpa
             assert np.abs(joined - pixels(avatars, "train", row)).max() <= 4  # rounding of several layers
 
 
+def test_a_folder_grows_to_what_it_would_have_been(avatars, tmp_path):
+    render_into(tmp_path, "--images_per_style", 2, "--validation_images_per_style", 1)
+    assert "39 of 78 images were there before" in render_into(tmp_path)
+    assert contents(tmp_path) == contents(avatars)
+
+
 @pytest.mark.parametrize(
     ("options", "parts"),
     [
         (["--size", "64"], ["made with --size 32, not 64", "give another folder"]),
         (["--transparent"], ["made with --transparent false, not true"]),
-        (["--images_per_style", "5"], ["made with --images_per_style 4, not 5"]),
+        (["--images_per_style", "3"], ["made with --images_per_style 4, not 3", "or more images"]),
     ],
 )
 def test_other_settings_are_refused_in_the_same_folder(avatars, options, parts):

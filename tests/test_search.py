@@ -247,7 +247,7 @@ def test_an_outlook_needs_real_images_with_labels_and_enough_of_them(folders, tm
 
 def row_of(distance, level, conditioning, **further):
     setting = {"augmentation_level": level, "truncated": False, "conditioning": conditioning, **further}
-    figures = {"train": {"values": [distance, distance]}, "test": {"values": [9.0, 9.0]}}
+    figures = {name: {"mean": value, "values": [value, value]} for name, value in (("train", distance), ("test", 9.0))}
     return {"setting": setting, "seeds": [0, 1], "figures": figures, "num_images": 500, "num_features": 128}
 
 
@@ -256,13 +256,16 @@ def row_of(distance, level, conditioning, **further):
     [(2.6, "can be expected to pay"), (2.5, "may pay a little"), (2.1, "next to nothing for augmentation to repair")],
 )
 def test_the_rule_for_augmentation(on_generated, words):
+    least = 2.0 if on_generated == 2.1 else 2.7
     rows = [(3.0, 8, "generated"), (on_generated, 0, "generated"), (1.0, 8, "train"), (2.0, 0, "train")]
+    rows.append((least, 9, "generated"))
     rows = [row_of(*row) for row in rows]
     outlook = outlook_of(rows, "train")
     assert (outlook["ratio"], outlook["augmentation_level"]) == (on_generated / 2, 0)
     line = outlook_line(outlook, rows[0])
-    assert line.endswith(words + ".") and line.startswith(f"Generated/ground-truth ratio at s = 0: {on_generated / 2}")
-    assert outlook_of(rows[:2], "train") is None
+    said = f"{words}. s = 9 is best all the same" if on_generated == 2.1 else f"{words}."
+    assert said in line and line.startswith(f"Generated/ground-truth ratio at s = 0: {on_generated / 2}")
+    assert outlook_of([*rows[:2], rows[4]], "train") is None
     assert outlook_of([rows[1], row_of(0.0, 0, "train")], "train") is None
 
 
@@ -504,7 +507,8 @@ def test_selected_by_recognition_or_crps():
         text = table(rows, {"train": 0.25, "test": 0.5}, description, "train", select=select)
         assert "| recognised | CRPS | spread over error |" in text
         assert "| 0.2000 | 0.90 |" in text and "| - | - | - |" in text
-        assert text.count("**best**, front") == 1 and text.count("front |") == 2
+        assert text.count("**best**, front") == 1 and text.count("front |") == 1
+        assert "Rows on real inputs" in text
 
 
 def test_a_search_by_crps_measures_samples_of_real_inputs(folders, tmp_path):

@@ -217,7 +217,7 @@ class SearchConfig(LabelledDataOptions):
         True,
     )
     seeds: Seeds = option("Each setting is sampled with each seed.", [0])
-    num_images: TwoOrMore = option("Samples of each setting and seed.", 2000)
+    num_images: TwoOrMore = option("Samples of each setting and seed.", 2600)
     batch_size: PositiveInt = option("Images per call of the pipeline and of the extractor.", 100)
     labels: str | None = option("Labels of the samples; see sample. Default: balanced.", None)
     classifier: str | None = option(

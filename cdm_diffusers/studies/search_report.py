@@ -17,10 +17,11 @@ from .config import Setting
 
 
 # What augmentation will do, from which ratio of distances on generated and on real inputs on; see docs/evaluation.md.
+NOTHING_TO_REPAIR = "there is next to nothing for augmentation to repair"
 OUTLOOKS = (
     (1.3, "augmentation can be expected to pay"),
     (1.1, "augmentation may pay a little"),
-    (-math.inf, "there is next to nothing for augmentation to repair"),
+    (-math.inf, NOTHING_TO_REPAIR),
 )
 # Figures of a row that are no distances from a split: their titles and formats in tables.
 OTHER_FIGURES = {
@@ -140,8 +141,9 @@ def outlook_of(rows: list[dict[str, Any]], split: str) -> dict[str, Any] | None:
 
     Returns:
         `dict`: "augmentation_level", mean distances on "generated" and on "real" inputs, their "ratio", "ratios" by
-        seed, and what "augmentation" will do, None with too few images to say; None where no row on real images has a
-        counterpart on generated ones, or where its distance is 0.
+        seed, what "augmentation" will do, None with too few images to say, and the "lowest_level", s of the smallest
+        distance on generated inputs; None where no row on real images has a counterpart on generated ones, or where
+        its distance is 0.
     """
     settings = [Setting(**row["setting"]) for row in rows]
     compared = compared_setting([one for one in settings if not one.truncated and one.from_real_images() in settings])
@@ -154,6 +156,8 @@ def outlook_of(rows: list[dict[str, Any]], split: str) -> dict[str, Any] | None:
         return None
     means = [sum(values[seed] for seed in seeds) / len(seeds) for values in on]
     ratio = means[0] / means[1]
+    on_generated = [row for row, one in zip(rows, settings, strict=True) if one.conditioning == "generated"]
+    lowest = min(on_generated, key=lambda row: _distance(row, split))
     return {
         "augmentation_level": generated["setting"].get("augmentation_level"),
         "generated": means[0],
@@ -161,6 +165,7 @@ def outlook_of(rows: list[dict[str, Any]], split: str) -> dict[str, Any] | None:
         "ratio": ratio,
         "ratios": {seed: on[0][seed] / on[1][seed] for seed in seeds},
         "augmentation": _verdict(ratio) if real["num_images"] >= 2 * real["num_features"] else None,
+        "lowest_level": lowest["setting"].get("augmentation_level"),
     }
 
 
@@ -176,6 +181,8 @@ def outlook_line(outlook: dict[str, Any], first: dict[str, Any]) -> str:
         f"{first['num_features']:,} features both distances are far too large, and their ratio too near 1."
     )
     said = f". {left_open}" if verdict is None else f": {verdict}."
+    if verdict == NOTHING_TO_REPAIR and outlook["lowest_level"] != level:
+        said += f" s = {outlook['lowest_level']} is best all the same, but not since it repairs the base's errors."
     return (
         f"Generated/ground-truth ratio{'' if level is None else f' at s = {level}'}: {outlook['ratio']:.3g} "
         f"({outlook['generated']:.4g} on generated low-resolution images, {outlook['real']:.4g} on real training "
@@ -256,6 +263,7 @@ def table(
         "crps": f"by the CRPS on real inputs of {select_split!r}; where spread over error is 1, samples of one input "
         "differ by as much as they err",
     }[select]
+    chosen = [row for row in rows if row["setting"]["conditioning"] == "generated"]
     few = (
         f"These are no more images than the {first['num_features']:,} features: distances are far too large, and "
         "compare only with distances of as many images."
@@ -268,6 +276,7 @@ def table(
         f"Means over seeds ± standard error. **best**{within}: selected {by}. front: no other is better by that with "
         "as few network evaluations of the stage.",
         f"As many real images of the other split: {', '.join(f'{real[name]:.4g} from {name!r}' for name in splits)}.",
+        *(["Rows on real inputs, 'train' or 'test', are for comparison only."] if len(chosen) < len(rows) else []),
         *([few] if first["num_images"] <= first["num_features"] else []),
         "",
     ]
@@ -281,7 +290,7 @@ def table(
             ),
             " + ".join(f"{count:g}" for count in row["evaluations"].values()),
             f"{row['seconds']:.0f}",
-            ", ".join(["**best**"] * row["is_best"] + ["front"] * row["is_optimal"]),
+            ", ".join(["**best**"] * row["is_best"] + ["front"] * (row["is_optimal"] and row in chosen)),
         ]
         for row in sorted(rows, key=lambda row: _cost(row, select, select_split))
     ]

@@ -26,7 +26,8 @@ def slow_cpu(num_processes: int, mixed_precision: str) -> Iterator[str]:
     if each > threads:
         yield (
             f"{num_processes} x {threads} threads (processes x OMP_NUM_THREADS) leave some of {cores} CPU cores "
-            f"idle: start with `accelerate launch --num_cpu_threads_per_process {each} ...`."
+            f"idle: start with `accelerate launch --num_cpu_threads_per_process {each} ...`, or without "
+            "OMP_NUM_THREADS."
         )
     if mixed_precision == "bf16" and not has_bfloat16():
         yield (

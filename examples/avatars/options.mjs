@@ -14,7 +14,7 @@ export const HELP = `Render a data set of avatars in 13 styles, its classes.
 
 node render.mjs --output FOLDER [options]
 
-  --output FOLDER                    where the images go; an interrupted run goes on where it stopped
+  --output FOLDER                    where the images go; an interrupted run goes on where it stopped, more images are added
   --images_per_style N               training images of each style (${NUMBERS.images_per_style.default})
   --validation_images_per_style N    validation images of each style (${NUMBERS.validation_images_per_style.default})
   --size N                           width and height in pixels (${NUMBERS.size.default})

@@ -9,6 +9,7 @@ import { HELP, UsageError, parseOptions } from "./options.mjs";
 import { Pool } from "./pool.mjs";
 
 const SETTINGS_FILE = "settings.json";
+const COUNTS = ["images_per_style", "validation_images_per_style"]; // images do not depend on them
 const IMAGES_A_TASK = 32;
 const SECONDS_BETWEEN_LINES = process.stderr.isTTY ? 1 : 10;
 
@@ -36,22 +37,26 @@ async function main() {
 // The folder and what it was made with
 // --------------------------------------------------------------------------------------------------------------------
 
-/** Create the folder, or check that an earlier run with the same settings did. */
+/** Create the folder, or check that an earlier run did, with the same settings and no more images. */
 function openFolder(options) {
   const file = join(options.output, SETTINGS_FILE);
   const settings = settingsOf(options);
   if (existsSync(file)) {
     checkSettings(JSON.parse(readFileSync(file, "utf8")), settings, options.output);
-    return;
+  } else {
+    checkEmpty(options.output);
+    mkdirSync(options.output, { recursive: true });
   }
-  if (existsSync(options.output) && !statSync(options.output).isDirectory()) {
-    throw new UsageError(`--output '${options.output}' is a file; give a folder`);
-  }
-  if (existsSync(options.output) && readdirSync(options.output).some((name) => !name.startsWith("."))) {
-    throw new UsageError(`--output '${options.output}' holds other files; give a new or empty folder`);
-  }
-  mkdirSync(options.output, { recursive: true });
   writeWhole(file, JSON.stringify(settings, null, 2) + "\n");
+}
+
+function checkEmpty(output) {
+  if (existsSync(output) && !statSync(output).isDirectory()) {
+    throw new UsageError(`--output '${output}' is a file; give a folder`);
+  }
+  if (existsSync(output) && readdirSync(output).some((name) => !name.startsWith("."))) {
+    throw new UsageError(`--output '${output}' holds other files; give a new or empty folder`);
+  }
 }
 
 /** Everything that the images depend on. */
@@ -61,12 +66,13 @@ function settingsOf({ images_per_style, validation_images_per_style, size, trans
 }
 
 function checkSettings(found, asked, output) {
-  const name = Object.keys(asked).find((key) => found[key] !== asked[key]);
+  const isFit = (key) => (COUNTS.includes(key) ? found[key] <= asked[key] : found[key] === asked[key]);
+  const name = Object.keys(asked).find((key) => !isFit(key));
   if (name !== undefined) {
     const option = name.startsWith("@") ? name : `--${name}`;
     throw new UsageError(
       `--output '${output}' was made with ${option} ${found[name]}, not ${asked[name]}; ` +
-        "give another folder, or the same settings to go on with this one",
+        "give another folder, or the same settings, or more images, to go on with this one",
     );
   }
 }
