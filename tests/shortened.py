@@ -73,6 +73,7 @@ LEFT_OUT = {
     "benchmarks.gpu": "needs a GPU: tests/test_benchmarks.py runs it at toy size",
     "runs/augmentation/good-base": STANDS_IN,
     "runs/augmentation/good-base/checkpoint-300": STANDS_IN,
+    "runs/unlabelled/base/checkpoint-300": STANDS_IN,
     "fashion_mnist_8_to_32": STANDS_IN,
 }
 TAKES_THEM = "takes stages of hours of training: tests/test_reproduce.py has small ones"
