@@ -152,7 +152,7 @@ class DiffusionTable:
 
 
 def look_up(values: torch.Tensor, index: int | torch.Tensor) -> torch.Tensor:
-    """`values[index]` for an index of any shape; unlike it, never waits for the device, and refuses a negative one."""
+    """`values[index]` for an index of any shape, but never waits for the device, and refuses a negative index."""
     if isinstance(index, int):
         if index < 0:
             raise IndexError(f"The index {index} is out of range.")
@@ -170,7 +170,7 @@ def diffuse(x_0: torch.Tensor, noise: torch.Tensor, alpha: torch.Tensor, sigma: 
     x_t = sqrt(alpha_bar_t) x_0 + sqrt(1 - alpha_bar_t) epsilon: a sample of q(x_t | x_0).
 
     The one place that makes forward noise: for training, for conditioning augmentation (Algorithm 1, line 12) and for
-    restarts (Section 4.2). Never below float32, where small noise would round to none.
+    restarts (Section 4.2). Never below float32, where small noise would be rounded away.
 
     Args:
         x_0, noise (`torch.Tensor` of shape `(B, C, H, W)`): images in [-1, 1] and standard normal noise.
@@ -222,8 +222,8 @@ class VelocityPrediction:
 
 class SamplePrediction:
     """
-    The network predicts x_0, and the loss is that of the v which follows from it (Li and He, 2025): nothing of the
-    noise has to pass through a network whose patches have more values than its first level has channels.
+    The network predicts x_0, and the loss is that of the v which follows from it (Li and He, 2025): no noise has to
+    pass through a network whose patches have more values than its first level has channels.
 
     v = (sqrt(alpha_bar) x_t - x_0) / sigma, so its loss is that of x_0 times 1 / sigma^2. The factor stays at 11 below
     sigma = 0.3: one that grows to 400, at 0.05, learned more slowly at all levels of noise in one short trial of

@@ -22,7 +22,7 @@ from .locks import locked
 TEMPORARY_PREFIX = ".tmp-"
 REPLACED_PREFIX = f"{TEMPORARY_PREFIX}replaced-"  # of whole folders, needed until their successors are there
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
-# Of disks, memory, limits and permissions; libraries' texts tell of others too, such as those of connections.
+# Of disks, memory, limits and permissions; texts of libraries also name others, such as those of connections.
 TOLD_BY_TEXT = (
     *NO_SPACE,
     *(errno.EIO, errno.EROFS, errno.EFBIG, errno.ENODEV, errno.ESTALE),
@@ -38,8 +38,8 @@ PROBE_SIZE = 2**20
 
 def replace_folder(temporary: Path, final: Path) -> None:
     """
-    Makes a complete folder visible under its name. What had that name goes only when the new one is on disk; where a
-    kill leaves neither under it, [`remove_temporaries`] brings back the former.
+    Makes a complete folder visible under its name. The old folder of that name is removed only once the new one is on
+    disk; if a kill leaves neither in place, [`remove_temporaries`] brings the old one back.
     """
     sync_to_disk(temporary)
     replaced = final.with_name(f"{REPLACED_PREFIX}{final.name}")
@@ -139,7 +139,7 @@ def sync_folder(path: Path) -> None:
 
 @contextmanager
 def held(folder: Path, task: str) -> Iterator[None]:
-    """A folder that is [`locked`], and clean of what a run that was killed has left there."""
+    """A folder that is [`locked`], and cleared of what a killed run has left there."""
     with locked(folder, task) as is_locked_now:
         if is_locked_now:
             remove_temporaries(folder)
@@ -149,7 +149,7 @@ def held(folder: Path, task: str) -> Iterator[None]:
 @contextmanager
 def staged_folder(output_dir: Path) -> Iterator[Path]:
     """
-    A new, empty folder that is emptied into `output_dir` once the block has filled it, and never stays.
+    A new, empty folder whose content is moved into `output_dir` once the block has filled it; it never stays.
 
     Raises:
         ValueError: as [`locked`].
@@ -180,7 +180,7 @@ def publish(temporary: Path, output_dir: Path) -> None:
 
 
 def temporary_name(final: Path) -> Path:
-    """Of this process: another that works in the same folder by mistake never writes to the same file."""
+    """This process's own: another one that works in the same folder by mistake never writes to the same file."""
     return final.with_name(f"{own_prefix()}{final.name}")
 
 
@@ -190,7 +190,7 @@ def own_prefix() -> str:
 
 
 def reveal(temporary: Path, final: Path) -> None:
-    """A file that is on disk gets its name."""
+    """Gives a temporary file its name, once it is on disk."""
     sync_file(temporary)
     os.rename(temporary, final)
     sync_folder(final.parent)
@@ -202,7 +202,7 @@ def reveal(temporary: Path, final: Path) -> None:
 
 @contextmanager
 def removed_on_failure(temporary: Path) -> Iterator[None]:
-    """Around what fills the file or folder `temporary`, of which nothing stays when that fails."""
+    """Around what fills the file or folder `temporary`, which is removed if that fails."""
     try:
         yield
     except BaseException:

@@ -1,4 +1,4 @@
-"""The Hub, asked once; and why it has not, or does not take, what is wanted: in one line."""
+"""Asks the Hub once, and says in one line why it does not have, or does not accept, what is wanted."""
 
 import os
 from collections.abc import Iterator
@@ -38,8 +38,8 @@ def check_reached(
     name: str | os.PathLike, revision: str | None = None, token: Any = None, cache_dir: str | None = None
 ) -> None:
     """
-    Asks the Hub once for a pipeline that is neither a folder nor in the cache, before libraries do that try for half a
-    minute and report each try.
+    Asks the Hub once for a pipeline that is neither a folder nor in the cache, before libraries do that retry for half
+    a minute and report each attempt.
 
     Raises:
         OSError: there is none, or the Hub was not reached.

@@ -13,7 +13,7 @@ from pathlib import Path
 
 
 LOCK_NAME = ".lock"
-NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # of file systems that cannot
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # of file systems without locks
 _locked: dict[Path, int] = {}  # the locked files of this process, and their descriptors
 
 
@@ -21,15 +21,15 @@ _locked: dict[Path, int] = {}  # the locked files of this process, and their des
 def locked(folder: Path, task: str) -> Iterator[bool]:
     """
     Keeps other processes out of `folder`, which is made if need be. The lock is the kernel's, on this host and on
-    others with the same file system: it ends with the process that holds it, which may take it again meanwhile. On a
+    others with the same file system: it ends with the process that holds it, which may enter it again meanwhile. On a
     file system without locks, a warning takes its place.
 
     Args:
-        task: what is done there, for those who are refused.
+        task: what is done there, for the error that others get.
 
     Yields:
-        `bool`: whether this call has taken the folder, so that nobody else should be at work there: not within another
-        call of this process.
+        `bool`: whether this call has taken the folder, so that nobody else should be at work there; False within
+        another call of this process.
 
     Raises:
         ValueError: another process has it; says which. Or another user's process had it and was killed.
@@ -72,10 +72,10 @@ def _lock(folder: Path, task: str) -> int:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             if error.errno in NO_LOCKS:
-                sentence = f"{str(folder)!r} cannot be locked ({error.strerror}): start no second run in it."
+                sentence = f"{str(folder)!r} cannot be locked ({error.strerror}): do not start a second run in it."
                 warnings.warn(sentence, stacklevel=2)
                 return lock
-            holder = _signature(lock) or "by a process that has not said which"
+            holder = _signature(lock) or "by an unknown process"
             os.close(lock)
             if not isinstance(error, BlockingIOError):
                 raise
@@ -97,7 +97,7 @@ def _is_open_as(descriptor: int, file: Path) -> bool:
 
 
 def _sign(lock: int, task: str) -> None:
-    """Says in the file who has locked it; nobody, where the disk is full."""
+    """Writes into the file who has locked it, unless the disk is full."""
     since = datetime.now().astimezone().isoformat(" ", "seconds")
     signature = f"for {task} by process {os.getpid()} on {socket.gethostname()} since {since}"
     with contextlib.suppress(OSError):
@@ -106,7 +106,7 @@ def _sign(lock: int, task: str) -> None:
 
 
 def _signature(lock: int) -> str:
-    """What [`_sign`] said; nothing where even reading is locked, as on SMB."""
+    """What [`_sign`] wrote; empty if even reading is locked, as on SMB."""
     with contextlib.suppress(OSError):
         return os.pread(lock, 1000, 0).decode(errors="replace")
     return ""

@@ -1,4 +1,4 @@
-"""Training losses (Section 2.1). A loss draws the diffusion times and noise itself and asks the network through
+"""Training losses (Section 2.1). A loss draws the diffusion times and noise itself and calls the network through
 `denoise(x_t, condition)`, a closure over the labels and the low-resolution input."""
 
 import math
@@ -27,7 +27,7 @@ Denoise = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 class SimpleLoss:
     r"""
     L_simple = E || epsilon_theta(x_t, t) - epsilon ||^2, or the same for v, as a mean over pixels. For a network that
-    predicts x_0 it is the loss of v too, for sigma above 0.3: 1 / sigma^2 (11 at most) times that of x_0.
+    predicts x_0 it is also the loss of v, for sigma above 0.3: that of x_0 times 1 / sigma^2 (at most 11).
 
     Args:
         scheduler ([`CascadedDDPMScheduler`] or [`ContinuousDDPMScheduler`]):
@@ -56,7 +56,7 @@ class SimpleLoss:
         return self.of_output(output, target, x_0, x_t, times)
 
     def of_output(self, output, target, x_0, x_t, times) -> torch.Tensor:
-        """The loss (B,) of a network output; learned variances, where there are any, do not enter."""
+        """The loss (B,) of a network output; learned variances, if any, are ignored."""
         errors = ((output[:, : x_0.shape[1]] - target) ** 2).mean(dim=(1, 2, 3))
         return self.prediction.loss_weight(times.sigma) * errors
 
@@ -102,7 +102,7 @@ class HybridLoss(SimpleLoss):
 
 
 class GridTimes(NamedTuple):
-    """Times on a grid, each (B,): what the network is told, sqrt(alpha_bar) and sqrt(1 - alpha_bar)."""
+    """Times on a grid, each (B,): what the network is conditioned on, sqrt(alpha_bar) and sqrt(1 - alpha_bar)."""
 
     condition: torch.Tensor
     alpha: torch.Tensor
@@ -114,7 +114,7 @@ PredictX0 = Callable[[torch.Tensor, GridTimes], torch.Tensor]
 
 class DistillationLoss:
     r"""
-    A student learns to go in one step of DDIM where others go in several (Salimans and Ho, 2022).
+    A student learns to cover in one step of DDIM what otherwise takes several (Salimans and Ho, 2022).
 
     The teacher's grid has N times, the student's every m-th of them. From x_t, the teacher takes one DDIM step to the
     time t' before t, where a second prediction is made; with both, DDIM would arrive at x_t'', the next time of the
@@ -122,24 +122,24 @@ class DistillationLoss:
 
         x~ = (x_t'' - (sigma'' / sigma) x_t) / (alpha'' - (sigma'' / sigma) alpha),
 
-    is a mean of the two predictions: x~ = (1 - c) x_0 + c x_0',
-    c = (alpha'' - sigma'' alpha' / sigma') / (alpha'' - sigma'' alpha / sigma). So x~ is in the range of images where
+    is a weighted mean of the two predictions: x~ = (1 - c) x_0 + c x_0',
+    c = (alpha'' - sigma'' alpha' / sigma') / (alpha'' - sigma'' alpha / sigma). So x~ is in the range of images if
     they are, and no step divides by an alpha near 0.
 
     - Progressive distillation: m = 2, t is on the student's grid, and the teacher predicts both times.
     - Consistency distillation (Song et al., 2023): t is anywhere on the teacher's grid, and the second prediction is
       the student's own, without a gradient. For a student of one step, whose t'' is 0, x~ is that prediction; for one
       of several these are multistep consistency models (Heek et al., 2024), whose sampler is DDIM too.
-    - m = 1: the student predicts what the teacher does, in steps as many. t' = t'', c = 0.
+    - m = 1: the student predicts what the teacher does, in as many steps. t' = t'', c = 0.
 
     The student predicts v. The loss of x~ times SNR + 1 is then that of v; times max(SNR, 1), it is
     max(alpha^2, sigma^2) times that of v.
 
     Args:
         alphas_cumprod (`torch.Tensor` of shape `(N,)`): alpha_bar of the teacher's grid, from low to high noise.
-        conditions (`torch.Tensor` of shape `(N,)`): what the networks are told there.
+        conditions (`torch.Tensor` of shape `(N,)`): the times or noise levels that the networks are given there.
         student_steps (`int`): times of the student's grid, a divisor of N; its last is the teacher's.
-        anywhere (`bool`, defaults to `False`): whether t is drawn from the teacher's grid, and not the student's.
+        anywhere (`bool`, defaults to `False`): whether t is drawn from the teacher's grid, not the student's.
         weighting (`"truncated_snr"` or `"snr_plus_one"`, defaults to `"truncated_snr"`):
             max(SNR, 1) or SNR + 1, times the loss of x~.
     """
@@ -172,7 +172,7 @@ class DistillationLoss:
         self.tables = {
             "alpha": alpha.float(),
             "sigma": sigma.float(),
-            "condition": torch.cat([conditions[:1], conditions]).cpu(),  # nothing is asked at t = 0
+            "condition": torch.cat([conditions[:1], conditions]).cpu(),  # no network is called at t = 0
             "share": share.float(),
             "start": time[1:] if anywhere else time[stride::stride],
         }
@@ -189,7 +189,7 @@ class DistillationLoss:
         Args:
             student (`Callable`): `student(x_t, condition)` returns v, `(B, C, H, W)`.
             teacher, second (`Callable`):
-                `teacher(x_t, times)` returns x_0 `(B, C, H, W)`; `second` is asked at t'. Without gradients.
+                `teacher(x_t, times)` returns x_0 `(B, C, H, W)`; `second` is called at t'. No gradients.
             x_0 (`torch.Tensor` of shape `(B, C, H, W)`): clean images in [-1, 1].
             generator (`torch.Generator`, *optional*): decides times and noise.
 
@@ -209,7 +209,7 @@ class DistillationLoss:
         return errors
 
     def times(self, time: torch.Tensor) -> GridTimes:
-        """The times of the teacher's grid with the numbers `time` (B,) in 1..N."""
+        """The times of the teacher's grid that are numbered `time` (B,) in 1..N."""
         return GridTimes(*(look_up(self.tables[name], time) for name in GridTimes._fields))
 
     @torch.no_grad()

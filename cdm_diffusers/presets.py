@@ -93,7 +93,7 @@ class TrainingPreset:
 class InferencePreset:
     """
     Recommended sampling steps and conditioning augmentation s; None where the stage takes no s. `solver` samples, one
-    of `SOLVER_NAMES` of `pipelines/solver_names.py`; None is the scheduler that was trained with. `timestep_spacing`
+    of `SOLVER_NAMES` of `pipelines/solver_names.py`; None is the scheduler of the training. `timestep_spacing`
     says how one of Diffusers' spreads its steps; None leaves it as in training.
     """
 

@@ -87,8 +87,8 @@ def check_launcher(refused: Mapping[str, tuple[str, str]]) -> None:
 
 def _meet() -> dict[str, Any]:
     """
-    Waits for all processes that the environment tells of, and returns what their group is made of: the store at which
-    they have met, and the number of this one. Nothing if it tells of none, or they are a group already.
+    Waits for all processes that the environment announces, and returns what their group is made of: the store at which
+    they have met, and the number of this one. Nothing if it announces none, or they are a group already.
     """
     names = ("RANK", "WORLD_SIZE", "MASTER_PORT")
     if not all(map(os.environ.get, (*names, "MASTER_ADDR"))) or torch.distributed.is_initialized():
@@ -188,7 +188,7 @@ def held_by_main(state: PartialState, folder: Path, task: str) -> Iterator[None]
 
 def from_main(function: Callable[[], Any]) -> Any:
     """
-    What `function` returns in the main process, which alone calls it, for all processes. All must ask.
+    What `function` returns in the main process, which alone calls it, for all processes. All must call this.
 
     Raises:
         OSError, ValueError: in all processes, where it does in the main process.
@@ -206,7 +206,7 @@ def from_main(function: Callable[[], Any]) -> Any:
 
 
 def largest(value: int, group: "torch.distributed.ProcessGroup | None") -> int:
-    """The largest of all processes' values; `group` is theirs on the host, None for a single one. All must ask."""
+    """The largest of all processes' values; `group` is theirs on the host, None for a single one. All must call it."""
     if group is None:
         return value
     values = torch.tensor(int(value))
@@ -226,7 +226,7 @@ class Watch:
         self.thread.start()
 
     def fail(self, error: BaseException) -> None:
-        """Tells the others; ends this process where the error is what comes of another one's end."""
+        """Tells the others; ends this process if the error is a consequence of another one's end."""
         could_follow = isinstance(error, RuntimeError) and not isinstance(error, torch.OutOfMemoryError)
         if could_follow and self.judged.wait(1):
             self._end()
@@ -272,7 +272,7 @@ class Watch:
             advice = ""
             with suppress(Exception):
                 advice = self.advice()
-            # In one piece: progress bars of other threads go on.
+            # In one write, since progress bars of other threads go on.
             sys.stderr.write(f"\n{self.verdict}: {self.name.lower()} ends as well. {advice}\n")
             sys.stderr.flush()
         finally:
@@ -280,7 +280,7 @@ class Watch:
 
 
 def _received(link: socket.socket) -> bytes:
-    """Nothing from a process that is gone."""
+    """What has come; nothing from a process that is gone."""
     try:
         return link.recv(1 << 16)
     except OSError:

@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterable
 
 
-# What means something inside a line. Underscores do at the ends of words only.
+# Characters with a meaning inside a line. Underscores have one at the ends of words only.
 _SPECIAL = re.compile(r"[\\`*\[\]|~]|(?<![^\W_])_|_(?![^\W_])")
 
 

@@ -191,7 +191,7 @@ def test_settings_are_checked(name, value):
 
 def test_time_is_bounded(cascade):
     settings = Settings(class_labels=["Trouser"], num_inference_steps={"base": 20})
-    with pytest.raises(ValueError, match=r"longer than 0\.001 seconds and was ended: choose fewer steps or images"):
+    with pytest.raises(ValueError, match=r"longer than 0\.001 seconds and was stopped: choose fewer steps or images"):
         list(generate(cascade, settings, Limits(max_seconds=0.001)))
 
 
@@ -327,7 +327,7 @@ def test_broken_metadata_and_a_file_that_is_gone_are_sentences(tmp_path):
     with pytest.raises(ValueError, match="The file cannot be read as a picture"):
         take_upload(file, 8, 1, Limits())
     assert not list(tmp_path.iterdir())
-    with pytest.raises(ValueError, match=r"The file is gone, .*: upload it once more"):
+    with pytest.raises(ValueError, match=r"The file is gone, .*: upload it again"):
         take_upload(file, 8, 1, Limits())
 
 
@@ -368,7 +368,7 @@ def test_no_control_takes_a_file_from_an_address(monkeypatch):
     assert len(controls) > 50
     for fn, place in controls:
         posted = [None] * place + [[file] if place % 2 else file] + [None] * (len(fn.inputs) - place - 1)
-        with pytest.raises(gradio.Error, match="A file must be uploaded; none is fetched from an address"):
+        with pytest.raises(gradio.Error, match="A file must be uploaded; none is fetched from a URL"):
             asyncio.run(page.preprocess_data(fn, posted, None))
 
 

@@ -70,7 +70,7 @@ def test_uploads_of_a_visitor_are_bounded_in_number_and_come_back():
         assert page.post(form(b"x"))[0] == 200
     page.time = 60 * 7.5
     said = (
-        "This page takes 3 pictures and 2 megabytes of a visitor in 10 minutes, and this would be more: "
+        "This page takes 3 pictures and 2 megabytes from a visitor in 10 minutes, and this would be more: "
         "try again in 3 minutes."
     )
     assert page.post(form(b"x")) == (429, said) and len(page.bodies) == 3
@@ -94,9 +94,9 @@ def test_uploads_of_a_visitor_are_bounded_in_bytes():
     ("body", "options", "said"),
     [
         (form(bytes(2**20 + 2**17)), {}, f"at most {2**20 + 2**16} bytes"),
-        (form(b"x"), {"size": -1}, "must say its size"),
+        (form(b"x"), {"size": -1}, "must declare its size"),
         (b"x" * (MOST_BYTES + 1), {"path": "/gradio_api/queue/join"}, f"at most {MOST_BYTES} bytes"),
-        (form(b"x", b"y"), {}, "A request must have one picture: upload them one by one."),
+        (form(b"x", b"y"), {}, "A request must hold one picture: upload them one by one."),
     ],
 )
 def test_what_is_too_much_at_once_is_refused(body, options, said):

@@ -223,7 +223,7 @@ def refusal(number):
 def test_a_file_system_without_locks(tmp_path, monkeypatch):
     (tmp_path / ".tmp-of-a-killed-run").write_text("x")
     monkeypatch.setattr(locks.fcntl, "flock", refusal(errno.ENOLCK))
-    with pytest.warns(UserWarning, match="cannot be locked .*: start no second run in it"), held(tmp_path, "a test"):
+    with pytest.warns(UserWarning, match="cannot be locked .*: do not start a second run"), held(tmp_path, "a test"):
         assert not (tmp_path / ".tmp-of-a-killed-run").exists()
         (tmp_path / ".tmp-of-this-run").write_text("x")
         with held(tmp_path, "a part of that"):
@@ -234,7 +234,7 @@ def test_a_file_system_without_locks(tmp_path, monkeypatch):
 def test_a_lock_that_cannot_be_read(tmp_path, monkeypatch):
     monkeypatch.setattr(locks.fcntl, "flock", refusal(errno.EWOULDBLOCK))
     monkeypatch.setattr(locks.os, "pread", refusal(errno.EACCES))
-    message = "is in use by a process that has not said which: wait"
+    message = "is in use by an unknown process: wait"
     with pytest.raises(ValueError, match=message), held(tmp_path, "a test"):
         pass
 

@@ -342,7 +342,7 @@ def test_positional_arguments(capsys):
         parsed = parse(Info, words.split())
         assert (parsed.folder, parsed.json) == ("folder", True)
     assert refused(capsys, Info, []) == "`folder` is missing; see --help."
-    assert refused(capsys, Info, ["a", "b"]) == "unexpected word 'b'; see --help."
+    assert refused(capsys, Info, ["a", "b"]) == "unexpected argument 'b'; see --help."
     assert refused(capsys, Info, ["--jsn"]) == "`--jsn` is not an option; did you mean `--json`?"
 
 
@@ -358,7 +358,7 @@ def test_positional_arguments(capsys):
         ("--pipeline p", "`--num_images` is missing; see --help."),
         ("--pipeline p --num_images 0", "`num_images` is 0; it must be at least 1."),
         ("--pipeline p --num_images 1.5", "`num_images` is '1.5'; it must be a whole number of at least 1."),
-        ("--pipeline p --num_images 1 2", "unexpected word '2'; see --help."),
+        ("--pipeline p --num_images 1 2", "unexpected argument '2'; see --help."),
         ("--pipeline p --num_images -3", "`num_images` is -3; it must be at least 1."),
         (
             "--pipeline p --num_images 1 --streaming=maybe",

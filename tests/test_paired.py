@@ -168,7 +168,7 @@ def test_rows_of_other_counts_are_refused():
         lambda: PairedDistances.between(rows, standard(3)),
         lambda: paired_bootstrap(rows, lambda rows: 0.0),
     ):
-        with pytest.raises(ValueError, match=r"`rows` are of \[20, 21\] images; paired rows must be of as many"):
+        with pytest.raises(ValueError, match=r"`rows` are of \[20, 21\] images; they must have equally many"):
             function()
 
 

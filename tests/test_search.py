@@ -385,7 +385,7 @@ def test_results_of_another_meaning_of_a_solver_are_kept_and_not_used(folders, t
     (tmp_path / "results.jsonl").write_text("".join(json.dumps(line) + "\n" for line in (heun, unipc)))
     capsys.readouterr()
     rows = search(config_for(folders, tmp_path, **options))
-    old = f"1 lines of {tmp_path}/results.jsonl are not used, of names that mean others now: `heun` (with Karras's"
+    old = f"1 lines of {tmp_path}/results.jsonl are not used; names in them changed meaning: `heun` (with Karras's"
     assert old in capsys.readouterr().out
     lines = lines_of(tmp_path)
     assert lines[:2] == [heun, unipc] and len(lines) == 3 and lines[2]["setting"] == heun["setting"]

@@ -180,9 +180,9 @@ def test_the_same_process_is_accepted():
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("scheduler", "no `scheduler`, but one for each stage: use `base_scheduler` and so on"),
-        ("unet", "no `unet`, but one for each stage: use `base_unet` and so on"),
-        ("noising_scheduler", "no `noising_scheduler`, but one for each stage: use `super_res_1_noising_scheduler`"),
+        ("scheduler", "no single `scheduler`, but one for each stage: use `base_scheduler` and so on"),
+        ("unet", "no single `unet`, but one for each stage: use `base_unet` and so on"),
+        ("noising_scheduler", "no single `noising_scheduler`, but one for each stage: use `super_res_1_noising_"),
     ],
 )
 def test_a_cascade_has_no_single(name, message):

@@ -161,7 +161,7 @@ def test_heun_without_levels_of_its_own_takes_times():
         ({"timesteps": {"bass": [3]}}, r"`timesteps` names the stages \['bass'\]"),
         (
             {"timesteps": {"base": [9, 1]}, "num_inference_steps": 3},
-            "are 2, but `num_inference_steps` is 3: leave one",
+            "has 2 entries, but `num_inference_steps` is 3: leave one",
         ),
     ],
 )

@@ -1047,7 +1047,7 @@ def test_too_few_images_for_a_batch(images, tmp_path):
     options = BASE | {"train_data_dir": str(images), "output_dir": str(tmp_path), "train_batch_size": 22}
     with pytest.raises(ValueError, match=r"`train_batch_size` is 22 .* only 21 images"):
         run(options)
-    with pytest.raises(ValueError, match="not even one whole batch"):
+    with pytest.raises(ValueError, match="not hold even one whole batch"):
         run(options | {"streaming": True})
 
 

@@ -41,7 +41,7 @@ class StageFacts:
 
 
 def stage_facts(pipeline: CascadedDiffusionPipeline, limits: Limits) -> list[StageFacts]:
-    """What there is to choose of each stage, from the first to the last."""
+    """What can be chosen for each stage, from the first to the last."""
     defaults = pipeline.stage_options()
     facts = []
     for stage in pipeline.stages:

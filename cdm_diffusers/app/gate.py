@@ -12,7 +12,7 @@ from typing import Any
 from .config import MINUTES, Limits
 
 
-MOST_BYTES = 2**20  # of what is no upload
+MOST_BYTES = 2**20  # of a request that is not an upload
 MARGIN = 2**16  # bytes of an upload besides its picture
 
 Receive = Callable[[], Awaitable[dict[str, Any]]]
@@ -32,7 +32,7 @@ class Quota:
         Counts an upload of `size` bytes.
 
         Raises:
-            ValueError: it is more than a visitor has.
+            ValueError: it exceeds the visitor's quota.
         """
         now = self.clock()
         while self.uploads and self.uploads[0][0] <= now - 60 * MINUTES:
@@ -42,7 +42,7 @@ class Quota:
         if len(own) >= self.limits.max_uploads or sum(size for _, size in own) + size > most * 2**20:
             left = MINUTES - (now - own[0][0] if own else 0) / 60
             raise ValueError(
-                f"This page takes {self.limits.max_uploads} pictures and {most} megabytes of a visitor in {MINUTES} "
+                f"This page takes {self.limits.max_uploads} pictures and {most} megabytes from a visitor in {MINUTES} "
                 f"minutes, and this would be more: try again in {math.ceil(left)} minutes."
             )
         self.uploads.append((now, visitor, size))
@@ -50,8 +50,8 @@ class Quota:
 
 class Gate:
     """
-    An ASGI application before another one. Uploads, one picture each, pass when they have come in whole, so that
-    nothing of those that break off is written to disk.
+    An ASGI application in front of another one. Uploads, one picture each, pass when they have arrived completely, so
+    that nothing of those that break off is written to disk.
     """
 
     def __init__(self, app: Callable[..., Awaitable[None]], quota: Quota):
@@ -66,19 +66,19 @@ class Gate:
         most = self.quota.limits.max_upload_megabytes * 2**20 + MARGIN if is_upload else MOST_BYTES
         size = int(headers.get(b"content-length", -1))
         if not 0 <= size <= most:
-            return await _answer(send, 413, f"A request must say its size, which must be at most {most} bytes.")
+            return await _answer(send, 413, f"A request must declare its size, which must be at most {most} bytes.")
         if not is_upload:
             return await self.app(scope, receive, send)
         try:
             self.quota.take(visitor_of(scope["client"][0]), size)
         except ValueError as error:
-            await _body(receive, keep=False)  # a browser hears nothing before it has said all
+            await _body(receive, keep=False)  # a browser reads no answer before it has sent everything
             return await _answer(send, 429, str(error))
         body = await _body(receive)
         if body is None:
             return None
         if _count_files(headers.get(b"content-type", b""), body) > 1:
-            return await _answer(send, 413, "A request must have one picture: upload them one by one.")
+            return await _answer(send, 413, "A request must hold one picture: upload them one by one.")
         messages = deque([{"type": "http.request", "body": body, "more_body": False}])
 
         async def again() -> dict[str, Any]:
@@ -88,7 +88,7 @@ class Gate:
 
 
 def visitor_of(address: str) -> str:
-    """The address, of an IPv6 one the network: its last 64 bits are at the visitor's choice."""
+    """The address; for IPv6 its network, since a visitor can choose the last 64 bits."""
     parsed = ipaddress.ip_address(address)
     if parsed.version == 4 or parsed.ipv4_mapped:
         return address
@@ -96,7 +96,7 @@ def visitor_of(address: str) -> str:
 
 
 async def _body(receive: Receive, keep: bool = True) -> bytes | None:
-    """All of a request's body; None where the visitor leaves before its end."""
+    """All of a request's body; None if the visitor leaves before its end."""
     parts = []
     while True:
         message = await receive()

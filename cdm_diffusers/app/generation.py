@@ -31,7 +31,7 @@ _sampling = threading.Lock()  # held by whoever samples: one at a time
 
 @options
 class Settings:
-    """What a visitor chose; mappings are of stages."""
+    """What a visitor chose; mappings are by stage."""
 
     class_labels: list[str] = option("Names or numbers of classes; none for an unconditional cascade.", [])
     num_images: PositiveInt = option("Images of each class.", 4)
@@ -51,7 +51,7 @@ class Update:
         stage: the stage that took it.
         step, num_steps: which of how many, from 1.
         seconds: that the stage has taken so far.
-        images: those of the stages so far, by name; the last are in the making until `step` is `num_steps`.
+        images: those of the stages so far, by name; the last are unfinished until `step` is `num_steps`.
         captions: of the images of each stage: their classes, "" where the stages that run have none.
     """
 
@@ -88,7 +88,7 @@ def generate(
     """
     Samples a cascade in a thread of its own. Closing the iterator ends sampling after the step that is running.
 
-    An update that a newer one overtakes is left out; the last never is.
+    An update that a newer one overtakes is dropped; the last never is.
 
     Args:
         picture: (1, C, h, h) in [0, 1], to start from at the stage that takes its size. Default: the base's samples.
@@ -178,7 +178,7 @@ class _Watched:
         now = time.monotonic()
         if now - self.began > self.max_seconds:
             raise ValueError(
-                f"This took longer than {self.max_seconds:g} seconds and was ended: choose fewer steps or images."
+                f"This took longer than {self.max_seconds:g} seconds and was stopped: choose fewer steps or images."
             )
         pipeline._interrupt = self.is_stopped.is_set()
         stage, step, num_steps = pipeline.current_stage, index + 1, pipeline.num_timesteps

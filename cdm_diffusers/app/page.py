@@ -36,7 +36,7 @@ class Panel:
     controls: dict[tuple[str, str | None], gr.components.Component]
 
     def settings(self, values: tuple) -> Settings:
-        """What the controls, whose values come in their order, say."""
+        """The settings that `values`, in the order of the controls, stand for."""
         chosen: dict[str, Any] = {}
         for (option, stage), value in zip(self.controls, values, strict=True):
             if stage is None:
@@ -56,7 +56,7 @@ class View:
 
     @classmethod
     def make(cls) -> "View":
-        """An empty one, here on the page."""
+        """An empty one, placed here on the page."""
         return cls(gr.HTML(rendering.said("")), gr.HTML(), gr.HTML())
 
 
@@ -152,8 +152,8 @@ class Demo:
         """A slider over s of each stage that takes one; all else, the noise too, stays."""
         gr.Markdown(
             "Before a stage upsamples its input, noise is added to it, up to step s of the forward process. "
-            "At s = 0 the stage trusts its input; the larger s, the more it draws anew. "
-            "The seed and all other settings stay, and so does the noise itself: what changes, s has changed."
+            "At s = 0 the stage trusts its input; the larger s is, the more it draws anew. "
+            "The seed and all other settings stay, and so does the noise itself: whatever changes is due to s."
         )
         sliders = {
             ("augmentation_levels", stage.name): self.level_slider(stage, f"s of {stage.title}")
@@ -174,11 +174,11 @@ class Demo:
         stages = [stage for stage in self.stages if stage.low_res_size is not None]
         largest = max(stage.low_res_size for stage in stages)
         gr.Markdown(
-            "A picture is cropped to a square and shrunk to what the stage takes. That is all that is held, in memory "
-            f"and for {MINUTES} minutes at most; its file is removed at once."
+            "A picture is cropped to a square and shrunk to what the stage takes. Only that is kept, in memory and "
+            f"for at most {MINUTES} minutes; its file is removed at once."
         )
         upload = gr.File(label="Picture", file_types=["image"], height=120, elem_id="upload")
-        upload.preprocess = lambda payload: payload and Path(payload.path)  # Gradio's own makes files that stay
+        upload.preprocess = lambda payload: payload and Path(payload.path)  # Gradio's own leaves files behind
         pixels = gr.State(time_to_live=60 * MINUTES)
         seen = gr.HTML()
         sizes = {stage.title: stage.low_res_size for stage in stages}
@@ -236,8 +236,8 @@ class Demo:
 
 class Page(gr.Blocks):
     """
-    Blocks that fetch nothing: Gradio downloads any input, of any control, that says it is a file at an address. What a
-    control refuses is no traceback in the log.
+    Blocks that fetch nothing: Gradio downloads any input, of any control, that claims to be a file at a URL. What a
+    control refuses leaves no traceback in the log.
     """
 
     async def preprocess_data(self, *arguments: Any, **options: Any) -> list[Any]:
@@ -254,7 +254,7 @@ class Page(gr.Blocks):
     def validate_inputs(self, block_fn: Any, inputs: list[Any]) -> None:
         """
         Raises:
-            gradio.Error: there is a file at an address among `inputs`, as a visitor has posted them.
+            gradio.Error: there is a file at a URL among `inputs`, as a visitor has posted them.
         """
         super().validate_inputs(block_fn, inputs)
         traverse(inputs, _check_is_upload, is_file_obj_with_meta)
@@ -262,7 +262,7 @@ class Page(gr.Blocks):
 
 def _check_is_upload(file: dict) -> None:
     if is_http_url_like(file["path"]):
-        raise gr.Error("A file must be uploaded; none is fetched from an address.", print_exception=False)
+        raise gr.Error("A file must be uploaded; none is fetched from a URL.", print_exception=False)
 
 
 def build_page(pipeline: CascadedDiffusionPipeline, limits: Limits, title: str) -> gr.Blocks:
@@ -295,7 +295,7 @@ def build_page(pipeline: CascadedDiffusionPipeline, limits: Limits, title: str) 
 
 def launch(page: gr.Blocks, config: AppConfig) -> None:
     """
-    Starts to serve `page`, in threads of its own. It asks nothing of other machines: no fonts, no statistics.
+    Starts serving `page`, in threads of its own. It requests nothing from other machines: no fonts, no statistics.
 
     Raises:
         OSError: there is no such address or free port on this machine.
@@ -323,7 +323,7 @@ def _buttons(start: str) -> tuple[gr.Button, gr.Button]:
 
 
 def _on(trigger: Callable, run: Callable, inputs: list, view: View | list, stop: gr.Button) -> None:
-    """Starts `run` where `trigger` says, one at a time of all on the page, and ends it where `stop` is pressed."""
+    """Starts `run` upon `trigger`, one at a time on the whole page, and ends it when `stop` is pressed."""
     outputs = [view.progress, view.pictures, view.downloads] if isinstance(view, View) else view
     event = trigger(
         _told(run),
@@ -340,7 +340,7 @@ def _on(trigger: Callable, run: Callable, inputs: list, view: View | list, stop:
 
 
 def _told(function: Callable) -> Callable:
-    """`function` whose ValueErrors are sentences on the page."""
+    """`function`, with its ValueErrors shown as sentences on the page."""
     if inspect.isgeneratorfunction(function):
 
         @functools.wraps(function)

@@ -1,4 +1,4 @@
-"""What the page shows, as HTML that carries its pictures in itself: nothing of them is written to disk."""
+"""What the page shows, as HTML with its pictures inline: none of them is written to disk."""
 
 import base64
 import io
@@ -15,7 +15,7 @@ from .generation import Update
 
 
 PREVIEW_SIZE = 64
-LARGE_SIZE = 128  # from which on a stage's images have the whole width
+LARGE_SIZE = 128  # from which on a stage's images take the full width
 STYLE = """
 footer { display: none !important; }
 .cdm-stages { display: grid; gap: 12px; grid-template-columns: repeat(auto-fit, minmax(min(100%, 220px), 1fr)); }
@@ -50,12 +50,12 @@ def progress(update: Update) -> str:
 
 
 def finished(num_images: int, seconds: float) -> str:
-    """What stands there at the end."""
+    """What is shown at the end."""
     return said(f"{num_images} images in {seconds:.1f} s.")
 
 
 def said(line: str, bar: str = "") -> str:
-    """A line in the place of the progress."""
+    """A line in place of the progress."""
     return f'<div class="cdm-progress" role="status">{bar}<div>{escape(line)}</div></div>'
 
 
@@ -133,12 +133,12 @@ def archive(stages: dict[str, list[Image.Image]], captions: list[str]) -> bytes:
 
 
 def png(image: Image.Image) -> bytes:
-    """The file of a PNG."""
+    """The content of a PNG file."""
     file = io.BytesIO()
     image.save(file, "PNG")
     return file.getvalue()
 
 
 def data_uri(content: bytes, kind: str) -> str:
-    """`content` as an address that holds it."""
+    """`content` as a data URI."""
     return f"data:{kind};base64,{base64.b64encode(content).decode()}"

@@ -15,7 +15,7 @@ def serve(config: AppConfig) -> None:
     Shows `config.pipeline` until SIGINT or SIGTERM.
 
     Raises:
-        ValueError: the pipeline is no cascade.
+        ValueError: the pipeline is not a cascade.
         OSError: there is none, or there is no such address or free port on this machine.
         ModuleNotFoundError: Gradio is not installed.
     """

@@ -16,7 +16,7 @@ FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
 
 def take_upload(file: Path, size: int, num_channels: int, limits: Limits) -> torch.Tensor:
     """
-    The picture in `file`, cropped and shrunk. The file is removed, whatever comes of it.
+    The picture in `file`, cropped and shrunk. The file is removed, whatever happens.
 
     Returns:
         uint8 (C, size, size).
@@ -53,8 +53,8 @@ def _errors_as_sentences() -> Iterator[None]:
     try:
         yield
     except FileNotFoundError as error:
-        raise ValueError("The file is gone, as when two upload the same at once: upload it once more.") from error
-    except Exception as error:  # Pillow meets broken metadata with errors of many types
+        raise ValueError("The file is gone, as when two visitors upload the same at once: upload it again.") from error
+    except Exception as error:  # Pillow raises errors of many types for broken metadata
         raise ValueError(f"The file cannot be read as a picture; it must be one of {', '.join(FORMATS)}.") from error
 
 

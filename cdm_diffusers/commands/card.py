@@ -12,17 +12,17 @@ from .config import CardConfig
 
 def write(config: CardConfig) -> None:
     """
-    Writes `README.md` into `config.folder`; nothing is changed where something is wrong.
+    Writes `README.md` into `config.folder`; nothing is changed if anything is wrong.
 
     Raises:
-        ValueError: the card that is there was written by somebody, or a file of figures is not one of this pipeline.
+        ValueError: the existing card was written by hand, or a file of figures is not one of this pipeline.
         OSError: there is no such folder or file.
     """
     folder = Path(config.folder)
     pipeline = load_without_weights(config.folder)
     card = folder / CARD
     if card.is_file() and not config.overwrite and not is_ours(card.read_text(encoding="utf-8")):
-        raise ValueError(f"{str(card)!r} was written or changed by somebody; --overwrite replaces it.")
+        raise ValueError(f"{str(card)!r} was written or changed by hand; --overwrite replaces it.")
     kept = dict(kept_report(file, pipeline) for file in config.figures)
     if config.sample_grid is not None:
         shutil.copyfile(config.sample_grid, folder / GRID)

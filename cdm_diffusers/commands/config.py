@@ -28,8 +28,8 @@ class InfoConfig:
 @options
 class CardConfig:
     """
-    Write the model card of a folder, or refresh one that was written so: title, licence, data set, measured figures
-    with what measured them, samples, an example that runs, intended use and limits.
+    Write the model card of a folder, or refresh one that this command wrote: title, licence, data set, measured
+    figures with what measured them, samples, an example that runs, intended use and limits.
 
     Example:
         cdm card my-cascade --title "Emoji" --license cc-by-4.0 --dataset_name me/emoji
@@ -37,14 +37,14 @@ class CardConfig:
     """
 
     folder: str = option("Folder of a cascade or of a stage.", positional=True)
-    title: str | None = option("Default: the title of the card that is there, else the folder's name.", None)
+    title: str | None = option("Default: the title of the existing card, else the folder's name.", None)
     license: License | None = option(
         "Licence of the data and so of the weights, by the Hub's identifiers (cc-by-4.0, ...). Default: that of the "
-        "card that is there, else none.",
+        "existing card, else none.",
         None,
     )
     dataset_name: str | None = option(
-        "Data set of the Hub that it was trained on. Default: that of the card that is there, else of the training.",
+        "Data set of the Hub that it was trained on. Default: that of the existing card, else of the training.",
         None,
     )
     figures: list[str] = option("JSON of `cdm recognition` and of `cdm evaluate`, kept in the folder.", [])
@@ -70,14 +70,14 @@ class CallConfig:
     consistency: bool = option("Super-resolution keeps to the area averages of its input.", False)
     seed: NonNegativeInt = option("Seed of all noise.", 0)
     dtype: Literal["float32", "bf16", "fp16"] = option("Type of the networks' weights.", "float32")
-    device: str | None = option("Default: cuda where there is one, else cpu.", None)
+    device: str | None = option("Default: cuda if available, else cpu.", None)
 
 
 @options
 class PicturesConfig(CallConfig):
     """
-    Sample pictures from a cascade: one labelled grid with a row per class and every stage's output beside the next, or
-    one file per picture.
+    Sample pictures from a cascade: one labelled grid with a row per class and the outputs of all stages side by side,
+    or one file per picture.
 
     Example:
         cdm sample checkpoints/fashion-mnist-32 --class_labels "Ankle boot" Bag --output samples.png
@@ -90,7 +90,7 @@ class PicturesConfig(CallConfig):
     class_labels: list[str] | None = option(
         "Names or numbers of classes, a row each. Default: the first ten; none for an unconditional cascade.", None
     )
-    num_images_per_label: PositiveInt = option("Images of each class; of an unconditional cascade, images.", 8)
+    num_images_per_label: PositiveInt = option("Images of each class; all images of an unconditional cascade.", 8)
     settings: str | None = option("Name of the pipeline's settings to use; see info. Default: its defaults.", None)
     augmentation_levels: NonNegativeInt | dict[str, NonNegativeInt] | None = option(
         "s of all stages that take one, or of each. Default: the pipeline's.", None
@@ -114,7 +114,7 @@ class PicturesConfig(CallConfig):
         "Screen pixels per pixel of the last stage, in a grid. Default: 2; above 64x64 pixels 1.", None
     )
     show: bool = option(
-        "Show the grid, too, in terminals that can: kitty, Ghostty, iTerm2, WezTerm, and those that take sixels. "
+        "Show the grid, too, in terminals that can: kitty, Ghostty, iTerm2, WezTerm, and those that support sixels. "
         "--no_show leaves it out.",
         True,
     )
@@ -127,8 +127,8 @@ class PicturesConfig(CallConfig):
 @options
 class SuperResolveConfig(CallConfig):
     """
-    Sample high-resolution versions of low-resolution images, by a super-resolution stage or by those stages of a
-    cascade that follow the images' size.
+    Sample high-resolution versions of low-resolution images, with a super-resolution stage or with the stages of a
+    cascade from the images' size on.
 
     Example:
         cdm super-resolve checkpoints/fashion-mnist-32 small/*.png --class_labels Bag --output large/

@@ -30,7 +30,7 @@ def describe(name: str) -> dict[str, Any]:
     Stages, classes and licence of the pipeline in a folder or on the Hub, without its weights, as JSON has them.
 
     Raises:
-        ValueError: it is no pipeline of this package.
+        ValueError: it is not a pipeline of this package.
         OSError: there is none.
     """
     pipeline = load_without_weights(name)
@@ -74,7 +74,7 @@ def describe_scheduler(scheduler: Any) -> dict[str, Any]:
 
 
 def defaults_of(stage: CascadeStage, pipeline: Pipeline) -> dict[str, int | float | None]:
-    """Steps, s and guidance of a call that says nothing of them."""
+    """Steps, s and guidance of a call that does not give them."""
     if isinstance(pipeline, SuperResolutionPipeline):
         return pipeline.stage_options()
     return {name: values.get(stage.name) for name, values in pipeline.stage_options().items()}

@@ -1,4 +1,4 @@
-"""Saved pipelines of either kind, where a command calls them."""
+"""Saved pipelines of either kind, on the device where a command calls them."""
 
 import torch
 
@@ -11,7 +11,7 @@ def load_on_device(name: str, dtype: str = "float32", device: str | None = None)
     Args:
         name: folder or Hub id.
         dtype: of `DTYPES`.
-        device: by default cuda where there is one.
+        device: by default cuda if available.
     """
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     return load_pipeline(name, dtype=DTYPES[dtype]).to(device)

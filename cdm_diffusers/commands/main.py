@@ -70,7 +70,7 @@ COMMANDS = {
         "Distances of samples from real images.", "evaluation.config:EvaluateConfig", "evaluation.evaluate:evaluate"
     ),
     "recognition": Command(
-        "Are samples recognised, varied, and no copies?",
+        "Are samples recognised, varied, and not copies?",
         "evaluation.config:RecognitionConfig",
         "evaluation.recognition:measure_recognition",
     ),

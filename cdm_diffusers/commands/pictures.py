@@ -27,7 +27,7 @@ def sample_pictures(config: PicturesConfig) -> None:
     Writes `config.output`: a grid, or a folder of PNGs.
 
     Raises:
-        ValueError: the pipeline is no cascade, or does not take what is asked for.
+        ValueError: the pipeline is not a cascade, or does not take what is asked for.
     """
     pipeline = load_on_device(config.pipeline, config.dtype, config.device)
     if not isinstance(pipeline, CascadedDiffusionPipeline):
@@ -69,7 +69,7 @@ def sample_pictures(config: PicturesConfig) -> None:
 
 
 def class_labels(given: list[str] | None, id2label: dict[int, str] | None) -> list[int | str] | None:
-    """Numbers as ints, unless a class is called so."""
+    """Numbers as ints, unless a class has that name."""
     if given is None:
         return None
     named = set((id2label or {}).values())
@@ -91,7 +91,7 @@ def row_names(labels: list[int | str] | None, id2label: dict[int, str] | None) -
 
 
 def file_name(label: str) -> str:
-    """Of "T-shirt/top" "T-shirt_top"; "image" of none."""
+    """ "T-shirt_top" for "T-shirt/top"; "image" for an empty label."""
     return re.sub(r"[^\w.-]+", "_", label) or "image"
 
 
@@ -156,10 +156,10 @@ def read_image(file: str, num_channels: int, sizes: list[int], resize: bool) -> 
 def save_all(images: Iterable[Image.Image], names: list[str], folder: Path) -> None:
     """
     Raises:
-        ValueError: two pictures would have one name.
+        ValueError: two pictures would have the same name.
     """
     if len(set(names)) < len(names):
-        raise ValueError(f"{names} would be written to `output`, some over others: give images of different names.")
+        raise ValueError(f"{names} would be written to `output`, some over others: give images with different names.")
     folder.mkdir(parents=True, exist_ok=True)
     for image, name in zip(images, names, strict=True):
         image.save(folder / name)

@@ -12,7 +12,7 @@ EMPTY = 63  # code of the character for no pixel
 
 
 def sixel(image: Image.Image) -> str:
-    """`image` in at most 256 colours of percents of red, green and blue: band by band, colour by colour, in runs."""
+    """`image` in at most 256 colours (percentages of red, green, blue): band by band, colour by colour, in runs."""
     palettised = image.convert("RGB").quantize(NUM_COLOURS)
     palette = np.rint(np.array(palettised.getpalette()).reshape(-1, 3) / 2.55).astype(int)
     colours = "".join(f"#{number};2;{red};{green};{blue}" for number, (red, green, blue) in enumerate(palette))
@@ -22,7 +22,7 @@ def sixel(image: Image.Image) -> str:
 
 
 def _band(indices: np.ndarray) -> str:
-    """Up to six rows (R, W) of numbers of colours: one line of characters for each colour, over each other."""
+    """Up to six rows (R, W) of colour indices: a line of characters per colour, drawn over each other."""
     bits = 1 << np.arange(len(indices))[:, None]
     lines = []
     for colour in np.unique(indices):

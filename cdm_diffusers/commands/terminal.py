@@ -21,14 +21,14 @@ from .sixel import sixel
 
 KITTY_CHUNK = 4096  # characters of base64 in one escape sequence
 CELL_WIDTH = 8  # pixels, about
-PATIENCE = 1.0  # seconds for an answer of the terminal, which may be at the other end of an ssh connection
-ATTRIBUTES = re.compile(rb"\x1b\[\?([\d;]*)c")  # the answer to CSI c: a class, then what the terminal can
+PATIENCE = 1.0  # seconds for the terminal's answer, which may come from the other end of an ssh connection
+ATTRIBUTES = re.compile(rb"\x1b\[\?([\d;]*)c")  # the answer to CSI c: a class, then the terminal's features
 SIXEL = b"4"
 
 
 def show(image: Image.Image, stream: TextIO, environment: Mapping[str, str]) -> bool:
     """
-    Writes `image` to `stream` where that is a terminal which shows pictures, by its `environment` or its own word.
+    Writes `image` to `stream` if that is a terminal which shows pictures, as its `environment` or itself tells.
 
     Returns:
         Whether it was written.
@@ -66,15 +66,15 @@ def takes_sixels(stream: TextIO) -> bool:
     """
     Asks the terminal behind `stream` and stdin whether it takes sixels, and waits for [`PATIENCE`] at most.
 
-    It is not asked, and False returned, where stdin is no terminal, somebody types already, or this process is in the
-    background.
+    It is not asked, and False is returned, if stdin is not a terminal, somebody is already typing, or this process is
+    in the background.
     """
     try:
         keyboard, screen = sys.stdin.fileno(), stream.fileno()
         if os.tcgetpgrp(keyboard) != os.getpgrp():
             return False
         before = termios.tcgetattr(keyboard)
-    except (AttributeError, OSError, ValueError, termios.error):  # stdin is none, or closed, or no terminal of ours
+    except (AttributeError, OSError, ValueError, termios.error):  # no stdin, or a closed one, or not our terminal
         return False
     raw = [*before]
     raw[3] &= ~(termios.ICANON | termios.ECHO)  # bytes as they come, and none shown
@@ -86,7 +86,7 @@ def takes_sixels(stream: TextIO) -> bool:
 
 
 def _attributes(keyboard: int, screen: int) -> list[bytes]:
-    """What the terminal says that it can; nothing where it does not answer in time."""
+    """The features that the terminal reports; none if it does not answer in time."""
     os.write(screen, b"\x1b[c")
     answer, end = b"", time.monotonic() + PATIENCE
     while not (found := ATTRIBUTES.search(answer)):
@@ -102,7 +102,7 @@ def _has_input(keyboard: int, seconds: float) -> bool:
 
 def _pixels_across(stream: TextIO) -> int:
     _, _, across, _ = struct.unpack("HHHH", fcntl.ioctl(stream, termios.TIOCGWINSZ, bytes(8)))
-    return across or CELL_WIDTH * shutil.get_terminal_size().columns  # many terminals tell no pixels
+    return across or CELL_WIDTH * shutil.get_terminal_size().columns  # many terminals do not report pixels
 
 
 def _no_wider_than(width: int, image: Image.Image) -> Image.Image:

@@ -65,7 +65,7 @@ def unet_from_openai(
         diffusion_steps (`int`, *optional*): T, which only matters to rescaled times.
         low_res (`int`, *optional*): height and width of an upsampler's low-resolution image.
         dropout (`float`, *optional*): for further training; 0 if nothing is known.
-        file_name (`str`, *optional*): tells published files of one structure from another.
+        file_name (`str`, *optional*): tells published files of the same structure apart.
 
     Returns:
         [`CascadedUNet2DModel`]: in float32 and evaluation mode.
@@ -121,7 +121,7 @@ def resolve_settings(
     Args:
         structure ([`OpenAIStructure`]): of the network.
         given ([`OpenAISettings`]): what the caller says.
-        file_name (`str`, *optional*): of the checkpoint; tells published files of one structure from another.
+        file_name (`str`, *optional*): of the checkpoint; tells published files of the same structure apart.
         needs_scheduler (`bool`): whether the diffusion process must be known too.
 
     Returns:

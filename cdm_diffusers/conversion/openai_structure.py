@@ -55,7 +55,7 @@ def read_structure(state_dict: Mapping[str, torch.Tensor]) -> OpenAIStructure:
     The structure of a network, from the shapes of its weights.
 
     Raises:
-        `ValueError`: these are no weights of OpenAI's diffusion networks.
+        `ValueError`: these are not weights of OpenAI's diffusion networks.
     """
     check_tensors(state_dict)
     _check_family(state_dict)

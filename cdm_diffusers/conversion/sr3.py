@@ -173,7 +173,7 @@ def read_structure(state_dict: Mapping[str, torch.Tensor]) -> SR3Structure:
     The structure of a network, from the shapes of its weights.
 
     Raises:
-        `ValueError`: these are no weights of SR3's networks.
+        `ValueError`: these are not weights of SR3's networks.
     """
     check_tensors(state_dict)
     shapes = {name.removeprefix(PREFIX): tuple(tensor.shape) for name, tensor in state_dict.items()}

@@ -31,7 +31,7 @@ def read_state_dict(path: str | Path) -> dict[str, torch.Tensor]:
 
     Raises:
         `FileNotFoundError`: there is no such file.
-        `ValueError`: the file is cut off, damaged or encrypted, a shard, a web page, no state dict, or asks for code
+        `ValueError`: the file is cut off, damaged, encrypted, a shard, a web page, not a state dict, or asks for code
             to be run.
     """
     path = Path(path)
@@ -57,7 +57,7 @@ def _first_bytes(path: Path) -> bytes:
         raise ValueError(f"{path.name} is a Git LFS pointer, not the checkpoint itself: run `git lfs pull`.")
     if start.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"<"):
         raise ValueError(
-            f"{path.name} is a web page or a server's error message (HTML or XML), not a checkpoint: look into it, "
+            f"{path.name} is a web page or a server's error message (HTML or XML), not a checkpoint: look at it, "
             "and download again."
         )
     return start

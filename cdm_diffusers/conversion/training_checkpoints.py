@@ -17,8 +17,8 @@ def convert_training_checkpoint(
     checkpoint: str | Path, output_dir: str | Path, weights: Literal["ema", "raw"] = "ema"
 ):
     r"""
-    A checkpoint of this package's training (`checkpoint-1000`) as the stage's pipeline folder, without going on
-    training.
+    A checkpoint of this package's training (`checkpoint-1000`) as the stage's pipeline folder, without resuming
+    the training.
 
     Args:
         checkpoint (`str` or `Path`): the checkpoint's folder.

@@ -31,7 +31,7 @@ def unet_from_diffusers(model: UNet2DModel) -> CascadedUNet2DModel:
     A base network with the weights of `model`, whose memory it shares.
 
     Raises:
-        `ValueError`: `model` is built of parts that [`CascadedUNet2DModel`] has not.
+        `ValueError`: `model` has parts that [`CascadedUNet2DModel`] does not have.
     """
     config = model.config
     for name, allowed in EXPECTED.items():

@@ -16,7 +16,7 @@ READ_BEYOND_ROWS = ("input_blocks.0.0.weight", "time_embed.0.weight", "downs.0.w
 def check_tensors(state_dict: Mapping[str, torch.Tensor]):
     """
     Raises:
-        `ValueError`: something is no plain tensor of floating point numbers, or of too few dimensions.
+        `ValueError`: something is not a plain tensor of floating point numbers, or has too few dimensions.
     """
     for name, tensor in state_dict.items():
         if not tensor.is_floating_point() or tensor.layout != torch.strided:
@@ -31,7 +31,7 @@ def check_tensors(state_dict: Mapping[str, torch.Tensor]):
 def check_qkv(name: str, qkv: torch.Tensor, multiple: int):
     """
     Raises:
-        `ValueError`: the weight or bias `name` of a projection is not to be split into three parts of heads.
+        `ValueError`: the weight or bias `name` of a projection cannot be split into three parts of heads.
     """
     if qkv.ndim not in (1, 3, 4) or qkv.shape[0] == 0 or qkv.shape[0] % multiple:
         raise ValueError(

@@ -12,7 +12,7 @@ from ..options import NonNegativeInt, PositiveInt, option, options
 
 
 REVISION = (
-    "Branch, tag or commit of the Hub data set; a commit needs no Hub where the data are cached. Default: its newest."
+    "Branch, tag or commit of the Hub data set; a commit needs no Hub if the data are cached. Default: the newest."
 )
 
 
@@ -142,7 +142,7 @@ class DataCheckConfig:
     Check images before training on them: how many there are of each class, their sizes, and whatever training would
     refuse (then with exit code 2). With --output also a picture of what the stages of a cascade will see.
 
-    All headers are read, and at most 1,000 images decoded: those first whose header leaves transparency open.
+    All headers are read, and at most 1,000 images decoded, first those whose header leaves transparency open.
 
     Example:
         cdm data my-images

@@ -1,4 +1,4 @@
-"""What tells images to train on from others, found out in seconds however many they are, wherever they lie."""
+"""What tells training images from others, found in seconds however many there are and wherever they lie."""
 
 import hashlib
 import os
@@ -125,13 +125,13 @@ def _of_stream(name: str, revision: str | None = None) -> dict[str, Any]:
 
 
 def _by_name(names: Iterable[str], hash_of_content: Callable[[str], str | None]) -> dict[str, str | None]:
-    """In threads, since files are waited for."""
+    """In threads, since most of the time goes into waiting for files."""
     with ThreadPoolExecutor() as pool:
         return dict(zip(names, pool.map(hash_of_content, names), strict=True))
 
 
 def _hash_of_file(path: Path, most: int) -> str:
-    """SHA-256 of a file, or, of one of more than `most` bytes, of so many in blocks at equal distances."""
+    """SHA-256 of a file; of one with more than `most` bytes, of that many in blocks at equal distances."""
     digest, size = hashlib.sha256(), path.stat().st_size
     places = range(0, size, BLOCK)
     if size > most:

@@ -69,8 +69,8 @@ def holds_images(folder: Path) -> bool:
 
 def files_of_split(folder: Path, pattern: str, split: str) -> list[Path]:
     """
-    Files below `folder` that match, as paths from it: those that have `split` as a word in their path, or all, where
-    none has the word of any split.
+    Files below `folder` that match, as paths from it: those that have `split` as a word in their path, or all, if no
+    path has the name of any split in it.
 
     Raises:
         ValueError: they have words of other splits only.

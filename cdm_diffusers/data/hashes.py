@@ -1,4 +1,4 @@
-"""Hashes of a finished folder of samples, against which every file is checked that is read from it."""
+"""Hashes of a finished folder of samples, against which every file that is read from it is checked."""
 
 import hashlib
 from pathlib import Path

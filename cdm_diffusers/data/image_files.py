@@ -122,7 +122,7 @@ def from_npz(path: Path) -> ImageSet:
     count, height, width, channels = images.shape
     if count == 0 or height != width:
         raise ValueError(
-            f"{str(path)!r} has {count} images of {width}x{height} pixels; there must be some, all square."
+            f"{str(path)!r} has {count} images of {width}x{height} pixels; there must be at least one, all square."
         )
     if labels is not None:
         if labels.shape != (count,) or labels.dtype.kind not in "iu":

@@ -11,8 +11,8 @@ from .config import DataConfig
 
 class UnfitRow(ValueError):
     """
-    A row of the data that cannot be used, in one sentence: also where a worker of a data loader found it, before whose
-    message torch puts the worker's tracebacks.
+    A row of the data that cannot be used, in one sentence: also if a worker of a data loader found it, whose
+    tracebacks torch puts before its message.
     """
 
     def __init__(self, message: str):
@@ -80,7 +80,7 @@ def read_label_names(label_names: str) -> list[str]:
 
 
 def check_num_classes(names: list[str], config: DataConfig) -> list[str]:
-    """`names`, unless there are others than `config.num_classes` of them (ValueError)."""
+    """`names`; ValueError if `config.num_classes` is given and is not their number."""
     if config.num_classes is not None and config.num_classes != len(names):
         raise ValueError(
             f"`num_classes` is {config.num_classes}, but the data has {len(names)} class names "

@@ -30,7 +30,7 @@ class ImageData:
         root: the folder of local files.
         files: which of them the images come from, from `root`.
         stream: of a stream, its rows in an order of our own, see `streams.py`.
-        rows: the data set once more where its files are decoded as they are asked for, and may yet prove unfit.
+        rows: the data set once more, if its files are decoded on demand, and may yet prove unfit.
         identity: what tells these images from others; see `fingerprints.py`.
     """
 
@@ -45,7 +45,7 @@ class ImageData:
 
     @property
     def is_stream(self) -> bool:
-        """Whether the images have no number that is known beforehand."""
+        """Whether the number of images is not known beforehand."""
         return self.stream is not None
 
 

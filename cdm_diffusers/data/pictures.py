@@ -15,7 +15,7 @@ from .labels import printable
 
 CELL_SIZE = 64
 LABEL_WIDTH, MARGIN, FONT_SIZE = 110, 4, 12
-# What systems have, and what Pillow finds by its name. Its own font has no letters but a to z.
+# Fonts that systems have, and that Pillow finds by name. Its own font has no letters but a to z.
 FONTS = ("DejaVuSans.ttf", "LiberationSans-Regular.ttf", "Arial.ttf")
 
 
@@ -56,7 +56,7 @@ def labelled_grid(rows: list[tuple[str, list[tuple[Image.Image, ...]]]], size: i
 
 @functools.cache
 def label_font() -> ImageFont.FreeTypeFont:
-    """A font with as many letters as there is one with here."""
+    """The font with the most letters that is available here."""
     found = importlib.util.find_spec("matplotlib")
     files = [] if found is None else [str(Path(found.origin).parent / "mpl-data" / "fonts" / "ttf" / FONTS[0])]
     for name in (*files, *FONTS):
@@ -67,8 +67,8 @@ def label_font() -> ImageFont.FreeTypeFont:
 
 def fitting(label: str, font: ImageFont.FreeTypeFont) -> str:
     """
-    A label on one line, as far as there is room for it, then with an ellipsis. Of letters that the font has not, their
-    ASCII letter or a question mark.
+    A label on one line, as far as there is room for it, then with an ellipsis. A letter that the font lacks becomes
+    its ASCII letter or a question mark.
     """
     missing = bytes(font.getmask("\uffff"))
     label = unicodedata.normalize("NFC", printable(label))

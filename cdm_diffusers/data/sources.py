@@ -2,7 +2,7 @@
 Training images from a Hub data set, a folder of images, parquet files, WebDataset's tar files or IDX files, map-style
 or streamed.
 
-Every source ends in items `{"image": uint8 tensor (C, R, R), "label": int64 scalar tensor}` with R the source
+Every source yields items `{"image": uint8 tensor (C, R, R), "label": int64 scalar tensor}` with R the source
 resolution (no "label" for unconditional training). Images stay uint8 until they are on the training device, where
 `to_float`, `random_flip` and `area_resize` make of a batch what a stage needs.
 """
@@ -192,7 +192,7 @@ class RowDecoder:
             return ImageHeader(image.size, image.mode, image.has_transparency_data)
 
     def opened(self, row: dict[str, Any]) -> Image.Image:
-        """The row's image; where it is a file that is far away, fetched."""
+        """The row's image, fetched if it is a remote file."""
         file = self.file(row)
         if file["bytes"] is None and "://" in file["path"]:
             return datasets.Image().decode_example(file)

@@ -1,10 +1,10 @@
 """
-Streams of rows in an order of our own, which follows from a seed alone, is divided among processes without a word
-between them, and is entered again at any place.
+Streams of rows in an order of our own, which follows from a seed alone, is divided among processes without
+communication, and can be resumed at any place.
 
 A stream's shards (files, as a rule) are put into a new order each epoch, and dealt to *lanes*, of which every batch
-takes equal numbers of rows. Each lane reads its shards one after the other, in blocks, and shuffles each block. So a
-place is told by four numbers, and going there means to skip within one shard and to read one block.
+takes equal numbers of rows. Each lane reads its shards one after the other, in blocks, and shuffles each block. So
+four numbers describe a place, and going there means skipping within one shard and reading one block.
 """
 
 from collections.abc import Iterator
@@ -61,7 +61,7 @@ class RowStream(torch.utils.data.Dataset):
 
     Args:
         rows: undecoded and in the order of their files.
-        decode: makes an item of tensors of a row.
+        decode: makes an item of tensors from a row.
         seed: of all shuffling.
         buffer_size: rows in the blocks of all lanes together; they also end at half a GiB of encoded images.
     """

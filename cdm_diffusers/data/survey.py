@@ -26,7 +26,7 @@ CHUNK = 256
 @dataclass
 class Survey:
     """
-    What is known of the images of a data set whose files are read as they are asked for.
+    What is known of the images of a data set whose files are read on demand.
 
     Args:
         rows: the data set.
@@ -152,7 +152,7 @@ def warn_of_few_images(data: ImageData, batch_size: int) -> None:
     if not data.is_stream and len(data.dataset) < 10 * batch_size:
         logger.warning(
             f"The data has {len(data.dataset):,} images, fewer than ten batches of {batch_size:,}, which a network "
-            "may learn by heart: give more images or a smaller --train_batch_size."
+            "may memorise: give more images or a smaller --train_batch_size."
         )
 
 

@@ -60,7 +60,7 @@ def image_to_tensor(
     """
     Bring a picture to the square source resolution from which every stage of a cascade starts.
 
-    It is turned as its EXIF orientation says, and padded. The rest is BigGAN's preprocessing, which the paper uses
+    It is rotated as its EXIF orientation says, and padded. The rest is BigGAN's preprocessing, which the paper uses
     (Section 4: "cropped and resized ImageNet in the same manner as BigGAN"): a centre crop to the short side, then
     PIL's antialiased bilinear resize.
 

@@ -1,6 +1,6 @@
 """
 Classification Accuracy Score (Ravuri and Vinyals, 2019; Section 4 and Table 1b of the paper): how well a classifier
-recognises real images that was trained on nothing but samples, beside the same classifier trained on real images.
+trained on nothing but samples recognises real images, beside the same classifier trained on real images.
 """
 
 import dataclasses
@@ -33,7 +33,7 @@ from .tables import classification_accuracy_table
 logger = logging.get_logger(__name__)
 REPORT_NAME = "classification_accuracy_score.json"
 
-# Options with no influence on an accuracy; what is at these places counts by its content.
+# Options with no influence on an accuracy; data at these paths counts by its content.
 MAY_CHANGE = (
     "samples",
     "output_dir",
@@ -64,7 +64,7 @@ def classification_accuracy_score(config: ClassificationAccuracyConfig) -> dict[
 
 
 def score_together(config: ClassificationAccuracyConfig, output_dir: Path, state: PartialState) -> dict[str, Any]:
-    """[`classification_accuracy_score`] by processes of which none goes on alone."""
+    """[`classification_accuracy_score`] by processes that end together."""
     samples = load_image_set(config.samples, config.stage)
     resolution = config.source_resolution or samples.source_resolution or samples.size
     data_config = config.data_config(resolution, samples.channels, config.padding)

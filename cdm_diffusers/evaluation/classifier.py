@@ -245,7 +245,7 @@ def random_resized_crop(images: torch.Tensor, generator: torch.Generator) -> tor
 
 def random_shift(images: torch.Tensor, max_shift: int, generator: torch.Generator) -> torch.Tensor:
     """
-    Shift each uint8 image (B, C, H, W) by -max_shift..max_shift pixels along both axes, black moving in.
+    Shift each uint8 image (B, C, H, W) by -max_shift..max_shift pixels along both axes, filling in black.
 
     The shifts are drawn uniformly from `generator`, which lives on its own device.
     """
@@ -300,7 +300,7 @@ def accuracies(logits: torch.Tensor, labels: torch.Tensor, id2label: dict[int, s
     Args:
         logits: (N, classes).
         labels: int64 (N,).
-        id2label: names of the classes. One without images has the accuracy None.
+        id2label: names of the classes. The accuracy of a class without images is None.
     """
     hits = logits.topk(min(5, logits.shape[1])).indices == labels[:, None]  # (N, 5), best first
     top_1 = hits[:, 0].double()

@@ -27,7 +27,7 @@ Measurable = Annotated[int, Ge(MEASURABLE)]
 
 
 def default_device() -> str:
-    """cuda where there is one, else cpu."""
+    """cuda if available, else cpu."""
     import torch
 
     return "cuda" if torch.cuda.is_available() else "cpu"
@@ -35,7 +35,7 @@ def default_device() -> str:
 
 def device_option() -> str:
     """The field of a class of options that says where networks run."""
-    return option("Where networks run. Default: cuda where there is one, else cpu.", default_factory=default_device)
+    return option("Where networks run. Default: cuda if available, else cpu.", default_factory=default_device)
 
 
 PADDING = "Black pixels added on each side of real images (Fashion-MNIST, 28 to 32 pixels: 2)."
@@ -48,7 +48,7 @@ CACHE_DIR = "~/.cache/cdm_diffusers"
 @options
 class SampleConfig:
     """
-    Sample a cascade at scale, with any number of processes; a run that was stopped goes on.
+    Sample a cascade at scale, with any number of processes; a run that was stopped resumes.
 
     Example:
         cdm sample-set --pipeline checkpoints/fashion-mnist-32 --output_dir samples \\
@@ -56,7 +56,7 @@ class SampleConfig:
     """
 
     pipeline: str = option("Folder or Hub id of a cascade.")
-    output_dir: str = option("Folder for the samples. A run that was stopped there goes on.")
+    output_dir: str = option("Folder for the samples. A run that was stopped there resumes.")
     num_images: PositiveInt = option("Number of images to sample.")
     labels: str | None = option(
         '"balanced" (image i has label i modulo the number of classes; the default), labels separated by commas '
@@ -96,9 +96,9 @@ class SampleConfig:
         "Keep the images of the stages before the last, for --low_res_dir and cdm recognition.", False
     )
     low_res_dir: str | None = option(
-        "Folder of an earlier run with --keep_stages, whose low-resolution images and labels are used again.", None
+        "Folder of an earlier run with --keep_stages, whose low-resolution images and labels are reused.", None
     )
-    low_res_stage: str | None = option("Which of its stages to go on from. Default: the highest.", None)
+    low_res_stage: str | None = option("Which of its stages to continue from. Default: the highest.", None)
     image_format: Literal["png", "npz"] = option(
         "Folders of PNGs, one per label, or the OpenAI evaluator's npz file.", "png"
     )
@@ -148,7 +148,7 @@ class EvaluateConfig(LabelledDataOptions):
         "Number of real images of each split to use, drawn at random. Default: all.", None
     )
     num_neighbour_images: Measurable = option(
-        "Images of each kind for precision, recall and kernel distances, at most.", 10_000
+        "Most images of each kind to use for precision, recall and kernel distances.", 10_000
     )
     inception_score: bool | None = option("Inception Score. Default: where the extractor has logits.", None)
     train_statistics: str | None = option(
@@ -171,7 +171,7 @@ class EvaluateConfig(LabelledDataOptions):
 @options
 class RecognitionConfig(LabelledDataOptions):
     """
-    Measure whether samples are recognised as their labels, as varied as real images, and no copies of them.
+    Measure whether samples are recognised as their labels, as varied as real images, and not copies of them.
 
     Example:
         cdm recognition --samples samples --classifier checkpoints/fashion-mnist-classifier \\
@@ -189,7 +189,7 @@ class RecognitionConfig(LabelledDataOptions):
     )
     seed: NonNegativeInt = option("Seed of the order in which real images are taken.", 0)
     batch_size: PositiveInt = option("Images per call of the classifier.", 100)
-    num_diversity_images: TwoOrMore = option("Images of each class whose distances from each other are taken.", 100)
+    num_diversity_images: TwoOrMore = option("Images of each class whose distances from each other are measured.", 100)
     num_nearest_images: PositiveInt = option(
         "Samples, and test images, whose nearest training images are looked for.", 500
     )
@@ -274,7 +274,7 @@ class SelectionConfig:
 
 # Classifiers
 
-# How an architecture is trained where nothing else is said. That of resnet-50 is Goyal et al.'s (2017) for batches of
+# How an architecture is trained unless stated otherwise. That of resnet-50 is Goyal et al.'s (2017) for batches of
 # 256: in larger ones (over all processes) the learning rate grows with them.
 RECIPES = {
     "small": {
@@ -325,7 +325,7 @@ class ClassifierRecipe:
     label_smoothing: Annotated[float, Ge(0), Lt(1)] = option("Share of the target spread over all classes.", 0.0)
     random_flip: bool = option("Flip half of the training images left to right.", True)
     random_shift: NonNegativeInt | None = option(
-        "Shift training images by up to this many pixels each way, black moving in. Default: 2; resnet-50 0.", None
+        "Shift training images by up to this many pixels each way, filling in black. Default: 2; resnet-50 0.", None
     )
     random_resized_crop: bool | None = option(
         "Train on crops of 8% to 100% of the area, brought to full size. Default: no; resnet-50 yes.", None
@@ -384,5 +384,5 @@ class ClassificationAccuracyConfig(LabelledDataOptions, ClassifierRecipe):
         "Real images to train on for comparison: as many of each class as there are samples, all, both, or none.",
         "same",
     )
-    num_shown_classes: PositiveInt = option("Classes in each of the pictures of the best and of the worst.", 6)
+    num_shown_classes: PositiveInt = option("Classes in the picture of the best, and in that of the worst.", 6)
     num_shown_images: PositiveInt = option("Samples, and real images, of each class in these pictures.", 8)

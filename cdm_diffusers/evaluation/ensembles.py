@@ -15,8 +15,8 @@ def crps(members: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
 
 def squared_spread_and_error(members: torch.Tensor, truth: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """
-    Of each image (N,), means over pixels: the samples' variance, and the squared error of their mean. Expected values
-    are equal where the truth could be one of the samples.
+    Of each image (N,), means over pixels: the samples' variance, and the squared error of their mean. Their expected
+    values are equal if the truth could be one of the samples.
     """
     variance = members.var(0) * (1 + 1 / len(members))
     error = (members.mean(0) - truth).square()

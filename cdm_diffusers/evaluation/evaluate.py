@@ -72,7 +72,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         check_labels(samples, extractor)
         features, logits = extract(extractor, drawn, config.batch_size, config.device)
         if config.inception_score and logits is None:
-            raise ValueError(f"`inception_score` needs logits, and {extractor.name} has none: take another extractor.")
+            raise ValueError(f"`inception_score` needs logits, and {extractor.name} has none: use another extractor.")
         references = open_references(config, samples, len(drawn), extractor)
         return from_main(lambda: write_report(config, extractor, drawn, features, logits, references))
 
@@ -123,7 +123,7 @@ def write_report(
 
 def draw_samples(samples: ImageSet, num_images: int | None, seed: int) -> ImageSubset:
     """
-    `num_images` of the samples (all if None) in random order, as many of each label as can be.
+    `num_images` of the samples (all if None) in random order, as balanced over labels as possible.
 
     Raises:
         ValueError: there are too few.
@@ -278,7 +278,7 @@ def list_warnings(samples: ImageSet, drawn: ImageSubset, references: list[Refere
     if len(drawn) <= num_features:
         warnings.append(
             f"{len(drawn):,} samples are no more than the {num_features:,} features: their covariance is singular and "
-            "the Frechet distance far too large. It compares only with distances of as many images."
+            "the Frechet distance far too large. Compare it only with distances of as many images."
         )
     if len(drawn) <= 2 * num_features:
         warnings.append(

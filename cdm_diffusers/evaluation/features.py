@@ -1,6 +1,6 @@
 """
 Networks that turn images into features and logits, each with a name that says what it is and how it resizes: a
-figure means nothing without it. "FID" is said of one network only, the official Inception.
+figure means nothing without it. "FID" is used for one network only, the official Inception.
 """
 
 import hashlib
@@ -138,7 +138,7 @@ class InceptionExtractor(FeatureExtractor):
     class weights are `net.output.weight` (K, D). Logits leave out the bias, as the Inception Score's authors do.
 
     Args:
-        path: its file. Only the official one, told by its SHA-256, gives "FID".
+        path: its file. Only the official one, recognised by its SHA-256, gives "FID".
 
     Raises:
         ValueError: the file is not such a network.
@@ -181,7 +181,7 @@ def _download_inception() -> Path:
         except (OSError, RuntimeError) as error:
             raise OSError(
                 f"the official Inception cannot be downloaded ({error}): fetch {INCEPTION_URL} elsewhere and give "
-                "its path as `extractor`, or take another extractor."
+                "its path as `extractor`, or use another extractor."
             ) from error
     return path
 

@@ -1,4 +1,4 @@
-"""Means and shares with what they may be off by."""
+"""Means and shares with their uncertainty."""
 
 import math
 import statistics
@@ -33,7 +33,7 @@ def normal_interval(value: float, standard_error: float) -> list[float]:
 
 
 def wilson_interval(share: float, count: int) -> list[float]:
-    """Wilson (1927): where a share of `count` independent draws puts the probability, with confidence 95%."""
+    """Wilson's (1927) 95% interval for the probability behind a share of `count` independent draws."""
     share = round(share * count) / count
     weight = NORMAL_QUANTILE**2 / count
     centre = (share + weight / 2) / (1 + weight)

@@ -1,7 +1,7 @@
 r"""
 Bits per dimension: Eq. (1) for each stage of a cascade, and Eq. (3) for the cascade as a whole.
 
-Both are upper bounds of -log p(x_0), of the ancestral sampler on the full grid of T training steps, with the variance
+Both are upper bounds of -log p(x_0), for the ancestral sampler on the full grid of T training steps, with the variance
 and the limit of x_0 that the sampler uses:
 
     L(x_0) = L_T(x_0) + sum over t > 1 of KL(q(x_{t-1} | x_t, x_0) || p(x_{t-1} | x_t)) - log p(x_0 | x_1)
@@ -60,7 +60,7 @@ def measure_likelihood(config: LikelihoodConfig) -> dict[str, Any]:
 
 
 def measure_together(config: LikelihoodConfig, state: PartialState) -> dict[str, Any]:
-    """[`measure_likelihood`] by processes of which none goes on alone."""
+    """[`measure_likelihood`] by processes that end together."""
     pipeline = load_pipeline(config.pipeline).to(config.device)
     stages = [dataclasses.replace(stage, scheduler=scheduler_of(stage, "ancestral")) for stage in pipeline.stages]
     levels = stage_levels(pipeline, stages, config.augmentation_level)
@@ -185,9 +185,9 @@ class StageBound:
     Args:
         stage ([`CascadeStage`]): network and scheduler; of this package, since others have no reverse distribution.
         num_terms (`int`, *optional*):
-            How many terms of the sum over t are evaluated for each image. The times are cut into so many strata, even
-            in the mean of index and log signal-to-noise ratio, along which the terms vary; one time is drawn in each
-            and weighed by the stratum's length. By default all terms are.
+            How many terms of the sum over t are evaluated for each image. The times are cut into that many strata,
+            equal in the mean of index and log signal-to-noise ratio, along which the terms vary; one time is drawn in
+            each and weighted by the stratum's length. By default all terms are.
         stop_at (`int`, defaults to 0):
             s: what the process arrives at is z_s and not x_0, as in the first sum of Eq. (3); s = T leaves L_T alone.
     """
@@ -312,7 +312,7 @@ def nats_of(
 
 
 class Numbered(Dataset):
-    """The images of a data set that have the numbers `indices`, each with its number, "index"."""
+    """The images of a data set at `indices`, each with its own as "index"."""
 
     def __init__(self, dataset: Dataset, indices: list[int]):
         self.dataset, self.indices = dataset, indices
@@ -328,7 +328,7 @@ def conditional_denoiser(
     stage: CascadeStage, images: torch.Tensor, labels: torch.Tensor | None, level: int | None, bar
 ) -> Callable[[list[torch.Generator]], Denoiser]:
     """
-    Makes `stage`'s network told of labels and of z_s, which is drawn anew for each call: the area average of the
+    Makes `stage`'s network conditioned on labels and on z_s, drawn anew for each call: the area average of the
     images (B, C, R, R), float as in training, noised to s = `level`.
     """
     size = stage.unet.config.low_res_size
@@ -348,7 +348,7 @@ def conditional_denoiser(
 
 
 def mean_and_error_of(values: torch.Tensor) -> dict[str, float]:
-    """Of (N,) values of independent images: over images, times and noise."""
+    """Mean and error of (N,) values of independent images: over images, times and noise."""
     return mean_and_error(values.tolist())
 
 

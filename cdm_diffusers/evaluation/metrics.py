@@ -42,8 +42,8 @@ class FeatureStatistics:
     @classmethod
     def merge(cls, parts: Iterable["FeatureStatistics"]) -> "FeatureStatistics":
         """
-        Those of the union of disjoint sets (Chan, Golub and LeVeque, 1979): sets too large for memory are added up
-        batch by batch.
+        The statistics of the union of disjoint sets (Chan, Golub and LeVeque, 1979): sets too large for memory are
+        added up batch by batch.
         """
         parts = list(parts)
         count = sum(part.count for part in parts)
@@ -92,7 +92,7 @@ def frechet_distance(a: FeatureStatistics, b: FeatureStatistics) -> float:
 def frechet_distances(means: torch.Tensor, covariances: torch.Tensor, reference: FeatureStatistics) -> torch.Tensor:
     """
     [`frechet_distance`] of many means (B, D) and covariances (B, D, D) from one reference, (B,) float64. It takes the
-    roots of the eigenvalues of R^T C R: several times faster, and right to about 8 digits of the traces.
+    roots of the eigenvalues of R^T C R: several times faster, and accurate to about 8 digits of the traces.
     """
     eigenvalues = torch.linalg.eigvalsh(reference.root.T @ covariances @ reference.root)
     traces = covariances.diagonal(dim1=1, dim2=2).sum(1) + reference.covariance.trace()
@@ -109,7 +109,7 @@ def extrapolated_frechet_distance(
 ) -> float:
     """
     The distance that infinitely many images would have (Chong and Forsyth, 2020): the finite number N of `features`
-    (N, D) adds about b / N to it, so a line in 1 / N, fitted by least squares, is followed to 0.
+    (N, D) adds about b / N to it, so a line in 1 / N, fitted by least squares, is extrapolated to 0.
 
     The line goes through the distance of all images and those of 14 subsets: all but one of m equal parts of the
     images in random order, m = 2, ..., 5. Every size takes each image equally often.
@@ -117,7 +117,7 @@ def extrapolated_frechet_distance(
     Below about 2 D images the distance is no longer linear in 1 / N, and the result too small.
 
     Args:
-        num_orders: random orders of the images whose subsets are used. More of them take away noise that one adds
+        num_orders: random orders of the images whose subsets are used. More of them reduce the noise that one adds
             (in simulations with N = 4 D and 8 D a deviation of 1.2 to 2.1 times that of the plain distance with 1
             order, 1.0 to 1.3 times with 5).
         labels: int64 (N,), where as many images of each were drawn as the distribution has: every subset has its
@@ -276,7 +276,7 @@ def kernel_distance(
     within, within_real = _sums_over_others(kernel, generated), _sums_over_others(kernel, real)
     across = _row_sums(kernel, generated, real) / len(real)
     value = within.mean() / (count - 1) + within_real.mean() / (len(real) - 1) - 2 * across.mean()
-    # What each image, left out, changes besides a constant.
+    # What leaving out each image changes, up to a constant.
     changes = 2 * across / (count - 1) - 2 * within / ((count - 1) * (count - 2))
     return value.item(), (changes.std() * (count - 1) / count**0.5).item()
 
@@ -288,7 +288,7 @@ def _sums_over_others(kernel: Kernel, x: torch.Tensor) -> torch.Tensor:
 
 
 def _row_sums(kernel: Kernel, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-    """(N,) float64 of the kernel's values (N, M), of which there are never more than a block."""
+    """(N,) float64 sums of the kernel's values (N, M), of which no more than a block exists at a time."""
     return torch.cat(
         [sum(kernel(rows.double(), columns.double()).sum(1) for columns in y.split(CHUNK)) for rows in x.split(CHUNK)]
     )

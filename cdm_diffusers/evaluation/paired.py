@@ -66,14 +66,14 @@ def paired_bootstrap(
     seed: int = 0,
 ) -> Estimate:
     """
-    Any statistic of rows of paired images: of the rows as they are, and of resamples of the same images of all.
+    Any statistic of rows of paired images: of the rows as they are, and of resamples, the same ones in every row.
 
     Args:
         rows: tensors (N, ...) of features or of other figures, image by image.
         statistic: of such rows; one that does not grow with the number of different images.
 
     Raises:
-        ValueError: the rows are not of as many images.
+        ValueError: the rows differ in their number of images.
     """
     _check_paired(rows)
     resamples = draw_resamples(len(rows[0]), num_replicates, seed)
@@ -109,11 +109,11 @@ class PairedDistances:
         Args:
             rows: features (N, D) of each row.
             seed: of the resamples and of the subsets that distances are extrapolated from; the same for all rows.
-            labels: int64 (N,), where the numbers of images of each label are not drawn but set: resamples and subsets
+            labels: int64 (N,), where the numbers of images of each label are fixed, not drawn: resamples and subsets
                 keep them.
 
         Raises:
-            ValueError: the rows are not of as many images, or of fewer than 10.
+            ValueError: the rows differ in their number of images, or have fewer than 10.
         """
         _check_paired(rows)
         values = torch.tensor([extrapolated(row, reference, seed, labels) for row in rows], dtype=torch.float64)
@@ -131,7 +131,7 @@ class PairedDistances:
 def extrapolated(
     features: torch.Tensor, reference: FeatureStatistics, seed: int = 0, labels: torch.Tensor | None = None
 ) -> float:
-    """[`extrapolated_frechet_distance`] from subsets that are the same for all rows of as many images."""
+    """[`extrapolated_frechet_distance`] from subsets that are the same for all rows of equally many images."""
     generator = torch.Generator().manual_seed(seed)
     return extrapolated_frechet_distance(features, reference, NUM_ORDERS, labels=labels, generator=generator)
 
@@ -163,7 +163,7 @@ def difference_in_differences(
 
 
 def halves(rows: Sequence[torch.Tensor]) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-    """The first and the second half of the images of each row: what is chosen by the one is tested on the other."""
+    """The first and the second half of the images of each row: what is chosen on one is tested on the other."""
     _check_paired(rows)
     middle = len(rows[0]) // 2
     return [row[:middle] for row in rows], [row[middle:] for row in rows]
@@ -172,7 +172,7 @@ def halves(rows: Sequence[torch.Tensor]) -> tuple[list[torch.Tensor], list[torch
 def _check_paired(rows: Sequence[torch.Tensor]) -> None:
     counts = [len(row) for row in rows]
     if len(set(counts)) != 1:
-        raise ValueError(f"`rows` are of {counts} images; paired rows must be of as many: sample the same for all.")
+        raise ValueError(f"`rows` are of {counts} images; they must have equally many: sample the same for all.")
 
 
 # ------------------------------------------------------------------------------------------------------------------
@@ -183,8 +183,8 @@ def _check_paired(rows: Sequence[torch.Tensor]) -> None:
 def over_trainings(values: Sequence[float]) -> dict[str, Any] | None:
     """
     A statistic over two or more trainings, each with its own value: mean and standard error, Student's 95% interval,
-    and two-sided probabilities of values so far from zero where there is no effect, by the t and by the sign test. Of
-    three trainings the sign test gives 0.25 at least. None for a single training.
+    and two-sided p-values against no effect, by the t test and by the sign test. With three trainings, that of the
+    sign test is at least 0.25. None for a single training.
     """
     from scipy import stats
 

@@ -53,7 +53,7 @@ def measure_recognition(config: RecognitionConfig) -> dict[str, Any]:
 
 
 def measure_together(config: RecognitionConfig, state: PartialState) -> dict[str, Any]:
-    """[`measure_recognition`] by processes of which none goes on alone."""
+    """[`measure_recognition`] by processes that end together."""
     classifier = Classifier.from_pretrained(config.classifier).to(config.device)
     settings = read_settings(Path(config.samples))
     stages = load_stages(config.samples, settings)
@@ -128,7 +128,7 @@ def last_of(stages: dict[str, Any]) -> Any:
 def check_fit(samples: ImageSet, classifier: Classifier) -> None:
     """
     Raises:
-        ValueError: the classifier is one of other classes, sizes or channels.
+        ValueError: the classifier has other classes, sizes or channels.
     """
     taken = classifier.config
     check_same_classes("the classifier", taken.id2label, samples.id2label)
@@ -274,12 +274,12 @@ class Moments:
         return torch.stack([pixels.mean(1), pixels.square().mean(1)])
 
     def update(self, of_images: torch.Tensor, labels: torch.Tensor) -> None:
-        """What `of_images` says of images with the labels (B,)."""
+        """Adds what `of_images` returned for images with the labels (B,)."""
         self.count.index_add_(0, labels, torch.ones(len(labels), dtype=torch.float64))
         self.sums.index_add_(1, labels, of_images)
 
     def figures(self) -> dict[str, float]:
-        """Mean and standard deviation of what came along."""
+        """Mean and standard deviation of all that was added."""
         mean, square = (self.sums / self.count).mean(1)
         return {"mean": mean.item(), "std": (square - mean**2).sqrt().item()}
 
@@ -299,7 +299,7 @@ def stage_moments(
 
 
 class ClassSubset:
-    """The first `count` images of each class that come along."""
+    """The first `count` images of each class among those that it is given."""
 
     def __init__(self, num_classes: int, count: int):
         self.count = count
@@ -311,7 +311,7 @@ class ClassSubset:
         return images[is_wanted], labels[is_wanted]
 
     def update(self, images: torch.Tensor, labels: torch.Tensor) -> None:
-        """What is `wanted` of images that come along."""
+        """Adds images that are `wanted`."""
         for image, label in zip(images, labels.tolist(), strict=True):
             if len(self.images[label]) < self.count:
                 self.images[label].append(image.clone())
@@ -322,7 +322,7 @@ class ClassSubset:
             if len(images) < 2:
                 raise ValueError(
                     f"the training split has {len(images)} images of class {id2label[label]!r}; how much they differ "
-                    "takes 2: give another --dataset_split."
+                    "needs 2: give another --dataset_split."
                 )
         labels = [label for label, images in enumerate(self.images) for _ in images]
         return torch.stack(list(itertools.chain.from_iterable(self.images))), torch.tensor(labels)
@@ -359,8 +359,8 @@ def diversity(
 
 class NearestNeighbours:
     """
-    For each of the `queries` (Q, C, H, W) the nearest, in pixels, of all images that come along and their mirror
-    images, which training saw as well where it flipped.
+    For each of the `queries` (Q, C, H, W) the nearest, in pixels, of all images that it is given and their mirror
+    images, which training with flips saw as well.
     """
 
     def __init__(self, queries: torch.Tensor, device: str):
@@ -370,8 +370,8 @@ class NearestNeighbours:
 
     def nearer(self, images: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """
-        Of which queries the nearest of images (B, C, H, W) is nearer than any before: their numbers (n,), the
-        distances (n,), which of the last result these are to (n,), and that: the images that are anybody's nearest.
+        The queries for which one of images (B, C, H, W) is nearer than any before: their numbers (n,), the distances
+        (n,), the place of the nearest in the last result (n,), and that: the images that are nearest to any query.
         """
         images = torch.cat([images, images.flip(-1)])
         distances = torch.cdist(self.queries.flatten(1), images.to(self.queries.device).flatten(1))
@@ -381,7 +381,7 @@ class NearestNeighbours:
         return which, smallest[which], place, images[used]
 
     def update(self, which: torch.Tensor, smallest: torch.Tensor, place: torch.Tensor, images: torch.Tensor) -> None:
-        """What is `nearer` of images that come along."""
+        """Adds what is `nearer` among further images."""
         is_nearer = smallest < self.smallest[which]
         which = which[is_nearer]
         self.smallest[which] = smallest[is_nearer]

@@ -55,7 +55,7 @@ def open_report(
 
     Args:
         settings, ignored: as [`check_same_settings`] has them.
-        option: by which another file is given.
+        option: the option by which another file can be given.
 
     Raises:
         ValueError: the settings of the report differ in what decides its figures.

@@ -153,8 +153,8 @@ def _read(file: Path, source: dict[str, str]) -> dict[str, torch.Tensor]:
     for key in ("data_fingerprint", "count"):
         if metadata.get(key) != source[key]:
             raise ValueError(
-                f"the reference file {str(file)!r} is of other images, or of images prepared otherwise: its {key} is "
-                f"{metadata.get(key)!r} and not {source[key]!r}."
+                f"the reference file {str(file)!r} is of other images, or of images prepared differently: its {key} "
+                f"is {metadata.get(key)!r} and not {source[key]!r}."
             )
     return tensors
 

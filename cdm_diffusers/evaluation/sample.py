@@ -37,7 +37,7 @@ def sample(config: SampleConfig, pipeline: CascadedDiffusionPipeline | None = No
     Fills `config.output_dir` with samples, or finishes what a run of the same settings has begun there.
 
     Args:
-        pipeline: what `config.pipeline` names, where it is loaded already.
+        pipeline: what `config.pipeline` names, if it is loaded already.
 
     Raises:
         ValueError: settings that the cascade does not take, other ones than those of the samples already there, or
@@ -150,7 +150,7 @@ class SamplingJob:
 
     def prepare(self, state: PartialState) -> list[torch.Tensor] | None:
         """
-        Makes the folder ready. What the main process finds there holds for all, since the caches of a network's file
+        Makes the folder ready. What the main process finds there holds for all, since the caches of a network file
         system may differ.
 
         Returns:

@@ -158,7 +158,7 @@ class SampleStore:
     # Micro-batches
 
     def micro_batches(self) -> list[torch.Tensor]:
-        """Indices of the images of each micro-batch, which no number of processes changes."""
+        """Indices of the images of each micro-batch, whatever the number of processes."""
         return list(torch.arange(self.settings["num_images"]).split(self.settings["batch_size"]))
 
     def shard(self, indices: torch.Tensor) -> Path:
@@ -170,7 +170,7 @@ class SampleStore:
         return [indices for indices in self.micro_batches() if not self.shard(indices).exists()]
 
     def num_finished(self) -> int:
-        """Images, of all processes."""
+        """Finished images, of all processes."""
         return sum(int(path.stem.split("-")[1]) for path in self.shards.glob(SHARD_PATTERN))
 
     def save_shard(self, indices: torch.Tensor, images: dict[str, np.ndarray], metadata: dict[str, Any]) -> None:
@@ -205,7 +205,7 @@ class SampleStore:
         """What is whole of a set that was finished becomes shards again."""
         try:
             known = FolderHashes(self.folder).micro_batches
-        except ValueError:  # of nothing is it known
+        except ValueError:  # what should be there is not known
             return
         for indices in self.pending():
             found = known.get(self.shard(indices).stem)
@@ -309,7 +309,7 @@ class SampleStore:
         The whole set at once, of images that no network makes.
 
         Args:
-            task: what is done, for those who are refused the folder meanwhile.
+            task: what is done, for the error that others get meanwhile.
 
         Raises:
             ValueError: another process is at work in the folder.

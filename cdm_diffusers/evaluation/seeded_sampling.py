@@ -85,7 +85,7 @@ def sample_batches(
 
 def check_call(pipeline: CascadedDiffusionPipeline, labels, seed: int, low_res, first_stage: int, **options) -> None:
     """
-    One step of one image: the pipeline checks all of its arguments before that.
+    Runs one step of one image, before which the pipeline checks all of its arguments.
 
     Raises:
         ValueError: an argument of `draw_images` is out of range or does not fit the stages.

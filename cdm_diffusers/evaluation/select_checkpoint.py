@@ -66,7 +66,7 @@ def select_checkpoint(config: SelectionConfig) -> dict[str, Any]:
 
 
 def select_together(config: SelectionConfig, state: PartialState) -> dict[str, Any]:
-    """[`select_checkpoint`] by processes of which none goes on alone."""
+    """[`select_checkpoint`] by processes that end together."""
     run = Path(config.run)
     checkpoints = from_main(lambda: checkpoints_in(run))  # a training may be adding and removing some
     if not checkpoints or not (run / "training_config.json").is_file():
@@ -132,7 +132,7 @@ def select_together(config: SelectionConfig, state: PartialState) -> dict[str, A
 
 
 def weights_hash(checkpoint: Path) -> str:
-    """Of the EMA weights: a run begun anew has checkpoints of the same names."""
+    """A hash of the EMA weights: a run that was started over has checkpoints of the same names."""
     try:
         return hashlib.sha256(np.memmap(checkpoint / EMA_NAME, mode="r")).hexdigest()
     except (OSError, ValueError) as error:
@@ -186,7 +186,7 @@ class Comparison:
         start from.
 
         Raises:
-            ValueError: there are not so many low-resolution images.
+            ValueError: there are not that many low-resolution images.
         """
         if self.unet["low_res_size"] is None:
             return default if given is None else given
@@ -289,7 +289,7 @@ def open_low_res(path: str, stage: str | None, unet: dict[str, Any]) -> ImageSet
 
 
 def selection_settings(config: SelectionConfig, selecting: Comparison, reporting: Comparison) -> dict[str, Any]:
-    """What distances depend on; what is at a place counts by its content."""
+    """What distances depend on; data at a path counts by its content."""
     dropped = ("run", "output", "export", "train_data_dir", "low_res", "cache_dir", "device")
     settings = {name: value for name, value in dataclasses.asdict(config).items() if name not in dropped}
     extractor = selecting.extractor
@@ -306,7 +306,7 @@ def selection_settings(config: SelectionConfig, selecting: Comparison, reporting
 def check_export(folder: str | None) -> None:
     """
     Raises:
-        ValueError: there is something else than an earlier export.
+        ValueError: there is something other than an earlier export.
     """
     if folder is None or not Path(folder).exists() or (Path(folder) / REPORT_NAME).is_file():
         return

@@ -1,4 +1,4 @@
-"""The network's arguments, and what each may be. How they must fit together, the network checks itself."""
+"""The network's arguments, and the values each may have. The network itself checks how they fit together."""
 
 import reprlib
 from collections.abc import Callable, Mapping
@@ -9,7 +9,7 @@ from ..added import added
 
 
 class Kind(NamedTuple):
-    """Values that an argument may have: in words, and whether a value is one."""
+    """The values that an argument may have: in words, and as a test of a value."""
 
     words: str
     has: Callable[[Any], bool]
@@ -48,7 +48,7 @@ def _same_or_by_level(kind: Kind) -> Kind:
     return Kind(f"{kind.words}, or one for each level", lambda value: kind.has(value) or values.has(value))
 
 
-# Far above every published network. Without such bounds a damaged config builds for minutes, or takes all memory.
+# Far above every published network. Without such bounds a damaged config takes minutes to build, or all memory.
 MOST_LEVELS = 16
 MOST_BLOCKS = 64  # a level
 MOST_BLOCKS_IN_ALL = 128  # on the way down
@@ -60,7 +60,7 @@ SWITCH = Kind("True or False", lambda value: type(value) is bool)
 
 
 def argument(kind: Kind, default: Any = MISSING) -> Any:
-    """A field that may be of `kind`."""
+    """A field whose value must be of `kind`."""
     return field(default=default, metadata={"kind": kind})
 
 
@@ -68,7 +68,7 @@ def argument(kind: Kind, default: Any = MISSING) -> Any:
 class UNetArguments:
     """
     The arguments of [`CascadedUNet2DModel`] without importing torch: same names, types and defaults, as a test checks;
-    `dataclasses.asdict` gives its keywords.
+    `dataclasses.asdict` gives its keyword arguments.
 
     `attention_resolutions` are real resolutions in pixels, as in Appendix B; with patches, those of the feature maps.
     Exactly one of `num_attention_heads` and `attention_head_dim` is given where there is attention. `in_channels` and
@@ -114,7 +114,7 @@ class UNetArguments:
     low_res_interpolation: str = argument(_one_of("bilinear", "bicubic", "pillow_bicubic"), "bilinear")
     low_res_first: bool = argument(SWITCH, False)
     augmentation_level_embedding: bool = argument(SWITCH, False)
-    # what came later
+    # added in later versions
     patch_size: int = added(1, kind=SIZE)
     low_res_skip: bool = added(False, kind=SWITCH)
     low_res_skip_threshold: float = added(0.0, kind=FRACTION)

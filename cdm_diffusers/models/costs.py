@@ -12,7 +12,7 @@ from .unet_2d_cascaded import CascadedUNet2DModel
 
 @functools.cache
 def build_on_meta(arguments: UNetArguments) -> CascadedUNet2DModel:
-    """The network without its weights, the same one for all who ask for these arguments."""
+    """The network without its weights, cached by its arguments."""
     with torch.device("meta"):
         return CascadedUNet2DModel(**dataclasses.asdict(arguments)).eval()
 
@@ -40,8 +40,8 @@ def inputs_of(unet: CascadedUNet2DModel, size: int | None = None, batch_size: in
 @functools.cache
 def count_multiply_adds(unet: CascadedUNet2DModel, size: int | None = None) -> int:
     """
-    Those of convolutions, linear layers and attention in one call of `unet`, on the meta device, for one image of
-    `size` pixels a side (by default `sample_size`); normalisation, activations and sums are not counted.
+    Multiply-adds of convolutions, linear layers and attention in one call of `unet`, on the meta device, for one image
+    of `size` pixels a side (by default `sample_size`); normalisation, activations and sums are not counted.
     """
     with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counter:
         unet(**inputs_of(unet, size))

@@ -31,20 +31,20 @@ from ..plain import plain
 from .arguments import MOST_WEIGHTS, check_arguments
 
 
-# What indices and noise levels may be: a noise level in half precision has lost its digits already.
+# Dtypes of indices and of noise levels: in half precision a noise level has already lost its digits.
 _INDEX_DTYPES = (torch.int64, torch.int32)
 _LEVEL_DTYPES = (torch.float32, torch.float64)
 
-# What networks have made of conditions, within `constant_conditions`
+# What networks have computed from conditions, within `constant_conditions`
 _made_of_conditions: ContextVar[dict | None] = ContextVar("made_of_conditions", default=None)
 
 
 @contextlib.contextmanager
 def constant_conditions() -> Iterator[None]:
     """
-    Within it, networks make what follows from a condition alone (the embeddings of class and s, the upsampled
+    Within it, networks compute what depends on a condition alone (the embeddings of class and s, the upsampled
     low-resolution image) once, and again only for another tensor. Weights and the tensors' values must not change.
-    Compiled networks make it at each call.
+    Compiled networks compute it at each call.
     """
     token = _made_of_conditions.set({})
     try:
@@ -75,7 +75,7 @@ class CascadedUNet2DModel(ModelMixin, AttentionMixin, PeftAdapterMixin, ConfigMi
             (space to depth) and pixels again after the last one, so the first level has 1/p of the resolution.
         layers_per_block (`int` or `tuple[int]`, defaults to 2):
             Residual blocks per level going down; one more going up. A tuple gives one number per level: few at high
-            resolutions and many at low ones are Imagen's Efficient U-Net.
+            resolutions and many at low ones give Imagen's Efficient U-Net.
         attention_resolutions (`tuple[int]`):
             Resolutions whose residual blocks are followed by attention: sides of feature maps, `sample_size` over
             `patch_size` at the first level.
@@ -95,24 +95,24 @@ class CascadedUNet2DModel(ModelMixin, AttentionMixin, PeftAdapterMixin, ConfigMi
         time_proj_dim (`int`, *optional*): Sinusoidal features; the first level's channels by default.
         time_embedding_dim (`int`, *optional*): Width of the embedding; 4 times the sinusoidal features by default.
         time_embedding_hidden_dim (`int`, *optional*): Hidden width of the embedding's MLP; the same by default.
-        skip_time_act (`bool`, defaults to `False`): Whether blocks project the embedding without a SiLU before.
+        skip_time_act (`bool`, defaults to `False`): Whether blocks project the embedding without a SiLU first.
         flip_sin_to_cos (`bool`, defaults to `True`), freq_shift (`int`, defaults to 0): As in Diffusers.
         num_classes (`int`, *optional*): Classes of a class-conditional network.
-        null_class (`bool`, defaults to `False`): Whether there is an extra class, `num_classes`, that stands for none.
+        null_class (`bool`, defaults to `False`): Whether there is an extra class, `num_classes`, that means no class.
         low_res_size (`int`, *optional*): Size of the low-resolution image of a super-resolution network.
         low_res_channels (`int`, *optional*): Its channels; `in_channels` by default.
         low_res_interpolation (`"bilinear"`, `"bicubic"` or `"pillow_bicubic"`, defaults to `"bilinear"`):
             How it is upsampled inside, to the first level's resolution; Pillow's bicubic kernel (a = -0.5) is softer
-            than torch's (a = -0.75). An image of that resolution is taken as it is, one above it in patches.
+            than torch's (a = -0.75). An image of that resolution is used as it is, a larger one in patches.
         low_res_first (`bool`, defaults to `False`): Whether it is concatenated before the noisy image.
         low_res_skip (`bool`, defaults to `False`):
-            Whether the upsampled low-resolution image is added to the prediction, so that the layers make what it
-            lacks: for networks that predict x_0, and inputs without Gaussian noise, which would have to be taken away.
+            Whether the upsampled low-resolution image is added to the prediction, so that the layers only add what it
+            lacks: for networks that predict x_0, and inputs without Gaussian noise, which would have to be removed.
         low_res_skip_threshold (`float`, defaults to 0.0):
-            What the layers make is moved towards 0 by this, in units of [-1, 1], and is 0 below it (soft threshold),
-            in training too: flat areas stay as flat as the upsampled image is there. What is below it learns nothing,
-            so a training with it begins with weights that make details.
-        augmentation_level_embedding (`bool`, defaults to `False`): Whether the network is told s (Section 3.2).
+            The layers' output is moved towards 0 by this, in units of [-1, 1], and is 0 below it (soft thresholding),
+            in training too: flat areas stay as flat as the upsampled image is there. Output below it gets no gradient,
+            so training with it must start from weights that already produce details.
+        augmentation_level_embedding (`bool`, defaults to `False`): Whether the network takes s (Section 3.2).
     """
 
     _supports_gradient_checkpointing = True
@@ -171,7 +171,7 @@ class CascadedUNet2DModel(ModelMixin, AttentionMixin, PeftAdapterMixin, ConfigMi
         low_res_interpolation: str = "bilinear",
         low_res_first: bool = False,
         augmentation_level_embedding: bool = False,
-        # what came later
+        # added in later versions
         patch_size: int = 1,
         low_res_skip: bool = False,
         low_res_skip_threshold: float = 0.0,
@@ -181,7 +181,7 @@ class CascadedUNet2DModel(ModelMixin, AttentionMixin, PeftAdapterMixin, ConfigMi
         check_arguments(self.config)
         self._check_fit()
         self._check_number_of_weights()
-        # loading builds without weights, as `with torch.device("meta")` does, but only after allocating each of them
+        # loading builds without weights too, but first allocates each of them, which `torch.device("meta")` avoids
         is_empty = torch.nn.LayerNorm(1).weight.is_meta
         with torch.device("meta") if is_empty else contextlib.nullcontext():
             self._build()
@@ -189,8 +189,8 @@ class CascadedUNet2DModel(ModelMixin, AttentionMixin, PeftAdapterMixin, ConfigMi
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs) -> "CascadedUNet2DModel":
         """
-        [`ModelMixin.from_pretrained`], except that weights must be exactly the network's: Diffusers only warns of
-        those that are missing, and leaves them random, and of those that are left over.
+        [`ModelMixin.from_pretrained`], except that weights must be exactly the network's: Diffusers only warns about
+        missing ones, which it leaves random, and about surplus ones.
 
         Raises:
             `OSError`: there is no such file or folder, or its weights do not match its config.
@@ -203,7 +203,7 @@ class CascadedUNet2DModel(ModelMixin, AttentionMixin, PeftAdapterMixin, ConfigMi
         except (ValueError, RuntimeError) as error:
             if "expected shape" in str(error) or "size mismatch" in str(error):
                 what, _, _ = str(error).partition(". If you want")
-                raise OSError(f"The weights of {name} are of another architecture than its config: {what}.") from error
+                raise OSError(f"The weights of {name} have another architecture than its config: {what}.") from error
             raise
         missing, surplus = _missing_and_surplus(model, info)
         if missing or surplus:
@@ -220,7 +220,7 @@ class CascadedUNet2DModel(ModelMixin, AttentionMixin, PeftAdapterMixin, ConfigMi
         torch's scaled dot product attention, which is "native" and chooses its kernel itself.
 
         Raises:
-            `ValueError`: `backend` is another, and the network has processors that take none.
+            `ValueError`: `backend` is not "native", and the network has processors that take no backend.
         """
         deaf = {type(p).__name__ for p in self.attn_processors.values() if not hasattr(p, "_attention_backend")}
         if deaf and backend != "native":
@@ -235,7 +235,7 @@ class CascadedUNet2DModel(ModelMixin, AttentionMixin, PeftAdapterMixin, ConfigMi
     # Construction
 
     def _check_fit(self):
-        """Whether arguments that are right each for itself fit together."""
+        """Whether arguments that are individually valid fit together."""
         config = self.config
         levels = len(config.block_out_channels)
         factor = _patch_factor(config)
@@ -262,7 +262,7 @@ class CascadedUNet2DModel(ModelMixin, AttentionMixin, PeftAdapterMixin, ConfigMi
         if config.null_class and config.num_classes is None:
             raise ValueError("`null_class` needs `num_classes`: without classes there is none to leave out.")
         if config.augmentation_level_embedding and config.low_res_size is None:
-            raise ValueError("`augmentation_level_embedding` needs `low_res_size`: s is the low-resolution image's.")
+            raise ValueError("`augmentation_level_embedding` needs `low_res_size`: s belongs to that image.")
         if config.low_res_size is not None and config.low_res_size > config.sample_size:
             raise ValueError(
                 f"`low_res_size` is {config.low_res_size}; it must lie in 1..`sample_size`, {config.sample_size}."
@@ -273,8 +273,8 @@ class CascadedUNet2DModel(ModelMixin, AttentionMixin, PeftAdapterMixin, ConfigMi
             )
         if config.low_res_skip_threshold > 0 and not config.low_res_skip:
             raise ValueError(
-                f"`low_res_skip_threshold` is {config.low_res_skip_threshold}; it needs `low_res_skip`, to whose "
-                "image it leaves what is below it."
+                f"`low_res_skip_threshold` is {config.low_res_skip_threshold}; it needs `low_res_skip`, whose "
+                "upsampled image is all that remains below it."
             )
         grid = self._resolution(0)
         if config.low_res_size is not None and config.low_res_size > grid and config.low_res_size % grid:
@@ -290,7 +290,7 @@ class CascadedUNet2DModel(ModelMixin, AttentionMixin, PeftAdapterMixin, ConfigMi
             )
 
     def _check_number_of_weights(self):
-        """Counts them on the meta device, which allocates none, unless it is plain that they are few."""
+        """Counts them on the meta device, which allocates none, unless there are obviously few."""
         config = self.config
         into, out_of, first = self._input_channels(), self._output_channels(), self._channels_before(0)
         widths = (into, out_of, first, *config.block_out_channels, self._embedding_dim())
@@ -382,7 +382,7 @@ class CascadedUNet2DModel(ModelMixin, AttentionMixin, PeftAdapterMixin, ConfigMi
         return self.config.time_embedding_dim or 4 * self._time_proj_dim()
 
     def _head_dims(self) -> list[int]:
-        """Width of the attention heads at each level; of the level where there are none."""
+        """Width of the attention heads at each level; without attention, that of the level."""
         channels = self.config.block_out_channels
         by_number, by_width = self.config.num_attention_heads, self.config.attention_head_dim
         if by_number is None and by_width is None and not any(map(self._attends, range(len(channels)))):
@@ -484,7 +484,7 @@ class CascadedUNet2DModel(ModelMixin, AttentionMixin, PeftAdapterMixin, ConfigMi
         r"""
         Args:
             sample (`torch.Tensor` of shape `(B, in_channels, sample_size, sample_size)`):
-                x_t; of another height and width for networks without attention, with `low_res` in the same ratio.
+                x_t; networks without attention take other heights and widths too, with `low_res` in the same ratio.
             timestep (`torch.Tensor` of shape `()`, `(1,)` or `(B,)`, or a number):
                 The int64 index t - 1, or the float32 noise level sqrt(alpha_bar_t), as `time_conditioning` says.
             class_labels (`torch.Tensor` of shape `(B,)`, *optional*): int64 class indices.
@@ -560,7 +560,7 @@ class CascadedUNet2DModel(ModelMixin, AttentionMixin, PeftAdapterMixin, ConfigMi
             return make(condition, sample)
         key = self, make.__name__, id(condition), sample.dtype, sample.shape
         if key not in made:
-            made[key] = condition, make(condition, sample)  # the condition is kept, so that no other has its id
+            made[key] = condition, make(condition, sample)  # keeps the condition, so that its id is not reused
         return made[key][1]
 
     def _level_embedding(self, augmentation_level: torch.Tensor, sample: torch.Tensor) -> torch.Tensor:
@@ -580,7 +580,7 @@ class CascadedUNet2DModel(ModelMixin, AttentionMixin, PeftAdapterMixin, ConfigMi
         mode, size = self.config.low_res_interpolation, sample.shape[-2:]
         if mode != "pillow_bicubic":
             return F.interpolate(low_res, size, mode=mode, align_corners=False)
-        # torch antialiases with Pillow's kernel; going up, the kernel is all that changes
+        # torch antialiases with Pillow's kernel; when upsampling, the kernel is all that changes
         upsampled = F.interpolate(low_res.float(), size, mode="bicubic", align_corners=False, antialias=True)
         return upsampled.to(low_res.dtype)
 
@@ -636,17 +636,17 @@ def side_factor(config: Any) -> int:
 
 def _missing_and_surplus(model: CascadedUNet2DModel, info: dict[str, Any]) -> tuple[list[str], list[str]]:
     """
-    Names of weights that `info`, which Diffusers gives of loading, or the network itself tells of.
+    Names of missing and of surplus weights, from Diffusers' loading `info` and from the network itself.
 
-    A quantizer may add entries of its own to those of a layer, which are not left over, and Quanto's hides that the
-    parts of a quantized weight are missing: they stay on the meta device.
+    A quantizer may add entries of its own to those of a layer, which are not surplus, and Quanto's does not report
+    missing parts of a quantized weight: they stay on the meta device.
     """
     missing, surplus = info["missing_keys"], info["unexpected_keys"]
     if getattr(model, "hf_quantizer", None) is None:
         return missing, surplus
     weights = {name: weight for name, weight in model.state_dict().items() if torch.is_tensor(weight)}
     layers = tuple(name.rpartition(".")[0] + "." for name in weights)
-    if not getattr(model, "hf_device_map", None):  # which may leave weights on a disk
+    if not getattr(model, "hf_device_map", None):  # a device map may leave weights on disk
         missing = [*missing, *(name for name, weight in weights.items() if weight.is_meta)]
     return missing, [name for name in surplus if not name.startswith(layers)]
 

@@ -38,7 +38,7 @@ def parse(kind: type[T], arguments: list[str] | None = None, prog: str | None = 
     words = parser.normalised(sys.argv[1:] if arguments is None else arguments)
     given, rest = parser.parse_known_args(words)
     if rest:
-        parser.error(f"unexpected word {rest[0]!r}; see --help.")
+        parser.error(f"unexpected argument {rest[0]!r}; see --help.")
     given = vars(given)
     missing = [f"`{parser.label(name)}`" for name in parser.fields if name not in given and parser.is_required(name)]
     if missing:

@@ -30,7 +30,7 @@ def option(
     A field of an [`options`] class.
 
     Args:
-        help: one or more sentences. "Default: ..." is added to them unless they speak of a default themselves.
+        help: one or more sentences. "Default: ..." is added to them unless they mention a default themselves.
         default: a value; without one, and without `default_factory`, the option is required.
         default_factory: computes the default, when it is needed.
         positional: whether the command line takes the value without the option's name.

@@ -1,4 +1,4 @@
-"""Mistakes of the user's as one line; bugs with their traceback."""
+"""Mistakes of the user as one line; bugs with their traceback."""
 
 import contextlib
 import dis

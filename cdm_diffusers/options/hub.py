@@ -30,8 +30,10 @@ class HubOptions:
         None,
     )
     push_to_hub: bool = option("Upload the pipeline to the Hub.", False)
-    hub_model_id: str | None = option("OWNER/NAME to upload to. Default: the output folder's name, as you.", None)
+    hub_model_id: str | None = option(
+        "OWNER/NAME to upload to. Default: the output folder's name, under your account.", None
+    )
     hub_token: str | None = option("Token of the Hub. Default: that of `hf auth login`, or of HF_TOKEN.", None)
     hub_private_repo: bool | None = option(
-        "Whether a repository that is made is private. Default: as the Hub does for you.", None
+        "Whether a newly created repository is private. Default: as set for your account on the Hub.", None
     )

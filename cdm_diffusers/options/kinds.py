@@ -23,7 +23,7 @@ def kinds_of(cls: type) -> dict[str, Any]:
 
 
 def alternatives_of(kind: Any) -> list[Any]:
-    """The members of a union, but None; else the kind alone."""
+    """The members of a union except None; else the kind alone."""
     if get_origin(kind) in (Union, UnionType):
         return [part for member in get_args(kind) for part in alternatives_of(member)]
     return [] if kind is NoneType else [kind]

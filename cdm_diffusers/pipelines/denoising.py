@@ -1,11 +1,11 @@
 r"""
-The adapter between a stage's network and a scheduler: one network call a step (on a CPU, of each part of a
-large batch), the same for every scheduler.
+The adapter between a stage's network and a scheduler: one network call per step (on a CPU, one per part of a large
+batch), the same for every scheduler.
 
 A [`Denoiser`] calls the network and applies guidance. A sampler uses what it predicts to go one step down a grid of
 noise levels: [`AncestralSampler`] with a scheduler of this package, which handles every prediction, learned variance
-and limit of x_0 itself; [`SolverSampler`] with one of Diffusers', which is handed nothing but an epsilon that agrees
-with the limited x_0. All of it runs in float32, whatever the network's dtype, on tables that are on the device before
+and limit of x_0 itself; [`SolverSampler`] with one of Diffusers', which is given only an epsilon consistent with the
+limited x_0. All of it runs in float32, whatever the network's dtype, on tables that are on the device before
 the loop starts.
 """
 
@@ -25,7 +25,7 @@ from .solvers import OWN_SCHEDULERS, SOLVER_CLASSES, solver_on_grid
 
 class Denoiser:
     r"""
-    A stage's network with everything it is told besides x_t and the time.
+    A stage's network with everything it is conditioned on besides x_t and the time.
 
     Classifier-free guidance (Ho and Salimans, 2021) takes one call on a doubled batch:
     epsilon = epsilon_null + w (epsilon_class - epsilon_null), and likewise for v. The variance is the class's.
@@ -34,18 +34,19 @@ class Denoiser:
         unet ([`CascadedUNet2DModel`]): the network.
         class_labels (`torch.Tensor` of shape `(B,)`, *optional*): int64 labels.
         low_res (`torch.Tensor` of shape `(B, C, h, w)`, *optional*): the conditioning image, noise included.
-        augmentation_level (`int` or `torch.Tensor` of shape `(B,)`, *optional*): s, for a network that is told it.
+        augmentation_level (`int` or `torch.Tensor` of shape `(B,)`, *optional*): s, for a network conditioned on it.
         guidance_scale (`float`, defaults to 1.0): w, which may be set between steps; 1 is no guidance.
-        refine (`Callable`, *optional*): takes the limited x_0 of each step, and the result; returns what to use.
+        refine (`Callable`, *optional*):
+            Called with the limited x_0 of each step, and with the final sample; returns what to use instead.
     """
 
     def __init__(
         self, unet, class_labels=None, low_res=None, augmentation_level=None, guidance_scale=1.0, refine=None
     ):
         self.refine = refine
-        self.unet, self.dtype = unet, unet.dtype  # which looks through the whole network
+        self.unet, self.dtype = unet, unet.dtype  # kept, since the property looks through the whole network
         self.guidance_scale = guidance_scale
-        self.extremes = []  # of each call's output, on the device: NaN or infinite where a value is
+        self.extremes = []  # least and greatest of each call's output, on the device: NaN or infinite if any value is
         self.parts = {}  # the conditions of a batch, guided or not, in parts
         self.conditions = {}
         if class_labels is not None:
@@ -92,29 +93,32 @@ class Denoiser:
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
     def is_finite(self, sample: torch.Tensor) -> bool:
-        """Whether `sample` is, and all outputs of the network were, which limits of x_0 hide; waits for the device."""
+        """
+        Whether `sample` and all outputs of the network were finite, which limiting x_0 would hide; waits for the
+        device.
+        """
         return bool(torch.stack([*self.extremes, *torch.aminmax(sample)]).isfinite().all())
 
 
 def twice(values: torch.Tensor) -> torch.Tensor:
-    """Values (B, ...) for a batch of all images twice; one for all images, (), as it is."""
+    """Values (B, ...) repeated for a doubled batch; a single value for all images, (), as it is."""
     return torch.cat([values, values]) if values.ndim else values
 
 
 def in_parts(values: torch.Tensor, size: int, count: int) -> list[torch.Tensor]:
-    """Values (count, ...) in parts of `size`; one for all images, (), for each part."""
+    """Values (count, ...) in parts of `size`; a single value for all images, (), once for each part."""
     return list(values.split(size)) if values.ndim else [values] * -(-count // size)
 
 
-# What a CPU's allocator keeps for the next tensor. Memory for larger ones (glibc: 32 MiB, or half of that where all is
-# freed at once) comes from the system each time and goes back, which took two fifths of the time of a 256x256 stage.
+# What a CPU's allocator keeps for reuse. Larger tensors (glibc: 32 MiB, or half of that if all are freed at once) come
+# from the system each time and are returned to it, which took two fifths of the time of a 256x256 stage.
 KEPT_BYTES = 16 * 2**20
 
 
 def images_at_a_time(unet, x_t: torch.Tensor) -> int:
     """
-    How many images of a batch a network is called with at once: all, but on a CPU those whose largest feature maps,
-    the first level's with what is concatenated, are within [`KEPT_BYTES`].
+    How many images of a batch a network is called with at once: all; on a CPU, only as many as keep the largest
+    feature maps, the first level's with the concatenated skips, within [`KEPT_BYTES`].
     """
     if x_t.device.type != "cpu":
         return len(x_t)
@@ -125,7 +129,7 @@ def images_at_a_time(unet, x_t: torch.Tensor) -> int:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Samplers: `timesteps` to loop over, the `times` the network is told, and `step`
+# Samplers: `timesteps` to loop over, the `times` the network is conditioned on, and `step`
 
 
 class AncestralSampler:
@@ -136,8 +140,8 @@ class AncestralSampler:
 
     Args:
         scheduler ([`CascadedDDPMScheduler`] or [`ContinuousDDPMScheduler`]): the scheduler.
-        time_conditioning (`"timestep"` or `"noise_level"`): what the network is told: the index t - 1, or
-            sqrt(alpha_bar).
+        time_conditioning (`"timestep"` or `"noise_level"`):
+            What the network is conditioned on: the index t - 1, or sqrt(alpha_bar).
         num_inference_steps (`int`): steps of the whole grid.
         device (`torch.device`): where sampling runs.
         timesteps (`list[int]`, *optional*): the grid itself, indices t - 1 from high to low.
@@ -170,18 +174,18 @@ class SolverSampler:
     r"""
     Steps of one of Diffusers' schedulers (`SOLVERS` of `solver_names.py`).
 
-    The scheduler works from epsilon alone (IPNDM from v, of which it makes epsilon), its own limits of x_0 and its
-    learned variance off: limits are applied here, to x_0, and epsilon is derived again from the result. Without that
-    solvers diverge: where alpha_bar is near 0, the least error of epsilon is a huge error of x_0. Limits are those of
-    the scheduler's config, where entries of the scheduler it was converted from survive (`clip_sample`,
+    The scheduler gets only epsilon (IPNDM: v, which it converts to epsilon), with its own limiting of x_0 and its
+    learned variance switched off: x_0 is limited here, and epsilon recomputed from the result. Without that, solvers
+    diverge: where alpha_bar is near 0, the slightest error in epsilon is a huge error in x_0. The limits are those of
+    the scheduler's config, in which entries of the scheduler it was converted from survive (`clip_sample`,
     `clip_sample_range`, `thresholding`, ...); without any, x_0 is clipped to [-1, 1].
 
     Args:
         scheduler ([`~schedulers.SchedulerMixin`]): the scheduler, which is copied.
-        time_conditioning (`"timestep"` or `"noise_level"`): what the network is told.
-        num_inference_steps (`int`): what `set_timesteps` is given.
+        time_conditioning (`"timestep"` or `"noise_level"`): what the network is conditioned on.
+        num_inference_steps (`int`): passed to `set_timesteps`.
         device (`torch.device`):
-            Where sampling runs. The schedule itself stays on the CPU, where looking things up in it waits for nothing.
+            Where sampling runs. The schedule itself stays on the CPU, where lookups never wait for the device.
         timesteps (`list[int]`, *optional*): the times to visit instead of evenly spread ones.
     """
 
@@ -211,7 +215,7 @@ class SolverSampler:
 
 
 def limits_of(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What a scheduler's config says of the range of x_0, for [`limit_x_0`]; by default it is clipped to [-1, 1]."""
+    """A scheduler config's limits of x_0, for [`limit_x_0`]; by default it is clipped to [-1, 1]."""
     return {
         "clip_sample": config.get("clip_sample", True),
         "clip_sample_range": config.get("clip_sample_range", 1.0),
@@ -232,12 +236,12 @@ def make_sampler(
     start_at: int | None = None,
 ) -> AncestralSampler | SolverSampler:
     r"""
-    The sampler of a stage, its grid laid out: of `num_inference_steps` times as the scheduler spreads them, or of as
-    many `timesteps`.
+    The sampler of a stage with its grid set up: `num_inference_steps` times as the scheduler spaces them, or the given
+    `timesteps`, as many.
 
     Raises:
-        `ValueError`: the scheduler is unknown, takes a prediction or a variance that the network does not make, cannot
-            run so many steps, or cannot stop or start at a given time.
+        `ValueError`: the scheduler is unknown, expects a prediction or a variance that the network does not output,
+            cannot run so many steps, or cannot stop or start at a given time.
     """
     prediction_type = scheduler.config.get("prediction_type", "epsilon")
     try:

@@ -12,7 +12,7 @@ from ..models.arguments import UNetArguments
 from .stages import CascadeStage
 
 
-# Arguments of networks that came later, with their defaults: networks that do not use them keep their hashes.
+# Arguments of networks added in later versions, with their defaults: networks that do not use them keep their hashes.
 ADDED_ARGUMENTS = defaults_of_added(UNetArguments)
 
 

@@ -12,8 +12,8 @@ from .stages import CascadeStage, num_classes_of
 
 logger = logging.get_logger(__name__)
 
-# Between log(alpha_bar / (1 - alpha_bar)) of two processes that are called the same: tables of one config differ by
-# rounding alone, and at both ends, near 1 and near 0, this is a relative difference.
+# Largest difference of log(alpha_bar / (1 - alpha_bar)) between processes that count as the same: tables of one config
+# differ by rounding only, and at both ends, near 1 and near 0, this is a relative difference.
 LOG_SNR_TOLERANCE = 1e-9
 
 
@@ -53,7 +53,7 @@ def check_same_forward_process(before: CascadeStage, stage: CascadeStage):
     """
     if before.scheduler.config.get("rescale_betas_zero_snr"):
         raise ValueError(
-            f"`rescale_betas_zero_snr` of stage `{before.name}` is True; it must be False: then its process ends "
+            f"`rescale_betas_zero_snr` of stage `{before.name}` is True; it must be False: if True, its process ends "
             f"without any signal (zero terminal SNR), while that of the inputs which stage `{stage.name}` was trained "
             f"on ends with some. Give stage `{before.name}` the scheduler that its network was trained with."
         )
@@ -73,8 +73,8 @@ def _schedule(scheduler) -> str:
 
 def same_id2label(name: str, id2label: dict | None, of_stage: dict | None) -> dict | None:
     """
-    The class names that stage `name` and those before it share; None where neither has any. Classes that are called by
-    their numbers, as those of data without names are, take the names of the others.
+    The class names that stage `name` and those before it share; None if neither has any. Classes that are named by
+    their numbers, as in data without class names, take the names of the others.
 
     Raises:
         ValueError: they differ.

@@ -160,8 +160,8 @@ def batch_inputs(
     device: torch.device,
 ) -> tuple[torch.Tensor | None, torch.Tensor | None, int]:
     r"""
-    Matches labels with given images one to one, a single one of either serving all of the other, and repeats each pair
-    `num_images_per_label` times in a row.
+    Pairs labels with given images one to one (a single label goes with all images, a single image with all labels),
+    and repeats each pair `num_images_per_label` times in a row.
 
     Returns:
         `tuple`: int64 labels `(B,)` or None, images `(B, C, h, w)` or None, and B.
@@ -196,7 +196,7 @@ def image_to_tensor(image, channels: int, sizes: list[int]) -> torch.Tensor:
             PIL images in mode "L" (grey) or "RGB"; float arrays `(N, h, h, C)` or `(h, h, C)` in [0, 1]; float tensors
             `(N, C, h, h)` or `(C, h, h)` in [0, 1].
         channels (`int`): C.
-        sizes (`list[int]`): the sizes that some stage takes.
+        sizes (`list[int]`): the input sizes of the stages.
     """
     images = list(image) if isinstance(image, (list, tuple)) else [image]
     if images and all(isinstance(item, PIL.Image.Image) for item in images):
@@ -207,7 +207,7 @@ def image_to_tensor(image, channels: int, sizes: list[int]) -> torch.Tensor:
         tensor = _stack(images, torch.stack, torch.cat)
     else:
         kinds = sorted({type(item).__name__ for item in images})
-        raise ValueError(f"`image` is of type {kinds}; it must be PIL images, numpy arrays or tensors, one kind.")
+        raise ValueError(f"`image` is of type {kinds}; it must be PIL images, numpy arrays or tensors, all alike.")
     if tensor.shape[1] != channels or tensor.shape[2] != tensor.shape[3] or tensor.shape[2] not in sizes:
         raise ValueError(
             f"`image` is {tensor.shape[3]} x {tensor.shape[2]} with {tensor.shape[1]} channels; the stages take "
@@ -255,7 +255,7 @@ def _pil_to_tensor(images: list[PIL.Image.Image], channels: int) -> torch.Tensor
 
 
 def check_output_type(output_type: str, channels: int):
-    """Refuses an `output_type` that there is not, or that cannot show so many channels."""
+    """Refuses an unknown `output_type`, or one that cannot show so many channels."""
     if output_type not in ("pil", "np", "pt"):
         raise ValueError(f"`output_type` is {output_type!r}; it must be 'pil', 'np' or 'pt'.")
     if output_type == "pil" and channels not in PIL_MODES:

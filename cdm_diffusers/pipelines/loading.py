@@ -33,7 +33,7 @@ def kind_of(name: str) -> type[Pipeline]:
 
 def load_pipeline(name: str, **options) -> Pipeline:
     """
-    The pipeline in a folder or on the Hub, of whichever kind; options of its loading.
+    The pipeline in a folder or on the Hub, of either kind; `options` are those of `from_pretrained`.
 
     Raises:
         ValueError, OSError: as [`kind_of`].

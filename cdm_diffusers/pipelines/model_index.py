@@ -1,4 +1,4 @@
-"""What a saved pipeline says that it consists of, checked before anything of it is loaded."""
+"""What a saved pipeline says it consists of, checked before any of it is loaded."""
 
 import os
 import sys
@@ -45,11 +45,11 @@ def check_components(
 ) -> None:
     """
     Args:
-        file: how errors call it.
-        folder: where components may carry their own code. Without it, what such code may hold is left to Diffusers.
+        file: what errors call it.
+        folder: where components may carry their own code. Without it, checking such code is left to Diffusers.
 
     Raises:
-        ValueError: an entry of `index` is not the library and class of a network or scheduler, as its name wants.
+        ValueError: an entry of `index` is not the library and class of a network or scheduler, as its name requires.
     """
     components, _ = kind._get_signature_keys(kind)
     for part in components:
@@ -72,14 +72,14 @@ def _is_component(part: str, entry: Any, wanted: str, folder: str | os.PathLike 
     found = component_class(entry)
     if found is None and library not in LOADABLE_CLASSES:
         return folder is None or Path(folder, part, f"{library}.py").is_file()
-    if hasattr(found, "_backends"):  # what is missing for it, Diffusers tells
+    if hasattr(found, "_backends"):  # Diffusers itself says which dependency is missing
         return True
     # by name, since the code that a folder carries has classes of its own
     return wanted in [base.__name__ for base in getattr(found, "__mro__", ())]
 
 
 def component_class(entry: Sequence[str]) -> Any:
-    """The class that an entry [library, class] names, if that library is imported: no file imports another."""
+    """The class that an entry [library, class] names, if that library is imported: a saved file imports none."""
     library, name = entry
     return getattr(sys.modules.get(library), name, None)
 
@@ -111,8 +111,8 @@ def check_complete(
         if kwargs["use_safetensors"] and pickle is not None and safetensors is None:
             raise ValueError(
                 f"{name} holds the weights of `{part}` as a pickle, {pickle.name}; pickles are not read, "
-                "since they can run code: where you trust it, load it once with `use_safetensors=False`, and save "
-                "the pipeline by `save_pretrained`."
+                "since they can run code: if you trust it, load it once with `use_safetensors=False`, and save "
+                "the pipeline with `save_pretrained`."
             )
 
 

@@ -22,13 +22,14 @@ from .model_index import check_complete, check_components
 from .stages import CascadeStage
 
 
-# Of `from_pretrained`, which find the other files of a repository; and of `save_pretrained`, which say where to upload
+# Arguments of `from_pretrained` by which the other files of a repository are found; and of `save_pretrained` that say
+# where to upload
 HUB_OPTIONS = ("revision", "token", "cache_dir")
 PUBLICATION = ("repo_id", "private", "token", "commit_message", "create_pr")
 
 
 def added_to_config(**entries) -> dict[str, Any]:
-    """Entries that came into pipelines' configs later, where there is something to say: earlier versions lack them."""
+    """Config entries added in later versions; None is left out, since earlier versions do not know the entry."""
     return {name: plain(value) for name, value in entries.items() if value is not None}
 
 
@@ -53,7 +54,7 @@ class StepEnd:
         The sample to go on with.
 
         Raises:
-            ValueError: the callback returned no dict, or something else than such a sample in it.
+            ValueError: the callback did not return a dict, or returned something other than such a sample in it.
         """
         if self.callback is None:
             return sample
@@ -81,7 +82,7 @@ class PixelDiffusionPipeline(DiffusionPipeline):
     _current_stage = None
     _guidance_scale: float | None = None
     _num_timesteps = 0
-    _hub_options: dict[str, Any] = {}  # how the Hub was asked for this pipeline
+    _hub_options: dict[str, Any] = {}  # with which this pipeline was loaded from the Hub
 
     @property
     def interrupt(self) -> bool:
@@ -90,21 +91,21 @@ class PixelDiffusionPipeline(DiffusionPipeline):
 
     @property
     def current_stage(self) -> str | None:
-        """The name of the stage that is sampled at the moment."""
+        """The name of the stage being sampled."""
         return self._current_stage
 
     @property
     def guidance_scale(self) -> float | None:
         """
-        The weight w of the stage that is sampled at the moment, or was last. A callback that sets
-        `pipe._guidance_scale` changes it from the next step of the stage on, those after a restart too. Unlike in
-        Diffusers' pipelines, 1 is no guidance, and 0 the null class alone. It is a finite number in -1e6..1e6.
+        The guidance weight w of the stage being sampled, or sampled last. A callback that sets `pipe._guidance_scale`
+        changes it from the stage's next step on, including steps after a restart. Unlike in Diffusers' pipelines, 1 is
+        no guidance, and 0 the null class alone. It is a finite number in -1e6..1e6.
         """
         return self._guidance_scale
 
     @property
     def num_timesteps(self) -> int:
-        """Steps of the stage that is sampled at the moment, or was last."""
+        """Steps of the stage being sampled, or sampled last."""
         return self._num_timesteps
 
     @classmethod
@@ -153,7 +154,7 @@ class PixelDiffusionPipeline(DiffusionPipeline):
         except (OSError, TypeError, LookupError, AttributeError, RecursionError):
             try:
                 folder = cls.download(name, **{**kwargs, "local_files_only": True})
-            except (OSError, ValueError):  # it never came
+            except (OSError, ValueError):  # it was never downloaded
                 folder = None
             if folder is not None:
                 check_complete(cls, name, folder, kwargs)
@@ -169,8 +170,8 @@ class PixelDiffusionPipeline(DiffusionPipeline):
         **kwargs,
     ) -> None:
         r"""
-        As [`DiffusionPipeline.save_pretrained`], and keeps what else the folder or Hub id held that the pipeline was
-        loaded from: its card, samples, configurations and figures. Where there is no card, one is written.
+        As [`DiffusionPipeline.save_pretrained`], and keeps the other documents of the folder or Hub repository that
+        the pipeline was loaded from: card, samples, configurations and figures. If there is no card, one is written.
 
         Args:
             save_directory (`str` or `os.PathLike`): the folder.
@@ -200,7 +201,7 @@ class PixelDiffusionPipeline(DiffusionPipeline):
         Uploads the pipeline to the Hub with the documents that [`save_pretrained`] keeps.
 
         Args:
-            repo_id (`str`): "NAME" or "OWNER/NAME", which is made where there is none.
+            repo_id (`str`): "NAME" or "OWNER/NAME", created if it does not exist.
             commit_message, private, token, create_pr, safe_serialization, variant, subfolder: as in Diffusers.
 
         Returns:
@@ -232,11 +233,11 @@ class PixelDiffusionPipeline(DiffusionPipeline):
         return None if origin is None else os.fspath(origin)
 
     def _checked_id2label(self, id2label: dict | None, num_classes: int | None) -> dict[int, str] | None:
-        """`id2label` with the int keys that JSON has made strings."""
+        """`id2label` with int keys, which JSON turns into strings."""
         if id2label is None:
             return None
         if not isinstance(id2label, Mapping) or not all(re.fullmatch(r"-?\d+", str(index)) for index in id2label):
-            raise ValueError(f"`id2label` is {id2label!r}; it must be a dict of indices of classes to their names.")
+            raise ValueError(f"`id2label` is {id2label!r}; it must be a dict from class indices to class names.")
         id2label = {int(index): str(name) for index, name in id2label.items()}
         if num_classes is None or not all(0 <= index < num_classes for index in id2label):
             raise ValueError(f"`id2label` has the keys {list(id2label)}; the networks have {num_classes} classes.")
@@ -262,8 +263,8 @@ class PixelDiffusionPipeline(DiffusionPipeline):
         Takes `sample` down the grid of `sampler`: the reverse process of one stage (Algorithm 2).
 
         Raises:
-            ValueError: the result is not finite, or an output of the network was not, which limits of x_0 hide. It is
-                read once, at the end, so that no step waits for the device.
+            ValueError: the result, or an output of the network, is not finite; limiting x_0 would hide the latter.
+                Checked once, at the end, so that no step waits for the device.
         """
         self._current_stage, self._num_timesteps = name, len(sampler.timesteps)
         self._guidance_scale = denoiser.guidance_scale
@@ -281,7 +282,7 @@ class PixelDiffusionPipeline(DiffusionPipeline):
         finally:
             self._current_stage = None
         if denoiser.refine is not None and not self.interrupt:
-            sample = denoiser.refine(sample)  # some solvers end beside their last x_0
+            sample = denoiser.refine(sample)  # some solvers do not end exactly on their last x_0
         if not denoiser.is_finite(sample):
             raise ValueError(
                 f"Stage `{name}` made NaN or infinite values: check its weights, its dtype (float16 overflows where "
@@ -291,7 +292,7 @@ class PixelDiffusionPipeline(DiffusionPipeline):
 
 
 def _show_rate(progress_bar: Any, num_images: float) -> None:
-    """Images a second behind the time left, where the bar keeps time: `num_images`, in parts, are done so far."""
+    """Images per second after the time left, if the bar keeps time; `num_images`, fractions included, are done."""
     elapsed = getattr(progress_bar, "format_dict", {}).get("elapsed")
     if elapsed:
         progress_bar.set_postfix_str(f"{num_images / elapsed:.3g} images/s", refresh=False)

@@ -52,7 +52,7 @@ ARGUMENTS = ("num_inference_steps", "augmentation_levels", "guidance_scale", "ti
 
 @dataclass(frozen=True)
 class StageRun:
-    """How one stage runs in one call. `input_is_noisy`: its low-resolution input is z_s already, since truncated."""
+    """How one stage runs in one call. `input_is_noisy`: its low-resolution input is z_s already (truncated)."""
 
     stage: CascadeStage
     sampler: AncestralSampler | SolverSampler
@@ -62,7 +62,7 @@ class StageRun:
 
     @property
     def evaluations(self) -> int:
-        """How often the network is called for an image; guidance calls it on two."""
+        """Network evaluations per image; guidance doubles them."""
         samplers = [sampler for sampler in (self.sampler, self.restart_sampler) if sampler is not None]
         return sum(len(sampler.timesteps) for sampler in samplers) * (1 if self.options.guidance_scale == 1 else 2)
 
@@ -80,22 +80,22 @@ class CascadedDiffusionPipeline(PixelDiffusionPipeline):
     Args:
         base_unet, super_res_k_unet ([`CascadedUNet2DModel`]): the networks.
         base_scheduler, super_res_k_scheduler ([`CascadedDDPMScheduler`], [`ContinuousDDPMScheduler`] or Diffusers'):
-            What samples. Of Diffusers' schedulers, those named in `solver_names.SOLVERS` work on every stage:
+            The samplers. Of Diffusers' schedulers, those named in `solver_names.SOLVERS` work on every stage:
             `pipe.base_scheduler = DPMSolverMultistepScheduler.from_config(pipe.base_scheduler.config)`.
         super_res_k_noising_scheduler ([`CascadedDDPMScheduler`] or [`ContinuousDDPMScheduler`], *optional*):
             The forward process of a stage's Gaussian conditioning augmentation, which is that of the preceding stage's
-            training; None for a stage without.
+            training; None for a stage without it.
         id2label (`dict[int, str]`, *optional*): names of the classes.
-        source_resolution (`int`, *optional*): the resolution from which training averaged its images down.
+        source_resolution (`int`, *optional*): the resolution that training images were averaged down from.
         default_num_inference_steps (`dict[str, int]`, *optional*): recommended steps of each stage.
         default_augmentation_levels (`dict[str, int]`, *optional*): recommended s of each stage that takes one.
         default_guidance_scales (`dict[str, float]`, *optional*): recommended w of stages trained with label dropout.
         default_timesteps (`dict[str, list[int]]`, *optional*):
             Recommended time steps of stages for which evenly spread ones are not best, as `cdm search` finds them.
-            They go before the recommended number of steps.
+            They take precedence over the recommended number of steps.
         settings (`dict[str, dict]`, *optional*):
-            Other recommendations by name, for `pipe(..., settings=name)`: of each name the arguments that differ from
-            the defaults, `{"calibrated": {"num_inference_steps": {"super_res_2": 25}}}`.
+            Other recommendations by name, for `pipe(..., settings=name)`: for each name, the arguments that differ
+            from the defaults, `{"calibrated": {"num_inference_steps": {"super_res_2": 25}}}`.
 
     Raises:
         `ValueError`: stages are missing or do not fit together.
@@ -289,7 +289,7 @@ class CascadedDiffusionPipeline(PixelDiffusionPipeline):
     ) -> "CascadedDiffusionPipeline":
         r"""
         A cascade of the same networks with other schedulers, cut off after a stage. Recommended time steps of stages
-        that get another scheduler are left out: they were found for the one before.
+        that get another scheduler are left out: they were found for the previous one.
 
         Args:
             scheduler (`str` or `dict[str, str]`, *optional*):
@@ -302,7 +302,7 @@ class CascadedDiffusionPipeline(PixelDiffusionPipeline):
             last_stage (`str`, *optional*): the stage that makes the images; by default the last.
 
         Raises:
-            `ValueError`: a name of a stage or solver is unknown, or the stage is of another kind.
+            `ValueError`: the name of a stage or solver is unknown, or a stage takes no inference schedule.
         """
         names = [stage.name for stage in self.stages]
         if last_stage is not None and last_stage not in names:
@@ -339,12 +339,12 @@ class CascadedDiffusionPipeline(PixelDiffusionPipeline):
         settings: str | None = None,
     ) -> dict[str, dict[str, Any]]:
         r"""
-        What a call with these arguments runs with, stage by stage: where none is given the config's default, as told
-        in [`__call__`].
+        The options that a call with these arguments uses, stage by stage; those not given are the config's defaults,
+        as described in [`__call__`].
 
         Returns:
             `dict`: these arguments, with a value for every stage (s: for every stage that takes one; "timesteps": for
-            those that have some, or left out), so that `pipe(..., **pipe.stage_options())` is `pipe(...)`.
+            those that have some, absent if none has), so that `pipe(..., **pipe.stage_options())` is `pipe(...)`.
 
         Raises:
             `ValueError`: a stage is unknown, or a number is out of range or not for its stage.
@@ -370,8 +370,8 @@ class CascadedDiffusionPipeline(PixelDiffusionPipeline):
         settings: str | None = None,
     ) -> dict[str, int]:
         r"""
-        How often a call with these arguments, told of in [`__call__`], calls the network of each stage for an image;
-        guidance calls it twice a step. The networks need no weights.
+        Network evaluations per image, stage by stage, of a call with these arguments, described in [`__call__`];
+        guidance takes two per step. The networks need no weights.
 
         Raises:
             `ValueError`: the call would refuse the arguments.
@@ -414,16 +414,16 @@ class CascadedDiffusionPipeline(PixelDiffusionPipeline):
                 Images of each label; all those of the first label come first.
             batch_size (`int`, *optional*): how many images an unconditional cascade makes; 1 by default.
             settings (`str`, *optional*):
-                A name of `config.settings`, whose steps, s and w then take the places of the config's defaults.
+                A name in `config.settings`, whose steps, s and w then replace the config's defaults.
             num_inference_steps (`int` or `dict[str, int]`, *optional*):
-                Steps of all stages or of each, 1..T, spread as the scheduler does. Where none are given the config's,
-                else T for CascadedDDPMScheduler and 100 for others; Diffusers' schedulers take at most 100 and T/2 by
-                default.
+                Steps of all stages or of each, 1..T, spaced as the scheduler spaces them. By default the config's,
+                else T for CascadedDDPMScheduler and 100 for others; Diffusers' schedulers by default take at most 100,
+                and at most T/2.
             timesteps (`list[int]` or `dict[str, list[int]]`, *optional*):
-                Instead of a number of steps the time steps themselves, indices t - 1 in 0..T-1 from high to low, of
-                all stages or of each. Where neither is given the config's.
+                The time steps themselves instead of a number of steps: indices t - 1 in 0..T-1 from high to low, of
+                all stages or of each. If neither is given, the config's.
             augmentation_levels (`dict[str, int]`, *optional*):
-                s in 0..T of stages with Gaussian conditioning augmentation. Where none is given the config's, else 0.
+                s in 0..T of stages with Gaussian conditioning augmentation. By default the config's, else 0.
             truncated (`bool`, defaults to `False`):
                 Whether a stage's input is the preceding reverse process stopped at s (Section 3.2), rather than its
                 end result noised to s (Section 3.3). The preceding stage then needs a scheduler of this package. A
@@ -432,26 +432,26 @@ class CascadedDiffusionPipeline(PixelDiffusionPipeline):
                 The paper's t in 1..T: noises the finished base sample to t and denoises it again from there, on the
                 same grid (Section 4.2; 2000 of 4000 there).
             guidance_scale (`float` or `dict[str, float]`, *optional*):
-                w of classifier-free guidance, for stages trained with label dropout; 1 is none. A single number is for
-                those of the stages, with a warning where there are others. Where none is given the config's, else 1.
+                w of classifier-free guidance, for stages trained with label dropout; 1 is none. A single number
+                applies to those stages only, with a warning if there are others. By default the config's, else 1.
             consistency (`bool`, defaults to `False`):
-                Whether super-resolution stages keep to their input: at each step x_0 is moved so that its area
-                averages are that image, without the noise of s. What s > 0 would let a stage correct, it then corrects
-                only within each low-resolution pixel.
+                Whether super-resolution stages stay consistent with their input: at each step x_0 is shifted so that
+                its area averages are that image, without the noise of s. Corrections that s > 0 would allow are then
+                confined to within each low-resolution pixel.
             image (`PIL.Image.Image`, `np.ndarray`, `torch.Tensor` or a list of them, *optional*):
                 Clean low-resolution images to start from, at the stage that takes their size: PIL in mode "L" or
                 "RGB", or floats in [0, 1] as arrays `(N, h, h, C)` or tensors `(N, C, h, h)`; one for each label or
                 one for all.
             generator (`torch.Generator` or a list of them, one per image, *optional*):
-                Decides all noise. Calls that differ in s alone see the same, also at s = 0; truncated ones do not,
-                since the stage before takes fewer steps. With a list, an image does not depend on the others beyond
-                float rounding.
+                Determines all noise. Calls that differ only in s see the same noise, also at s = 0; truncated ones do
+                not, since the stage before takes fewer steps. With a list, an image does not depend on the others
+                beyond float rounding.
             output_type (`"pil"`, `"np"` or `"pt"`, defaults to `"pil"`): PIL images, or float32 in [0, 1].
             output_stages (`bool`, defaults to `False`): whether to return every stage's images as well.
             callback_on_step_end (`Callable`, *optional*):
                 Called as `callback(pipe, step, timestep, {"sample": x})` after each step of each stage
                 (`pipe.current_stage`); a "sample" in the dict it returns replaces x. Setting `pipe._guidance_scale`
-                changes w for the steps of the stage that follow, those after a restart too. Setting
+                changes w for the stage's remaining steps, including those after a restart. Setting
                 `pipe._interrupt = True` ends sampling there, and the images are those of the stage that was
                 interrupted.
             callback_on_step_end_tensor_inputs (`list[str]`, defaults to `["sample"]`): tensors for the callback.
@@ -506,7 +506,7 @@ class CascadedDiffusionPipeline(PixelDiffusionPipeline):
         for run in runs:
             stage, held_to_image = run.stage, low_res if consistency else None
             if stage.noising_scheduler is not None:
-                # drawn also where it is not used: then every s sees the same x_T
+                # drawn even if it is not used, so that every s sees the same x_T
                 noised = stage.noising_scheduler.forward_marginal(low_res, run.options.augmentation_level, generator)
                 low_res = low_res if run.input_is_noisy else noised
             denoiser = stage.denoiser(
@@ -543,7 +543,7 @@ class CascadedDiffusionPipeline(PixelDiffusionPipeline):
         return stages[1 + sizes.index(low_res.shape[-1]) :], low_res
 
     def _recommendations(self, kept: list[str], others: list[str]) -> dict[str, Any]:
-        """Arguments of a cascade of the stages `kept`, of which `others` have solvers that time steps are not for."""
+        """Arguments of a cascade of the stages `kept`; those with new solvers, `others`, lose their time steps."""
 
         def part(argument: str, values: dict[str, Any] | None) -> dict[str, Any] | None:
             names = [name for name in kept if name not in others or not argument.endswith("timesteps")]
@@ -562,7 +562,7 @@ class CascadedDiffusionPipeline(PixelDiffusionPipeline):
         return [self.config.get(name) or {} for name in DEFAULTS]
 
     def _named(self, settings: str | None) -> list[dict[str, Any]]:
-        """The [`ARGUMENTS`] that are called so, each by stage."""
+        """The [`ARGUMENTS`] of the settings of that name, each by stage."""
         named = self.config.get("settings") or {}
         if settings is not None and settings not in named:
             there_are = f"it must be one of {list(named)}" if named else "this pipeline has none by name: leave it out"
@@ -614,7 +614,7 @@ class CascadedDiffusionPipeline(PixelDiffusionPipeline):
     def _guidance_by_stage(
         self, guidance_scale: float | dict[str, float] | None, stages: list[CascadeStage]
     ) -> dict[str, float | None]:
-        """A single weight goes to those `stages` that were trained with label dropout; says which others there are."""
+        """w by stage; a single one applies to `stages` trained with label dropout, with a warning about the others."""
         scales = per_stage("guidance_scale", guidance_scale, [stage.name for stage in self.stages])
         unguided = [stage.name for stage in stages if not stage.unet.config.null_class]
         if isinstance(guidance_scale, Mapping) or guidance_scale in (None, 1) or len(unguided) in (0, len(stages)):
@@ -651,7 +651,7 @@ class CascadedDiffusionPipeline(PixelDiffusionPipeline):
         restart_timestep: int | None,
         device: torch.device,
     ) -> list[StageRun]:
-        """The stages' samplers, their grids laid out; checks whatever concerns those."""
+        """How each stage runs, its samplers' grids set up; checks everything that concerns those."""
         if truncated and all(stage.noising_scheduler is None for stage in stages):
             raise ValueError("`truncated=True` needs a stage with Gaussian conditioning augmentation; there is none.")
         self._check_restart(stages, restart_timestep)
@@ -675,7 +675,7 @@ class CascadedDiffusionPipeline(PixelDiffusionPipeline):
                     sampler=sampler,
                     restart_sampler=restart_sampler,
                     options=options[stage.name],
-                    # a truncated process already ends in z_s, except where there was none: at a given image
+                    # a truncated process already ends in z_s; a given image comes from none
                     input_is_noisy=truncated and position > 0,
                 )
             )
@@ -684,4 +684,4 @@ class CascadedDiffusionPipeline(PixelDiffusionPipeline):
 
 def _one_for_each_stage(part: str) -> str:
     first = "super_res_1" if part == "noising_scheduler" else "base"
-    return f"A cascade has no `{part}`, but one for each stage: use `{first}_{part}` and so on."
+    return f"A cascade has no single `{part}`, but one for each stage: use `{first}_{part}` and so on."

@@ -29,7 +29,7 @@ from .stages import CascadeStage, StageOptions
 
 class SuperResolutionPipeline(PixelDiffusionPipeline):
     r"""
-    One super-resolution stage, on given images: what training such a stage saves.
+    One super-resolution stage, applied to given images: what training such a stage saves.
 
     This model inherits from [`DiffusionPipeline`], which documents loading, saving, moving and offloading.
     [`CascadedDiffusionPipeline.from_stages`] joins it with others.
@@ -37,16 +37,16 @@ class SuperResolutionPipeline(PixelDiffusionPipeline):
     Args:
         unet ([`CascadedUNet2DModel`]): the network, with `low_res_size`.
         scheduler ([`CascadedDDPMScheduler`] or [`ContinuousDDPMScheduler`], or one of Diffusers'):
-            What samples; `solvers.py` names those of Diffusers that are supported.
+            The sampler; `solvers.py` names those of Diffusers that are supported.
         noising_scheduler ([`CascadedDDPMScheduler`] or [`ContinuousDDPMScheduler`], *optional*):
             The forward process of the Gaussian conditioning augmentation, which is the preceding stage's; None for a
-            stage without.
+            stage without it.
         id2label (`dict[int, str]`, *optional*): names of the classes.
-        source_resolution (`int`, *optional*): the resolution from which training averaged its images down.
+        source_resolution (`int`, *optional*): the resolution that training images were averaged down from.
         default_num_inference_steps (`int`, *optional*): recommended steps.
         default_augmentation_level (`int`, *optional*): recommended s.
         default_guidance_scale (`float`, *optional*): recommended w, for a network trained with label dropout.
-        default_timesteps (`list[int]`, *optional*): recommended time steps, which go before the number of steps.
+        default_timesteps (`list[int]`, *optional*): recommended time steps; they override the number of steps.
 
     Raises:
         `ValueError`: the network takes no low-resolution image, or the parts contradict each other.
@@ -106,7 +106,8 @@ class SuperResolutionPipeline(PixelDiffusionPipeline):
         timesteps: Sequence[int] | None = None,
     ) -> dict[str, Any]:
         r"""
-        What a call with these arguments runs with: where none is given the config's default, as told in [`__call__`].
+        The options that a call with these arguments uses; those not given are the config's defaults, as described in
+        [`__call__`].
 
         Returns:
             `dict`: these arguments, all of them set; s is None for a stage that takes none, and "timesteps" are left
@@ -146,7 +147,7 @@ class SuperResolutionPipeline(PixelDiffusionPipeline):
         return_dict: bool = True,
     ) -> ImagePipelineOutput | tuple:
         r"""
-        Samples high-resolution images of given low-resolution ones.
+        Samples high-resolution versions of given low-resolution images.
 
         Args:
             image (`PIL.Image.Image`, `np.ndarray`, `torch.Tensor` or a list of them):
@@ -159,19 +160,20 @@ class SuperResolutionPipeline(PixelDiffusionPipeline):
                 s in 0..T: the image is noised to z_s first (Section 3.3). By default the config's, else 0.
             num_inference_steps (`int`, *optional*):
                 Steps, 1..T. By default the config's, else T for CascadedDDPMScheduler and 100 for others; Diffusers'
-                schedulers take at most 100 and T/2 by default.
+                schedulers by default take at most 100, and at most T/2.
             timesteps (`list[int]`, *optional*):
-                Instead of a number of steps the time steps themselves, indices t - 1 in 0..T-1 from high to low. Where
-                neither is given the config's.
+                The time steps themselves instead of a number of steps: indices t - 1 in 0..T-1 from high to low. If
+                neither is given, the config's.
             guidance_scale (`float`, *optional*):
                 w of classifier-free guidance, for a network trained with label dropout; 1 is none. By default the
                 config's, else 1.
             consistency (`bool`, defaults to `False`):
-                Whether the images keep to `image`: at each step x_0 is moved so that its area averages are the clean
-                image. What s > 0 would let the stage correct, it then corrects only within each low-resolution pixel.
+                Whether the images stay consistent with `image`: at each step x_0 is shifted so that its area averages
+                are the clean image. Corrections that s > 0 would allow are then confined to within each low-resolution
+                pixel.
             generator (`torch.Generator` or a list of them, one per image, *optional*):
-                Decides all noise; calls that differ in s alone see the same, also at s = 0. With a list, an image does
-                not depend on the others beyond float rounding.
+                Determines all noise; calls that differ only in s see the same noise, also at s = 0. With a list, an
+                image does not depend on the others beyond float rounding.
             output_type (`"pil"`, `"np"` or `"pt"`, defaults to `"pil"`): PIL images, or float32 in [0, 1].
             callback_on_step_end (`Callable`, *optional*):
                 Called as `callback(pipe, step, timestep, {"sample": x})` after each step; a "sample" in the dict it

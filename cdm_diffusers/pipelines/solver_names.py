@@ -5,9 +5,9 @@ from typing import Any, Literal
 
 ANCESTRAL = "ancestral"  # this package's own schedulers
 
-# What a name stands for: a scheduler of Diffusers, and what its config says besides the stage's. The samples of all of
-# them are tested against a known Gaussian. Heun's rule at few steps is an order of magnitude nearer to its limit with
-# Karras's levels, since steps between evenly spread ones multiply the network's error at the noisiest.
+# What a name stands for: a scheduler of Diffusers, and the config entries it adds to the stage's. The samples of all
+# of them are tested against a known Gaussian. Heun's method at few steps is an order of magnitude nearer to its limit
+# with Karras's levels, since steps between evenly spaced ones multiply the network's error at the noisiest.
 SOLVERS: dict[str, tuple[str, dict[str, Any]]] = {
     "ddim": ("DDIMScheduler", {}),
     "ddpm": ("DDPMScheduler", {}),

@@ -22,7 +22,7 @@ OWN_SCHEDULERS = (CascadedDDPMScheduler, ContinuousDDPMScheduler)
 
 SOLVER_CLASSES = tuple(dict.fromkeys(getattr(diffusers, name) for name, _ in SOLVERS.values()))
 
-# Options of Diffusers' solvers by which noise levels are no training times
+# Options of Diffusers' solvers whose noise levels are not those of training times
 LEVEL_SPACINGS = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "use_lu_lambdas")
 
 # lambda = log(alpha / sigma) at which Diffusers' solvers start
@@ -64,7 +64,7 @@ def scheduler_of(stage: "CascadeStage", name: str | None) -> SchedulerMixin:
 
 
 def solver_name(scheduler: SchedulerMixin) -> str | None:
-    """The one of `SOLVER_NAMES` that a scheduler is; None for others."""
+    """The name of a scheduler among `SOLVER_NAMES`; None for others."""
     if isinstance(scheduler, OWN_SCHEDULERS):
         return ANCESTRAL
     for name, (kind, options) in SOLVERS.items():
@@ -107,19 +107,19 @@ def solver_on_grid(
     scheduler: SchedulerMixin, num_inference_steps: int, timesteps: Sequence[int] | None = None
 ) -> tuple[SchedulerMixin, torch.Tensor, torch.Tensor]:
     r"""
-    A fresh solver like `scheduler` that takes nothing but epsilon (IPNDM: v), with its grid laid out on the CPU: as
-    it spreads `num_inference_steps`, or on as many training times `timesteps`, from high to low.
+    A fresh solver like `scheduler` that takes only epsilon (IPNDM: v), with its grid set up on the CPU:
+    `num_inference_steps` as it spaces them, or the training times `timesteps`, as many, from high to low.
 
     Returns:
-        `tuple`: the solver; and for each of its `timesteps` the training time i = t - 1 that the network is told,
+        `tuple`: the solver; and for each of its `timesteps` the training time i = t - 1 that the network is given,
         int64, and alpha_bar, float64.
 
     Raises:
-        `ValueError`: it cannot run so many steps or not at these times, or its noise levels are not those of a
+        `ValueError`: it cannot run so many steps, or not at these times, or its noise levels are not those of a
             diffusion process.
     """
     make = _ipndm_on_grid if isinstance(scheduler, IPNDMScheduler) else _on_grid
-    with torch.device("cpu"):  # and not the default device, where Diffusers would put a part of the tables
+    with torch.device("cpu"):  # not the default device, where Diffusers would put some of the tables
         return make(scheduler, num_inference_steps, timesteps)
 
 
@@ -128,7 +128,7 @@ def _on_grid(
 ) -> tuple[SchedulerMixin, torch.Tensor, torch.Tensor]:
     """[`solver_on_grid`] of all but IPNDM."""
     kind = type(scheduler).__name__
-    # spread in another way, a single step would be taken at the cleanest time
+    # with any other spacing, a single step would be taken at the cleanest time
     solver = _epsilon_solver(scheduler, {"timestep_spacing": "trailing"} if num_inference_steps == 1 else {})
     num_levels = solver.config.num_train_timesteps
     if num_inference_steps > num_levels:
@@ -162,15 +162,15 @@ def _epsilon_solver(scheduler: SchedulerMixin, options: dict[str, Any]) -> Sched
 
     That is what DPM-Solver's authors recommend for cosine schedules (Diffusers' `lambda_min_clipped`), and about
     where the usual linear schedules end. A cosine schedule of 4000 steps goes on to -11.3 in its last 16 steps, where
-    solvers of an ODE keep whatever x_0 they are told first, and Heun's rule does not converge. Of a process that is
-    rescaled to end without any signal (`rescale_betas_zero_snr`), likewise all but the last few times are left.
+    ODE solvers keep whatever x_0 is predicted first, and Heun's method does not converge. Of a process that is
+    rescaled to end without any signal (`rescale_betas_zero_snr`), likewise only the last few times are dropped.
     """
     parameters = inspect.signature(type(scheduler).__init__).parameters
     arguments = {name: scheduler.config[name] for name in parameters if name in scheduler.config}
     if arguments.get("use_flow_sigmas"):
         raise ValueError(
             "`use_flow_sigmas` is True; it must be False: the network was trained on a diffusion process, whose noise "
-            "levels are others than those of flow matching."
+            "levels differ from those of flow matching."
         )
     overrides = {"prediction_type": "epsilon", "thresholding": False, "clip_sample": False, **options}
     arguments |= {name: value for name, value in overrides.items() if name in parameters}
@@ -184,12 +184,12 @@ def _epsilon_solver(scheduler: SchedulerMixin, options: dict[str, Any]) -> Sched
 
 
 def _visit(solver: SchedulerMixin, timesteps: Sequence[int]):
-    """Replaces the grid of a solver by other times, also of those whose `set_timesteps` takes no times."""
+    """Replaces the grid of a solver by other times, even if its `set_timesteps` takes no times."""
     kind, num_levels = type(solver).__name__, solver.config.num_train_timesteps
     spacing = next((option for option in LEVEL_SPACINGS if solver.config.get(option)), None)
     if spacing is not None:
         raise ValueError(
-            f"`timesteps` are given, but `{spacing}` is True, by which {kind} chooses its noise levels itself: leave "
+            f"`timesteps` are given, but `{spacing}` is True, with which {kind} chooses its own noise levels: leave "
             "one of them out."
         )
     if timesteps[0] >= num_levels:

@@ -23,15 +23,15 @@ NOISE_RULE = "the noise of conditioning augmentation, whatever s is, before x_T"
 
 
 def noise_rule(stages: "list[CascadeStage]", augmentation_levels: dict[str, int], truncated: bool) -> str | None:
-    """[`NOISE_RULE`] where its last change changed the images of a seed, at s = 0 and when truncated; else None."""
+    """[`NOISE_RULE`] if its last change affected these images, as at s = 0 and when truncated; else None."""
     levels = [augmentation_levels[stage.name] for stage in stages if stage.noising_scheduler is not None]
     return NOISE_RULE if levels and (truncated or 0 in levels) else None
 
 
 class StageOptions(NamedTuple):
     """
-    How a stage is sampled: number of steps, s, w of guidance, and its time steps where they are not spread evenly.
-    None is the default, and s of stages without.
+    How a stage is sampled: number of steps, s, w of guidance, and its time steps if they are not spaced evenly. None
+    is the default; for s, it also stands for a stage that takes none.
     """
 
     num_inference_steps: int | None = None
@@ -40,7 +40,7 @@ class StageOptions(NamedTuple):
     timesteps: Sequence[int] | None = None
 
     def before(self, others: "StageOptions") -> "StageOptions":
-        """These where there are any, else `others`; a number of steps and time steps stand for each other."""
+        """These options, else those of `others`; a number of steps or time steps here overrides both there."""
         if self.num_inference_steps is not None or self.timesteps is not None:
             others = others._replace(num_inference_steps=None, timesteps=None)
         return StageOptions(*(other if one is None else one for one, other in zip(self, others, strict=True)))
@@ -62,7 +62,7 @@ class CascadeStage:
         takes_level = self.unet.config.augmentation_level_embedding
         if self.noising_scheduler is None and takes_level:
             raise ValueError(
-                f"The network of stage `{self.name}` is told an augmentation level, but the stage has no "
+                f"The network of stage `{self.name}` takes an augmentation level, but the stage has no "
                 "`noising_scheduler` to make the noise with."
             )
         if self.noising_scheduler is not None and not isinstance(self.noising_scheduler, OWN_SCHEDULERS):
@@ -72,8 +72,8 @@ class CascadeStage:
             )
 
     def default_num_inference_steps(self, recommended: int | None) -> int:
-        """What was recommended, else T for CascadedDDPMScheduler and 100 for others; Diffusers' take at most 100 and
-        half of T, since solvers need few steps and cannot use all of a cosine schedule."""
+        """What was recommended, else T for CascadedDDPMScheduler and 100 for others; Diffusers' take at most 100, and
+        at most T / 2, since solvers need few steps and cannot use all of a cosine schedule."""
         num_train_timesteps = self.scheduler.config.num_train_timesteps
         if isinstance(self.scheduler, CascadedDDPMScheduler):
             return recommended or num_train_timesteps
@@ -90,7 +90,7 @@ class CascadeStage:
     def options(self, given: StageOptions, default: StageOptions) -> StageOptions:
         """
         What was given, else the default, else [`default_num_inference_steps`], s = 0 and no guidance. A number of
-        steps alone is spread evenly, whatever time steps are the default.
+        steps alone is spaced evenly, whatever the default time steps.
 
         Raises:
             ValueError: a number is out of range, numbers of steps contradict each other, or the stage takes no s or no
@@ -121,7 +121,7 @@ class CascadeStage:
         timesteps = check_timesteps(what, timesteps, count)
         if steps not in (None, len(timesteps)):
             raise ValueError(
-                f"{what} are {len(timesteps)}, but `num_inference_steps` is {steps}: leave one of them out."
+                f"{what} has {len(timesteps)} entries, but `num_inference_steps` is {steps}: leave one of them out."
             )
         return timesteps
 
@@ -137,7 +137,7 @@ class CascadeStage:
         The network with its conditions; those that it was trained without are left out.
 
         Args:
-            held_to_image: (B, C, h, h) in [-1, 1]; area averages that x_0 keeps to, see [`held_to`].
+            held_to_image: (B, C, h, h) in [-1, 1]; the area averages that x_0 is held to, see [`held_to`].
         """
         config = self.unet.config
         return Denoiser(
@@ -152,7 +152,7 @@ class CascadeStage:
     def check_consistency(self) -> None:
         """
         Raises:
-            ValueError: the stage's images have no area averages that are images like its input.
+            ValueError: the stage's images cannot be averaged to the size and channels of its input.
         """
         config = self.unet.config
         channels = config.low_res_channels or config.in_channels
@@ -160,10 +160,10 @@ class CascadeStage:
             made, taken = (f"{size}x{size}" for size in (config.sample_size, config.low_res_size))
             raise ValueError(
                 f"`consistency` is True, but the images of stage `{self.name}`, {made} of {config.out_channels} "
-                f"channels, have no area averages like its input, {taken} of {channels}: leave it out."
+                f"channels, cannot be averaged to its input, {taken} of {channels}: leave it out."
             )
 
 
 def num_classes_of(stages: list[CascadeStage]) -> int | None:
-    """Classes of the conditional stages, None if there are none."""
+    """Number of classes of the conditional stages, None if no stage is conditional."""
     return next((stage.unet.config.num_classes for stage in stages if stage.unet.config.num_classes is not None), None)

@@ -20,8 +20,8 @@ MOST_STEPS = 10**6
 
 
 class TrainingTimes(NamedTuple):
-    """Times of a training batch, each (B,): what the network is fed, sqrt(alpha_bar), sqrt(1 - alpha_bar), and the
-    index i = t - 1 (None for continuous times)."""
+    """Times of a training batch, each (B,): what the network is conditioned on, sqrt(alpha_bar), sqrt(1 - alpha_bar),
+    and the index i = t - 1 (None for continuous times)."""
 
     condition: torch.Tensor
     alpha: torch.Tensor
@@ -54,7 +54,7 @@ class AncestralScheduler(SchedulerMixin, ConfigMixin):
     def _get_compatibles(cls) -> list[type[SchedulerMixin]]:
         return [cls, *super()._get_compatibles()]
 
-    refine: Callable[[torch.Tensor], torch.Tensor] | None = None  # of x_0, once it is limited, at each step
+    refine: Callable[[torch.Tensor], torch.Tensor] | None = None  # applied to the limited x_0 of each step
 
     def _set_up(self):
         """Checks the config and builds the training table and the full-length grid; ends a subclass's `__init__`."""
@@ -80,14 +80,15 @@ class AncestralScheduler(SchedulerMixin, ConfigMixin):
         cls, config_dict: Mapping[str, Any], **kwargs
     ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
         """
-        What `from_config` makes of a config. One of Diffusers' schedulers gives the same forward process, or an error.
+        What `from_config` makes of a config. That of one of Diffusers' schedulers gives the same forward process, or
+        an error.
 
         Its entries that were left at their defaults are taken too, since these classes have other defaults, and
-        without a `variance_type` the variance is beta~, as in Diffusers. How it spreads its steps is not taken: here
-        that is always "linspace".
+        without a `variance_type` the variance is beta~, as in Diffusers. Its timestep spacing is not taken: here that
+        is always "linspace".
 
         Raises:
-            ValueError: the process or the variance is none that this class has.
+            ValueError: this class has no such process or variance.
         """
         own, defaulted = cls._get_init_keys(cls), config_dict.get("_use_default_values", ())
         config = {name: value for name, value in config_dict.items() if name in own or name not in defaulted}
@@ -107,11 +108,11 @@ class AncestralScheduler(SchedulerMixin, ConfigMixin):
 
     @classmethod
     def _check_betas(cls, config: Mapping[str, Any]):
-        """Refuses betas that have no name among those of `betas_for`."""
+        """Refuses betas that are not a named schedule of `betas_for`."""
         if config.get("trained_betas") is not None:
             raise ValueError(
                 f"`trained_betas` is a list of {len(config['trained_betas'])}; it must be None: {cls.__name__} has "
-                "only schedules with a name (`beta_schedule`)."
+                "only named schedules (`beta_schedule`)."
             )
         if config.get("rescale_betas_zero_snr"):
             raise ValueError(
@@ -124,7 +125,8 @@ class AncestralScheduler(SchedulerMixin, ConfigMixin):
         num_train_timesteps = self.config.num_train_timesteps
         if num_inference_steps > num_train_timesteps:
             raise ValueError(
-                f"`num_inference_steps` is {num_inference_steps}; at most {num_train_timesteps} (the training steps)."
+                f"`num_inference_steps` is {num_inference_steps}; it must be at most {num_train_timesteps} (the "
+                "training steps)."
             )
         if num_inference_steps == 1:
             return torch.tensor([num_train_timesteps - 1], device="cpu")
@@ -143,11 +145,11 @@ class AncestralScheduler(SchedulerMixin, ConfigMixin):
     def _checked_choice(
         self, num_inference_steps: int | None, timesteps: Sequence[int] | None
     ) -> tuple[int | None, list[int] | None]:
-        """A number of steps, and the times of the training schedule that it counts, if these are given instead."""
+        """A number of steps, and the times of the training schedule, if these are given instead of a number."""
         if timesteps is None:
             return num_inference_steps, None
         if num_inference_steps is not None:
-            raise ValueError("`num_inference_steps` and `timesteps` were both given; it must be one of them.")
+            raise ValueError("`num_inference_steps` and `timesteps` were both given; give one of them.")
         timesteps = check_timesteps("`timesteps`", timesteps, len(self.table))
         return len(timesteps), timesteps
 
@@ -209,7 +211,7 @@ class AncestralScheduler(SchedulerMixin, ConfigMixin):
 
         Returns:
             [`~schedulers.scheduling_ddpm.DDPMSchedulerOutput`]: `prev_sample` and the limited `pred_original_sample`,
-            float32 or wider whatever came in.
+            float32 or wider, whatever the dtype of the input.
         """
         _check_images("sample", sample)
         _check_images("model_output", model_output)
@@ -244,8 +246,8 @@ class AncestralScheduler(SchedulerMixin, ConfigMixin):
         generator: torch.Generator | list[torch.Generator] | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """
-        x_{t-1} ~ p_theta(x_{t-1} | x_t) and the limited x_0, of arguments as [`reverse_moments`] takes them and
-        without checks: what [`step`] does, once it has found the `position` of its `timestep` on the grid.
+        x_{t-1} ~ p_theta(x_{t-1} | x_t) and the limited x_0, from the arguments of [`reverse_moments`], without
+        checks: what [`step`] does, once it has found the `position` of its `timestep` on the grid.
         """
         table = self.inference_table
         x_0, mean, log_variance = self.reverse_moments(table, position, x_t, prediction, raw_variance)
@@ -269,7 +271,7 @@ class AncestralScheduler(SchedulerMixin, ConfigMixin):
             position (`int`, or `torch.Tensor` of shape `()` or `(B,)`):
                 Of t on the grid; the step to its clean end is 0.
             x_t, prediction (`torch.Tensor` of shape `(B, C, H, W)`): the network's input and what it predicts.
-            raw_variance (`torch.Tensor`): its raw variance, like x_t where that is learned; else not used.
+            raw_variance (`torch.Tensor`): its raw variance, shaped like x_t if that is learned; else not used.
         """
         alpha, sigma = table.signal_and_noise(position + 1, x_t.device)
         x_0 = limit_x_0(self.prediction.x_0(prediction, x_t, alpha, sigma), self.config)
@@ -337,10 +339,10 @@ class AncestralScheduler(SchedulerMixin, ConfigMixin):
 
 def check_timesteps(name: str, timesteps: Sequence[int], count: int) -> list[int]:
     """
-    `timesteps` as a list, for what `name` says of them.
+    `timesteps` as a list; errors call them `name`.
 
     Raises:
-        ValueError: they are no integers in 0..count - 1 that fall.
+        ValueError: they are not strictly decreasing integers in 0..count - 1.
     """
     values = timesteps.tolist() if isinstance(timesteps, (torch.Tensor, np.ndarray)) else plain(timesteps)
     are_indices = isinstance(values, (list, tuple, range)) and all(type(value) is int for value in values)

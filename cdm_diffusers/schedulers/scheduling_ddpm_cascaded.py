@@ -1,4 +1,4 @@
-"""The scheduler of stages that are told a discrete time."""
+"""The scheduler of stages conditioned on a discrete time."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -16,8 +16,8 @@ class CascadedDDPMScheduler(AncestralScheduler):
     (truncated conditioning augmentation, Section 3.2).
 
     Its config keys are Diffusers' own: `DPMSolverMultistepScheduler.from_config(scheduler.config)` and the like work,
-    and `CascadedDDPMScheduler.from_config` makes a scheduler of the same forward process of a config of Diffusers', or
-    raises a ValueError where that has none of these schedules.
+    and `CascadedDDPMScheduler.from_config` makes a scheduler with the same forward process from a config of
+    Diffusers', or raises a ValueError if its schedule is none of these.
 
     Args:
         num_train_timesteps (`int`, defaults to 4000): the T of the forward process.
@@ -25,14 +25,14 @@ class CascadedDDPMScheduler(AncestralScheduler):
         beta_start, beta_end (`float`, *optional*):
             End points of a linear schedule; by default 1e-4 * 1000/T and 0.02 * 1000/T, for T >= 100.
         variance_type (`"learned_range"`, `"fixed_small"` or `"fixed_large"`, defaults to `"learned_range"`):
-            Between beta~ and beta as the network says, beta~, or beta.
+            Between beta~ and beta as the network predicts; beta~; or beta.
         prediction_type (`"epsilon"`, `"v_prediction"` or `"sample"`, defaults to `"epsilon"`):
             What the network predicts; `"sample"` is x_0.
         clip_sample (`bool`, defaults to `True`), clip_sample_range (`float`, defaults to 1.0):
             Whether and where a predicted x_0 is clipped.
         thresholding (`bool`, defaults to `False`): Dynamic thresholding of a predicted x_0, instead of clipping.
         dynamic_thresholding_ratio (`float`, defaults to 0.995), sample_max_value (`float`, defaults to 1.0):
-            The share of values that it keeps, and the largest limit.
+            The quantile of |x_0| that is its threshold, and the largest threshold.
         timestep_spacing (`"linspace"`): how `set_timesteps` spreads steps, which is OpenAI's respacing.
 
     Examples:

@@ -1,4 +1,4 @@
-"""The scheduler of stages that are told a noise level."""
+"""The scheduler of stages conditioned on a noise level."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -16,8 +16,8 @@ class ContinuousDDPMScheduler(AncestralScheduler):
     Ancestral sampling for networks conditioned on a continuous noise level, so that the number of steps and the
     schedule are chosen after training (Section 4.4; WaveGrad, SR3).
 
-    The paper says "conditioned on alpha_bar_t"; as in WaveGrad and SR3, the network is fed its root sqrt(alpha_bar_t),
-    drawn in training uniformly between neighbouring steps of a T-step schedule.
+    The paper says "conditioned on alpha_bar_t"; as in WaveGrad and SR3, the network is given its square root,
+    sqrt(alpha_bar_t), drawn in training uniformly between neighbouring steps of a T-step schedule.
 
     Args:
         num_train_timesteps (`int`, defaults to 2000): T of the training schedule.
@@ -46,7 +46,7 @@ class ContinuousDDPMScheduler(AncestralScheduler):
 
     sample, low_res = torch.randn(2, 1, 32, 32), torch.rand(2, 1, 16, 16) * 2 - 1
     scheduler.set_timesteps(4)
-    levels = scheduler.inference_table.alphas_cumprod.flip(0).sqrt()  # what the network is told
+    levels = scheduler.inference_table.alphas_cumprod.flip(0).sqrt()  # what the network is conditioned on
     for timestep, level in zip(scheduler.timesteps, levels):
         with torch.no_grad():
             output = unet(sample, level, low_res=low_res, class_labels=torch.tensor([8, 9])).sample

@@ -157,7 +157,7 @@ class Sweep:
                 found[key] = name
 
     def measure_real_images(self, row: Row) -> None:
-        """Both splits as references, and as what they are at best, at the size of the row's samples."""
+        """Both splits as references, and what real images reach, at the size of the row's samples."""
         evaluation, device = self.study.settings.evaluation, self.study.state.device
         self.options = {"batch_size": evaluation.batch_size or 100, "device": device}
         with self.study.state.main_process_first():  # it may download
@@ -172,7 +172,7 @@ class Sweep:
     def check_count(self) -> None:
         """
         Raises:
-            ValueError: there are too few images for extrapolated distances of a half of them.
+            ValueError: there are too few images for extrapolated distances of half of them.
         """
         count, width = self.study.settings.sampling.num_images, len(self.references["train"].mean)
         needed = 2 * IMAGES_PER_FEATURE * width

@@ -1,4 +1,4 @@
-"""Rows of an experiment against one of them, seed by seed: is it better, about equal, or not to be told?"""
+"""Rows of an experiment against one of them, seed by seed: better, worse, about equal, or undecided?"""
 
 import json
 import math

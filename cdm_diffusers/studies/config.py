@@ -171,7 +171,7 @@ class Setting:
 @options
 class SearchConfig(LabelledDataOptions):
     """
-    Search steps, s, solver and guidance of a trained stage for the best samples; a search that was stopped goes on.
+    Search steps, s, solver and guidance of a trained stage for the best samples; a search that was stopped resumes.
 
     Example:
         cdm search --pipeline checkpoints/fashion-mnist-32 --extractor checkpoints/fashion-mnist-classifier \\
@@ -181,7 +181,7 @@ class SearchConfig(LabelledDataOptions):
 
     pipeline: str = option("Folder or Hub id of a cascade.")
     extractor: str = option("Network of the features; see evaluate.")
-    output_dir: str = option("Folder for results. A search that was stopped there goes on.")
+    output_dir: str = option("Folder for results. A search that was stopped there resumes.")
     padding: NonNegativeInt = option(PADDING, 0)
     stage: str | None = option("The stage that is searched. Default: the last.", None)
     measured_stage: str | None = option(
@@ -340,12 +340,12 @@ class Section:
 
 
 def names_of(kind: type) -> set[str]:
-    """Of all options."""
+    """The names of all options."""
     return {field.name for field in dataclasses.fields(kind)}
 
 
 def some_of(kind: type, names: set[str]) -> type:
-    """The options `names` of a command as a [`Section`] in which none of them has to be given."""
+    """The options `names` of a command as a [`Section`] in which all of them are optional."""
     kinds, declared = kinds_of(kind), []
     for field in dataclasses.fields(kind):
         if field.name in names:

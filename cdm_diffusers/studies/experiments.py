@@ -43,12 +43,12 @@ class Arm:
         ground_truth: the split ("train" or "validation") whose images, averaged down, the last stage takes instead of
             samples.
         blur_sigma: blurs what the last stage takes by a Gaussian of this width, in pixels.
-        noise: puts Gaussian noise of this deviation, of images in [-1, 1], on what the last stage takes, which is not
-            told.
+        noise: adds Gaussian noise of this deviation, of images in [-1, 1], to what the last stage takes, which is not
+            conditioned on it.
         balanced: whether the real images have labels as samples have them, that of image i being i mod K.
-        num_images: of the last stage, where they are fewer than those of other arms.
-        low_res_sampling: what is said of the stages before the last one, where arms that share their images differ in
-            what `sampling` says.
+        num_images: of the last stage, if fewer than those of other arms.
+        low_res_sampling: options of the stages before the last one, if arms that share their images differ in what
+            `sampling` says about these.
     """
 
     stages: tuple[StageRecipe, ...]
@@ -93,7 +93,7 @@ class Arm:
 
 
 def stage_names(count: int) -> list[str]:
-    """What a cascade of so many stages calls them."""
+    """What a cascade of `count` stages calls them."""
     return ["base", *(f"super_res_{place}" for place in range(1, count))]
 
 
@@ -145,7 +145,7 @@ class Experiment:
         x_label: of the figure's horizontal axis; None for an experiment that is only a table.
         log_x: whether that axis is logarithmic.
         paper_columns: what `Row.paper` holds.
-        images: whether the figure is a picture of samples, a row of it for each row of the table (Figure 9).
+        images: whether the figure is a picture of samples, with a row for each row of the table (Figure 9).
         classification: whether classifiers are trained on the last row's samples (Table 1b, Figure 7), and perhaps on
             others'.
         entries: those of its section in a configuration by which rows differ in how they sample.
@@ -168,7 +168,7 @@ class AugmentationExperiment(Experiment):
 
     Args:
         gate: how many times the ground truth's distance the weak base's must be before s is swept.
-        margin: a share of the distance; an effect within it is none.
+        margin: a share of the distance; an effect within it counts as none.
         levels: the s of the bases and of real training images.
         control_levels: those of the positive control and of the few-step base.
         control_noises: from the smallest on, the noise of each positive control.
@@ -487,7 +487,7 @@ def table1(
         truncated_levels: s of stages whose own row is sampled truncated; the rows after it are not.
 
     Raises:
-        ValueError: there are levels of something else than super-resolution stages, or options of no stage.
+        ValueError: there are levels of something other than super-resolution stages, or options of no stage.
     """
     truncated_levels = truncated_levels or {}
     check_names({"truncated_levels": truncated_levels}, stage_names(len(stages))[1:])

@@ -69,13 +69,13 @@ def save_curves(report: dict[str, Any], experiment: Experiment, file: Path) -> N
 
 
 def distance_label(rows: list[dict[str, Any]], column: str) -> str:
-    """Of an axis."""
+    """The label of an axis."""
     return f"{rows[0]['runs'][0]['distance']} vs {column}"
 
 
 def save_explanation(report: dict[str, Any], experiment: AugmentationExperiment, output_dir: Path, file: Path) -> None:
     """
-    The first samples of a good and of a weak base with three s: the smallest, that which was chosen most often with
+    The first samples of a good and of a weak base with three s: the smallest, the one that was chosen most often with
     the weak base, and the largest; beside the curves of both and of real images.
     """
     from matplotlib.figure import Figure

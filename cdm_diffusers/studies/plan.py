@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 CHECKPOINT_BYTES = 16  # a parameter's weight, AdamW's two moments and the average, in float32
 PIPELINE_BYTES = 4  # the average
-CALLS_OF_A_STEP = 3  # a backward pass costs two forward ones
+CALLS_OF_A_STEP = 3  # a backward pass costs as much as two forward ones
 UTILISATION = 0.3
 H100_TFLOPS = {"float32": 495.0, "bf16": 989.0, "fp16": 989.0}  # dense; float32 as TF32
 COSTS = ("flops", "gpu_hours", "bytes")
@@ -94,7 +94,7 @@ class Plan:
         return key
 
     def training_costs(self, unet: CascadedUNet2DModel, preset: StagePreset) -> dict[str, Any]:
-        """Of all steps of a training."""
+        """The costs of all steps of a training."""
         steps, batch_size = preset.training.max_train_steps, preset.training.train_batch_size
         whole_share = 1.0 if preset.training.crop_size is None else preset.training.whole_image_fraction
         multiply_adds = whole_share * count_multiply_adds(unet)
@@ -145,7 +145,7 @@ class Plan:
         return key
 
     def time(self, multiply_adds: float, precision: str) -> dict[str, Any]:
-        """Of so many multiply-adds, in a type of weights or of `--mixed_precision`."""
+        """The time of this many multiply-adds, in a type of weights or of `--mixed_precision`."""
         precision = "float32" if precision == "no" else precision
         rate = self.gpu_tflops[precision] * self.utilisation * 1e12
         return {"precision": precision, "flops": 2 * multiply_adds, "gpu_hours": 2 * multiply_adds / rate / 3600}

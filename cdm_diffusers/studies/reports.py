@@ -26,8 +26,8 @@ def figure_of(run: dict[str, Any], column: str, extrapolated: bool = False) -> d
     figures, name = train if column == "train" else validation, "frechet_distance" + "_extrapolated" * extrapolated
     if name not in figures:
         raise ValueError(
-            f"`extrapolated` is {extrapolated}, and the report has {sorted(figures)} alone: measure with `reproduce` "
-            "once more."
+            f"`extrapolated` is {extrapolated}, and the report has only {sorted(figures)}: measure with `reproduce` "
+            "again."
         )
     return figures[name]
 

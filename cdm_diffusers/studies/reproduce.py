@@ -106,7 +106,7 @@ def checked(config: ReproduceConfig) -> tuple[Experiment, "Study"]:
 
 
 def opened(config: ReproduceConfig) -> tuple[Experiment, "Study"]:
-    """[`checked`], still to be checked."""
+    """[`checked`], before the check."""
     settings = read_settings(config)
     experiment = settings.experiment(config.name)
     return experiment, Study(settings, Path(config.output_dir or ""))
@@ -173,7 +173,7 @@ class Study:
                     row.paper_accuracies is not None
                     and num_classes_of(self.stages.without_weights(row.arm.stages).stages) is None
                 ):
-                    raise ValueError("no stage has classes, of which classifiers could learn.")
+                    raise ValueError("no stage has classes, from which classifiers could learn.")
             except ValueError as error:
                 place = f"`experiments.{name}`, row {row_name(dataclasses.asdict(row))!r}"
                 entries = " and ".join(f"`{entry}`" for entry in experiment.entries)
@@ -254,7 +254,7 @@ class Stages:
         return self.skeletons[key]
 
     def part_without_weights(self, recipe: StageRecipe) -> Pipeline:
-        """One of them."""
+        """One stage of [`without_weights`]."""
         if recipe.name not in self.settings.stages:
             raise ValueError(
                 f"there is no stage {recipe.name!r}; the configuration has the stages {list(self.settings.stages)}."
@@ -295,7 +295,7 @@ class Stages:
             if options["train_batch_size"] % split:
                 raise ValueError(
                     f"`train_batch_size` of the stage {recipe.name!r} is {options['train_batch_size']}, which does "
-                    f"not divide over {split} processes and accumulation steps: start another number of processes."
+                    f"not divide over {split} processes and accumulation steps: start a different number of processes."
                 )
             options["train_batch_size"] //= split
         preset = get_preset(self.settings.stages[recipe.name].preset)
@@ -310,7 +310,7 @@ class Stages:
         return {"preset": preset, "options": self.training_options(self.plainest(recipe)), "seed": seed}
 
     def plainest(self, recipe: StageRecipe) -> StageRecipe:
-        """The recipe without the options that change nothing, so that rows which say more share its stages."""
+        """The recipe without the options that change nothing, so that rows which spell out more share its stages."""
         for name in recipe.options:
             options = {other: value for other, value in recipe.options.items() if other != name}
             plainer = dataclasses.replace(recipe, options=options)
@@ -586,5 +586,5 @@ def open_real_images(settings: StudySettings, split: str) -> Dataset:
 
 
 def forget_precision() -> None:
-    """Of the networks trained before in this process, which accelerate would keep for all that follow."""
+    """Forgets that of networks trained earlier in this process, which accelerate would keep for all that follow."""
     AcceleratorState._reset_state()

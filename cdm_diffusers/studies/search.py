@@ -74,14 +74,14 @@ def search(config: SearchConfig) -> list[dict[str, Any]]:
 
 
 def search_alone(config: SearchConfig, state: PartialState) -> list[dict[str, Any]]:
-    """[`search`] in a folder that no other one has."""
+    """[`search`] in a folder that no other search uses."""
     run = Search(config, state)
     run.find_time_steps()
     todo = [(seed, setting) for seed in config.seeds for setting in run.settings]
     todo = from_main(lambda: [(seed, setting) for seed, setting in todo if run.find(seed, setting) is None])
     if old := len(run.lines()) - len(run.results()):
         names = ", ".join(f"`{name}` ({rule})" for name, rule in SOLVER_RULES.items())
-        state.print(f"{old} lines of {run.folder / LINES_NAME} are not used, of names that mean others now: {names}.")
+        state.print(f"{old} lines of {run.folder / LINES_NAME} are not used; names in them changed meaning: {names}.")
     if state.is_main_process:
         run.begin()
     for number, (seed, setting) in enumerate(todo, 1):
@@ -226,7 +226,7 @@ class Search:
     def check_selection(self) -> None:
         """
         Raises:
-            ValueError: what shall select is not measured of these settings.
+            ValueError: the figure that is to select is not measured for these settings.
         """
         select = self.config.select
         if select == "recognition" and self.classifier is None:
@@ -285,7 +285,7 @@ class Search:
             self.settings[self.settings.index(setting)] = dataclasses.replace(setting, timesteps=found[key])
 
     def time_steps(self, setting: Setting) -> list[int]:
-        """Those of "gits" for a number of steps, an s and a w, on the first images of the first seed."""
+        """The time steps of "gits" for a number of steps, an s and a w, on the first images of the first seed."""
         seed, count, stage = self.config.seeds[0], min(16, self.config.num_images), self.pipeline.stages[self.position]
         if self.before:
             given = LowResImages(self.low_res_images(seed, "generated"), self.before[-1])
@@ -336,7 +336,7 @@ class Search:
             write_json(self.folder / SEARCH_NAME, self.description)
 
     def append(self, line: dict[str, Any]) -> None:
-        """The file is replaced as a whole, so that a kill leaves no half a line."""
+        """The file is replaced as a whole, so that a kill leaves no partial line."""
         temporary = temporary_name(self.folder / LINES_NAME)
         temporary.write_text("".join(json.dumps(line) + "\n" for line in [*self.lines(), line]))
         reveal(temporary, self.folder / LINES_NAME)

@@ -16,7 +16,7 @@ from ..tables import markdown_table, plus_minus
 from .config import Setting
 
 
-# What augmentation will do, from which ratio of distances on generated and on real inputs on; see docs/evaluation.md.
+# What augmentation will do from which ratio of distances on generated and on real inputs; see docs/evaluation.md.
 NOTHING_TO_REPAIR = "there is next to nothing for augmentation to repair"
 OUTLOOKS = (
     (1.3, "augmentation can be expected to pay"),
@@ -121,8 +121,8 @@ def _dominates(
 
 def compared_setting(settings: list[Setting]) -> Setting | None:
     """
-    The one of the smallest s of those that are not truncated, on generated images; of several the first, rather
-    without a restart.
+    The setting of the smallest s among those that are not truncated, on generated images; of several the first,
+    preferably without a restart.
     """
     candidates = [one for one in settings if one.conditioning == "generated" and not one.truncated]
     return min(
@@ -174,7 +174,7 @@ def _verdict(ratio: float) -> str:
 
 
 def outlook_line(outlook: dict[str, Any], first: dict[str, Any]) -> str:
-    """A sentence of it; `first` is a row."""
+    """A sentence about it; `first` is a row."""
     level, verdict = outlook["augmentation_level"], outlook["augmentation"]
     left_open = (
         "Whether augmentation will pay is left open: with fewer than twice as many images as the "
@@ -182,7 +182,7 @@ def outlook_line(outlook: dict[str, Any], first: dict[str, Any]) -> str:
     )
     said = f". {left_open}" if verdict is None else f": {verdict}."
     if verdict == NOTHING_TO_REPAIR and outlook["lowest_level"] != level:
-        said += f" s = {outlook['lowest_level']} is best all the same, but not since it repairs the base's errors."
+        said += f" s = {outlook['lowest_level']} is best all the same, but not because it repairs the base's errors."
     return (
         f"Generated/ground-truth ratio{'' if level is None else f' at s = {level}'}: {outlook['ratio']:.3g} "
         f"({outlook['generated']:.4g} on generated low-resolution images, {outlook['real']:.4g} on real training "
@@ -244,7 +244,7 @@ def table(
     select: str = "distance",
 ) -> str:
     """
-    Rows in markdown, the best of the selecting figure first.
+    Rows in markdown, best first by the selecting figure.
 
     Args:
         real: distances from each split of as many real images of the other one.
@@ -266,7 +266,7 @@ def table(
     chosen = [row for row in rows if row["setting"]["conditioning"] == "generated"]
     few = (
         f"These are no more images than the {first['num_features']:,} features: distances are far too large, and "
-        "compare only with distances of as many images."
+        "comparable only with distances of as many images."
     )
     lines = [
         f"Stage `{description['stage']}`, measured at `{description['measured_stage']}`. Extractor: "

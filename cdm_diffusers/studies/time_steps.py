@@ -3,8 +3,8 @@ Time steps that suit a stage's trajectories (GITS; Chen et al., "On the Trajecto
 Sampling", 2024, Section 4).
 
 Trajectories of the probability flow ODE have nearly the same shape whatever they end in, so a few of them tell where
-steps may be long. They are followed on a fine grid; the cost of a jump between two of its points is by how much one
-step of Euler misses the trajectory; and of all grids of N steps dynamic programming finds that of the least cost.
+steps may be long. They are followed on a fine grid; the cost of a jump between two of its points is how far one Euler
+step misses the trajectory; and of all grids of N steps dynamic programming finds the one of least cost.
 """
 
 from collections.abc import Iterable

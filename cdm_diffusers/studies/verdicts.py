@@ -248,7 +248,7 @@ def verdict_of(beyond: Sequence[float], change: Sequence[float], ground_truth: S
     Args:
         beyond: interval of what s changes beyond its change on real images.
         change, ground_truth: of what it changes, and of its change on real images.
-        margin: an effect smaller than it, in the units of the distance, is none.
+        margin: an effect smaller than it, in the units of the distance, counts as none.
     """
     low, high = beyond
     if -margin <= low and high <= margin:

@@ -16,8 +16,8 @@ from ..draws import PartGenerator
 from ..processes import largest
 
 
-# What a run draws its noise for at once. Runs of earlier versions drew it for each part by itself, and took each
-# micro-batch for a batch of its own, that an epoch could end with.
+# What a run draws its noise for in one go. Runs of earlier versions drew it for each part separately, and treated each
+# micro-batch as a batch of its own, with which an epoch could end.
 BATCH, MICRO_BATCH = "batch", "micro_batch"
 
 
@@ -30,7 +30,7 @@ class Split:
         part_size: images of one part.
         num_processes, process_index: of all processes, this one.
         num_micro_batches: parts of each process.
-        by_process: whether parts are numbered n * num_micro_batches + m, as of streams in lanes.
+        by_process: whether parts are numbered n * num_micro_batches + m, as for streams in lanes.
     """
 
     part_size: int
@@ -58,9 +58,9 @@ class Split:
 
 class Noise:
     """
-    The randomness of each part, a function of where it stands. What is drawn for each image with `generator` is the
-    same however a batch is split. The masks of dropout, which layers draw from the global state for what they are
-    given, are those of a part: the same for 2 processes and for 2 micro-batches, but not for the undivided batch.
+    The randomness of each part, a function of its position. What is drawn for each image with `generator` is the
+    same however a batch is split. Dropout masks, which layers draw from the global state for their own inputs, are
+    those of a part: the same for 2 processes and for 2 micro-batches, but not for the undivided batch.
     """
 
     def __init__(self, seed: int, split: Split, drawn_for: str, device: torch.device):
@@ -84,8 +84,8 @@ class Noise:
 
 class PartSampler(Sampler[list[int]]):
     """
-    Indices of this process's parts, batch for batch. Each epoch is a new order of all images, batches are consecutive
-    pieces of it, and the rest that does not fill one is left out.
+    Indices of this process's parts, batch by batch. Each epoch is a new order of all images, batches are consecutive
+    pieces of it, and a remainder that does not fill one is dropped.
     """
 
     def __init__(self, num_images: int, split: Split, seed: int):
@@ -164,7 +164,7 @@ class LaneBatches:
     This process's parts of the batches of a stream in lanes, on the device that trains.
 
     Args:
-        together: the processes' group on the host, which tells whether all have another batch.
+        together: the processes' group on the host, by which they find out whether all have another batch.
     """
 
     def __init__(
@@ -196,7 +196,7 @@ class LaneBatches:
 class StreamBatches:
     """
     Parts of a stream as runs of 0.1.0 took them: one process reads it, in the order of `datasets`, and hands them out.
-    A batch's micro-batches are held until it is whole, since nobody knows before where a stream ends.
+    A batch's micro-batches are held until it is complete: where a stream ends is not known beforehand.
     """
 
     def __init__(self, dataset: IterableDataset, split: Split, accelerator: Accelerator, **options):

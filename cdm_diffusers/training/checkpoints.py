@@ -29,7 +29,7 @@ DAMAGE = re.compile("PytorchStreamReader|corrupt|unexpected EOF|loading state_di
 
 
 class Result(TypedDict):
-    """What is told of a checkpoint by its `progress.json`."""
+    """What a checkpoint's `progress.json` says about it."""
 
     __pydantic_config__ = ConfigDict(extra="allow")
 
@@ -38,7 +38,7 @@ class Result(TypedDict):
 
 
 class Progress(Result):
-    """What a run goes on from."""
+    """What a run resumes from."""
 
     epoch: NonNegativeInt
     epoch_batches: NonNegativeInt
@@ -122,7 +122,7 @@ def loading(checkpoint: Path) -> Iterator[None]:
 
     Raises:
         ValueError: if a file is missing or damaged; lists the other checkpoints.
-        OSError: if the machine stands in the way: its memory, its disk, its limits or its permissions.
+        OSError: if the machine prevents it: its memory, its disk, its limits or its permissions.
     """
     try:
         yield
@@ -133,7 +133,7 @@ def loading(checkpoint: Path) -> Iterator[None]:
                 number,
                 f"`resume_from_checkpoint` is {str(checkpoint)!r}, which could not be read here: "
                 f"{os.strerror(number)}. Nothing is known to be wrong with it: keep it, and resume once that is "
-                "mended.",
+                "fixed.",
             ) from e
         if isinstance(e, RuntimeError) and not DAMAGE.search(str(e)):
             raise
@@ -148,7 +148,7 @@ def obstacle(error: Exception, checkpoint: Path) -> int | None:
     """The errno of what kept `checkpoint` from being read, None where that was the checkpoint itself."""
     number = errno_of(error)
     if number is None or number in MISSING:
-        try:  # safetensors calls everything missing that it cannot open
+        try:  # safetensors reports everything it cannot open as missing
             for path in checkpoint.rglob("*"):
                 if path.is_file():
                     path.open("rb").close()

@@ -46,10 +46,10 @@ class RunConfig(HubOptions):
     )
     streaming: bool = option("Stream the data set instead of downloading it first.", False)
     shuffle_buffer_size: PositiveInt = option(
-        "Images among which a stream is shuffled; no more than half a GiB of them.", 10_000
+        "Size of the shuffle buffer of a stream, in images; it holds at most half a GiB of them.", 10_000
     )
     background: str | None = option("Colour behind transparent images. Without it, such images are an error.", None)
-    num_classes: PositiveInt | None = option("Number of classes, where a stream does not say.", None)
+    num_classes: PositiveInt | None = option("Number of classes, if a stream does not say.", None)
     padding: NonNegativeInt | None = option(
         "Black pixels added on each side before cropping. Default: the preset's.", None
     )
@@ -58,7 +58,7 @@ class RunConfig(HubOptions):
     )
     dataloader_num_workers: NonNegativeInt = option("Processes that load data; 0 loads in the training process.", 0)
     hold_in_memory: bool = option(
-        "Decode all images once, at the stage's size, and hold them in the memory of the device that trains.", False
+        "Decode all images once, at the stage's size, and keep them in the memory of the training device.", False
     )
 
     # Optimisation
@@ -89,21 +89,21 @@ class RunConfig(HubOptions):
         "Autocast type. Default: that of `accelerate launch` or its configuration, else the preset's.", None
     )
     gradient_checkpointing: bool = option("Recompute activations in the backward pass: slower, less memory.", False)
-    compile: bool = option("torch.compile the network; on the CPU this takes minutes and a C++ compiler.", False)
+    compile: bool = option("torch.compile the network; on the CPU this takes minutes and needs a C++ compiler.", False)
     channels_last: bool | None = option(
-        "Keep weights in channels_last memory format. Default: no; a resumed run's stays.",
+        "Keep weights in channels_last memory format. Default: no; a resumed run keeps its own.",
         None,
     )
 
     # Checkpoints, logging and validation
-    checkpointing_steps: PositiveInt = option("Save a checkpoint every so many steps.", 1000)
-    checkpoints_total_limit: PositiveInt | None = option("Keep only so many checkpoints. Default: all.", None)
+    checkpointing_steps: PositiveInt = option("Steps between checkpoints.", 1000)
+    checkpoints_total_limit: PositiveInt | None = option("Keep only this many checkpoints. Default: all.", None)
     resume_from_checkpoint: str | None = option(
         'A checkpoint folder, or "latest" for the last one in output_dir (a new run if there is none).', None
     )
-    logging_steps: PositiveInt = option("Log loss, learning rate, gradient norm and speed every so many steps.", 50)
+    logging_steps: PositiveInt = option("Steps between logs of loss, learning rate, gradient norm and speed.", 50)
     validation_steps: NonNegativeInt = option(
-        "Draw samples with the EMA weights every so many steps; 0 for never.", 1000
+        "Steps between validations, which draw samples with the EMA weights; 0 for none.", 1000
     )
     num_validation_images: PositiveInt = option("Images per validation (base: rounded to whole rows of classes).", 20)
     validation_inference_steps: PositiveInt | None = option(
@@ -125,7 +125,7 @@ class RunConfig(HubOptions):
 @options
 class TrainingConfig(RunConfig):
     """
-    Train one stage of a cascade: a network for its low resolution, or one that upsamples. Options that are
+    Train one stage of a cascade: a network for its lowest resolution, or one that upsamples. Options that are
     not given are the preset's.
 
     Example:
@@ -149,8 +149,8 @@ class TrainingConfig(RunConfig):
 
     # Network and diffusion process
     pretrained_model_name_or_path: str | None = option(
-        "Folder or Hub id of a cascade or stage: training begins with the weights of its stage of the same sizes. "
-        "What is predicted may differ, and so may the classes. Default: random weights.",
+        "Folder or Hub id of a cascade or stage: training starts from the weights of its stage of the same sizes. "
+        "The prediction type may differ, and so may the classes. Default: random weights.",
         None,
     )
     sample_size: PositiveInt | None = option("Resolution of the stage's output. Default: the preset's.", None)
@@ -170,8 +170,8 @@ class TrainingConfig(RunConfig):
         None,
     )
     low_res_skip_threshold: Fraction | None = option(
-        "With low_res_skip: the network's own share moves towards 0 by this, in units of [-1, 1], and is 0 below it. "
-        "Default: the preset's.",
+        "With low_res_skip: soft threshold of what the network adds, in units of [-1, 1]: it moves towards 0 by this, "
+        "and is 0 below it. Default: the preset's.",
         None,
     )
     attention_resolutions: list[NonNegativeInt] | None = option(
@@ -180,8 +180,8 @@ class TrainingConfig(RunConfig):
     mid_block_attention: bool | None = option(
         "Attention in the middle, at the lowest resolution. Default: the preset's.", None
     )
-    num_attention_heads: PositiveInt | None = option("Attention heads, by count. Default: the preset's.", None)
-    attention_head_dim: PositiveInt | None = option("Attention heads, by width. Default: the preset's.", None)
+    num_attention_heads: PositiveInt | None = option("Number of attention heads. Default: the preset's.", None)
+    attention_head_dim: PositiveInt | None = option("Width of the attention heads. Default: the preset's.", None)
     norm_num_groups: PositiveInt | None = option("Groups of the group norms. Default: the preset's.", None)
     dropout: Fraction | None = option("Dropout in the residual blocks. Default: the preset's.", None)
     prediction_type: Literal["epsilon", "v_prediction", "sample"] | None = option(
@@ -213,7 +213,7 @@ class TrainingConfig(RunConfig):
         None,
     )
     whole_image_fraction: Fraction | None = option(
-        "With crop_size: share of max_train_steps, the last ones, that are on whole images. Default: the preset's.",
+        "With crop_size: share of max_train_steps, at the end, that are on whole images. Default: the preset's.",
         None,
     )
     label_dropout: Fraction | None = option(
@@ -230,9 +230,9 @@ class TrainingConfig(RunConfig):
 @options
 class DistillationConfig(RunConfig):
     """
-    Distil a stage of a cascade: a student makes in few steps, without guidance, what its teacher makes in many. What
-    is not said is as in the teacher's training, which is meant where options speak of a preset; but the learning rate
-    falls linearly to 0 in each phase.
+    Distil a stage of a cascade: a student makes in few steps, without guidance, what its teacher makes in many.
+    Options that are not given are as in the teacher's training, which stands for the preset that options mention; but
+    the learning rate falls linearly to 0 in each phase.
 
     Example:
         cdm distill my-cascade --stage base --train_data_dir my-images --output_dir runs/base-4
@@ -249,10 +249,10 @@ class DistillationConfig(RunConfig):
 
     # What is learnt
     method: Literal["progressive", "consistency"] = option(
-        "How steps are made fewer: by half, again and again (Salimans and Ho, 2022), or at once (Song et al., 2023).",
+        "How steps are reduced: halved again and again (Salimans and Ho, 2022), or all at once (Song et al., 2023).",
         "progressive",
     )
-    start_steps: PositiveInt = option("Steps of DDIM that the teacher is sampled in.", 64)
+    start_steps: PositiveInt = option("DDIM steps of the teacher.", 64)
     end_steps: PositiveInt = option("Steps of the student.", 4)
     guidance_scale: float | None = option(
         "w of the teacher's guidance, which the student does without. Default: the teacher's.", None
@@ -263,8 +263,8 @@ class DistillationConfig(RunConfig):
         None,
     )
     phase_steps: list[PositiveInt] = option(
-        "Optimizer steps of each phase: one number, of which phases that end at 2 or 1 steps take twice as many; or "
-        "one for each. The first phase learns v, where the teacher predicts something else.",
+        "Optimizer steps of each phase: one number, doubled for phases that end at 2 or 1 steps; or one for each. The "
+        "first phase learns v, if the teacher predicts something else.",
         [2000],
     )
     loss_weighting: Literal["truncated_snr", "snr_plus_one"] = option(

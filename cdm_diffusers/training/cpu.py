@@ -13,7 +13,7 @@ logger = logging.get_logger(__name__)
 
 
 def warn_of_slow_cpu(accelerator: Accelerator) -> None:
-    """Says so, from the main process, where cores lie idle or the CPU has no instructions for bfloat16."""
+    """Warns, from the main process, if cores lie idle or the CPU has no instructions for bfloat16."""
     if accelerator.device.type == "cpu" and accelerator.is_main_process:
         for sentence in slow_cpu(accelerator.num_processes, accelerator.mixed_precision):
             logger.warning(sentence)
@@ -31,7 +31,7 @@ def slow_cpu(num_processes: int, mixed_precision: str) -> Iterator[str]:
         )
     if mixed_precision == "bf16" and not has_bfloat16():
         yield (
-            "`mixed_precision` is 'bf16', for which this CPU has no instructions (avx512_bf16, amx_bf16): give 'no', "
+            "`mixed_precision` is 'bf16', for which this CPU has no instructions (avx512_bf16, amx_bf16): give 'no'; "
             "float32 is several times faster."
         )
 
@@ -42,7 +42,7 @@ def available_cores() -> int:
 
 
 def has_bfloat16() -> bool:
-    """Whether bf16 is computed, not emulated; only known of x86 processors, and taken to be so of others."""
+    """Whether bf16 is computed natively, not emulated; only known for x86 processors, assumed for others."""
     if platform.machine().lower() not in ("x86_64", "amd64"):
         return True
     return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
@@ -51,7 +51,7 @@ def has_bfloat16() -> bool:
 def check_mixed_precision(accelerator: Accelerator) -> None:
     """
     Raises:
-        ValueError: for fp16 on a CPU, where accelerate would compute in float32 without a word.
+        ValueError: for fp16 on a CPU, where accelerate would silently compute in float32.
     """
     if accelerator.mixed_precision == "fp16" and accelerator.device.type == "cpu" and not accelerator.native_amp:
         raise ValueError(

@@ -72,8 +72,8 @@ class Phase:
 
 def phases_of(config: DistillationConfig, prediction_type: str) -> list[Phase]:
     """
-    What is learnt one after the other: v, in as many steps as the teacher takes, where it predicts something else;
-    then half the steps again and again, or all at once by consistency.
+    What is learnt, in order: v, in as many steps as the teacher takes, if it predicts something else; then half the
+    steps again and again, or all at once by consistency distillation.
 
     Raises:
         ValueError: `start_steps` cannot be halved to `end_steps`, or there are too few or too many `phase_steps`.
@@ -120,8 +120,8 @@ class Predictor:
 
 class Distillation(Trainer):
     """
-    A run whose images are only what noise is added to: the loss is the distance from what `teacher` predicts, or, from
-    the second phase on, the averaged student of the phase before. Then that student, too, is part of its state.
+    A run that uses images only to add noise to them: the loss is the distance from what `teacher` predicts or, from
+    the second phase on, the averaged student of the phase before, which is then part of the run's state, too.
     """
 
     config: DistillationConfig
@@ -183,7 +183,7 @@ class Distillation(Trainer):
         return alphas_cumprod.flip(0), (indices if is_timestep else alphas_cumprod.sqrt().float()).flip(0)
 
     def ready(self, unet: CascadedUNet2DModel) -> CascadedUNet2DModel:
-        """A network to ask only, on the device, as the trained one is computed."""
+        """A network for inference only, on the device, in the memory format and compiled as the trained one."""
         memory_format = torch.channels_last if self.config.channels_last else torch.preserve_format
         unet = unet.requires_grad_(False).eval().to(self.accelerator.device, memory_format=memory_format)
         if self.config.compile:
@@ -200,7 +200,7 @@ class Distillation(Trainer):
     # Phases
 
     def phase_of(self, step: int) -> Phase:
-        """The phase that step `step` + 1 is in; at the end of all, the last."""
+        """The phase that step `step` + 1 is in; after the end, the last."""
         return next((phase for phase in self.phases if step < phase.end_step), self.phases[-1])
 
     def start(self, checkpoint: Path | None) -> None:
@@ -214,7 +214,7 @@ class Distillation(Trainer):
         print(f"{self.preset.source}: {', '.join(map(str, self.phases))}.", flush=True)
 
     def enter(self, phase: Phase) -> None:
-        """Loss, learning rate and the student's number of steps are those of `phase`."""
+        """Sets loss, learning rate and the student's number of steps to those of `phase`."""
         self.phase, self.phase_loss = phase, self.make_loss(phase)
         inference = dataclasses.replace(self.preset.inference, num_inference_steps=phase.student_steps)
         self.preset = dataclasses.replace(self.preset, inference=inference)
@@ -240,7 +240,7 @@ class Distillation(Trainer):
         self.enter(phase)
 
     def optimizer_step(self, batches: Iterator[dict[str, torch.Tensor]]) -> None:
-        """One step of the optimizer and of the average, the first of a phase if it is its turn."""
+        """One step of the optimizer and of the average; begins a phase first, if its turn has come."""
         phase = self.phase_of(self.step)
         if self.step == phase.first_step > 0:
             self.begin(phase)
@@ -262,7 +262,7 @@ class Distillation(Trainer):
     # Checkpoints
 
     def state(self, keep: bool) -> TrainingState:
-        """All tensors of the run; a student that is learnt from among them."""
+        """All tensors of the run, including those of a student that is learnt from."""
         is_student = self.expert.unet is not self.teacher.stage.unet
         return dataclasses.replace(super().state(keep), teacher=self.expert.unet.state_dict() if is_student else None)
 

@@ -10,8 +10,8 @@ from .sharding import local
 
 class LerpEMAModel(EMAModel):
     """
-    [`EMAModel`] to the bit, with one pass over the weights on a CPU in place of two and a temporary copy. Of sharded
-    parameters, each process averages its shards.
+    Bit-identical to [`EMAModel`], with one pass over the weights on a CPU instead of two and a temporary copy. Of
+    sharded parameters, each process averages its shards.
     """
 
     @torch.no_grad()

@@ -42,7 +42,7 @@ def stage_pipeline(
 
 
 def inference_scheduler(stage: CascadeStage, inference: InferencePreset) -> SchedulerMixin:
-    """What a stage that was trained is to be sampled with."""
+    """The scheduler that a trained stage is to be sampled with."""
     scheduler = scheduler_of(stage, inference.solver)
     if inference.timestep_spacing is None:
         return scheduler
@@ -50,7 +50,7 @@ def inference_scheduler(stage: CascadeStage, inference: InferencePreset) -> Sche
 
 
 def stage_without_weights(preset: StagePreset) -> CascadedDiffusionPipeline | SuperResolutionPipeline:
-    """The pipeline that a training of the preset ends in, without classes' names, its network on the meta device."""
+    """The pipeline that a training of the preset ends in, without class names, its network on the meta device."""
     unet = build_on_meta(preset.unet)
     return stage_pipeline(unet, build_stage(preset, unet), preset, None)
 

@@ -111,7 +111,7 @@ def train(config: TrainingConfig, super_resolution: bool) -> None:
         ValueError: for options, data or a checkpoint that do not fit, or while another run has the folder.
         RuntimeError: when a loss or a gradient is not finite; what was saved before stays.
         OSError: when something cannot be read or written; what was saved before stays.
-        SystemExit, KeyboardInterrupt: after SIGTERM and Ctrl-C, once the step at hand is saved.
+        SystemExit, KeyboardInterrupt: after SIGTERM and Ctrl-C, once the current step is saved.
     """
 
     def plan(num_processes: int, saved: dict[str, Any] | None):
@@ -183,7 +183,7 @@ def make_accelerator(config: RunConfig, preset: StagePreset, state: PartialState
                 num_steps=config.gradient_accumulation_steps, sync_with_dataloader=False
             ),
             dataloader_config=DataLoaderConfiguration(
-                # Of `StreamBatches`.
+                # For `StreamBatches`.
                 dispatch_batches=config.streaming and state.num_processes > 1,
             ),
             log_with=None if config.report_to == "none" else config.report_to,
@@ -242,7 +242,7 @@ class Trainer:
             shard(unet, accelerator)
         if config.compile:
             compile_network(unet, accelerator.device)
-        # Evaluation is what accelerate calls precision without copies of the network, which shards take the place of.
+        # In evaluation mode accelerate sets the precision without replicating the network; shards replace the copies.
         self.unet = accelerator.prepare_model(unet, device_placement=False, evaluation_mode=is_sharded)
         training = preset.training
         adam = torch.optim.AdamW(
@@ -281,7 +281,7 @@ class Trainer:
         )
 
     def make_split(self) -> Split:
-        """How a step's batch is divided, or each micro-batch of one where a run began so."""
+        """How a step's batch is divided; in runs that began that way, how each of its micro-batches is."""
         accelerator, micro_batches = self.accelerator, self.config.gradient_accumulation_steps
         part_size = self.preset.training.train_batch_size // (accelerator.num_processes * micro_batches)
         of_batch = micro_batches if self.resolved["training"]["drawn_for"] == BATCH else 1
@@ -328,7 +328,7 @@ class Trainer:
                 self.validation = Validation(self.config, self.preset, self.data)
 
     def schedule_learning_rate(self, first_step: int, num_steps: int) -> None:
-        """The learning rate of each step from the present one on is that of a schedule that began at `first_step`."""
+        """Makes the learning rate, from the current step on, that of a schedule that began at `first_step`."""
         training = self.preset.training
         for group in self.optimizer.param_groups:
             group["lr"] = group["initial_lr"] = training.learning_rate
@@ -342,7 +342,7 @@ class Trainer:
         )
 
     def introduce(self, checkpoint: Path | None) -> None:
-        """Says what is trained on what, and which settings spoil it."""
+        """Prints what is trained on what, and warns of settings that spoil it."""
         accelerator, num_parameters = self.accelerator, self.stage.unet.num_parameters()
         place = accelerator.device, accelerator.num_processes
         known = self.resolved["data"]["num_examples"], *place, checkpoint, self.resolved.get("pretrained")
@@ -419,7 +419,7 @@ class Trainer:
                 self.epoch_batches += index % self.split.num_micro_batches == 0
                 yield micro_batch
             if self.epoch_batches == 0:
-                raise ValueError("the stream has not even one whole batch: give a smaller `train_batch_size`.")
+                raise ValueError("the stream does not hold even one whole batch: give a smaller `train_batch_size`.")
             self.epoch, self.epoch_batches = self.epoch + 1, 0
 
     def optimizer_step(self, batches: Iterator[dict[str, torch.Tensor]]) -> None:
@@ -488,7 +488,7 @@ class Trainer:
         self.logged_step, self.logged_time = self.step, time.perf_counter()
 
     def log(self) -> dict[str, str]:
-        """Logs the means since the last time; the only place in a step where the device is waited for."""
+        """Logs the means since the last time; the only place in a step that waits for the device."""
         self.check_finite()
         steps = self.step - self.logged_step
         losses = steps * self.config.gradient_accumulation_steps
@@ -558,7 +558,7 @@ class Trainer:
         self.accelerator.wait_for_everyone()
 
     def state(self, keep: bool) -> TrainingState:
-        """All tensors of the run, gathered; every process must ask, and those that `keep` them get them."""
+        """All tensors of the run, gathered; every process must call it, and those that `keep` them get them."""
         scaler = self.accelerator.scaler
         return TrainingState(
             weights=gather(self.stage.unet.state_dict(), keep),
@@ -573,7 +573,7 @@ class Trainer:
         return gather(dict(zip(names, self.ema.shadow_params, strict=True)), keep)
 
     def progress(self) -> dict[str, Any]:
-        """The counters that a run goes on from, and where a stream stands; every process must ask."""
+        """The counters that a run goes on from, and where a stream stands; every process must call it."""
         streamed = {}
         if isinstance(self.images, LaneBatches):
             places = dict(chain.from_iterable(places.items() for places in gather_object([self.images.places])))

@@ -1,4 +1,4 @@
-"""What a training says of itself: at its start, where its settings defeat it, and at its end."""
+"""What a training run says about itself: at its start, when its settings defeat it, and at its end."""
 
 import contextlib
 import dataclasses
@@ -88,10 +88,10 @@ def farewell(folder: Path) -> str:
 
 
 def stages_beside(folder: Path) -> dict[str, dict[str, Any]]:
-    """The networks' configurations of `folder` and of finished stages beside it that were trained on such data."""
+    """The networks' configurations of `folder` and of finished stages beside it that were trained on like data."""
     own, stages = _configuration(folder), {}
     for place in (folder, *sorted(folder.parent.iterdir())):
-        with contextlib.suppress(OSError, ValueError, KeyError):  # a file of the name that is damaged, or another's
+        with contextlib.suppress(OSError, ValueError, KeyError):  # a file of that name that is damaged, or not ours
             config = _configuration(place)
             if config and all(config["data"][key] == own["data"][key] for key in ("source_resolution", "id2label")):
                 stages[str(place)] = config["unet"]

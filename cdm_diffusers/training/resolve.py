@@ -43,10 +43,10 @@ MAY_CHANGE = {
     "pretrained.pipeline",
 }
 
-# How a batch is divided, and what is told from that; see [`drawn_for`].
+# How a batch is divided, and what follows from that; see [`drawn_for`].
 SPLIT = {"training.num_processes", "training.gradient_accumulation_steps", "training.drawn_for"}
 
-# What configurations mean by what they lack, since it came later.
+# What configurations mean that lack fields added in later versions.
 DEFAULTS_OF_ADDED = {
     f"{section}.{name}": default
     for section, kind in (
@@ -85,11 +85,11 @@ def resolve_preset(
     accumulation steps.
 
     Args:
-        saved: the configuration of the checkpoint that the run goes on from. What the preset has been given since
-            (fields that `saved` lacks) is left at its defaults.
+        saved: the configuration of the checkpoint that the run resumes from. Fields that the preset has gained since
+            (which `saved` lacks) keep their defaults.
 
     Raises:
-        ValueError: where preset and options do not fit each other.
+        ValueError: if preset and options do not fit each other.
     """
     preset = get_preset(config.preset)
     if saved is not None:
@@ -142,7 +142,7 @@ def resolve_augmentation(
         asked = kinds[config.conditioning_augmentation]
         augmentation = augmentation if type(augmentation) is type(asked) else asked
     if config.augmentation_level is not None and isinstance(augmentation, GaussianAugmentationPreset):
-        augmentation = dataclasses.replace(augmentation, zero_level_probability=None)  # the preset's, of drawn levels
+        augmentation = dataclasses.replace(augmentation, zero_level_probability=None)  # of drawn levels only
     options = {
         GaussianAugmentationPreset: {
             "augmentation_level": "level",
@@ -182,7 +182,7 @@ def resolve_unet(
         further["layers_per_block"] = config.layers_per_block[0]
     if config.num_channels is not None:
         further["in_channels"] = further["out_channels"] = config.num_channels
-    # The paper's networks for one s (Table 2b) are not told it: s is then part of the network, not an input.
+    # The paper's networks for one s (Table 2b) are not conditioned on it: s is then part of the network, not an input.
     amortised = isinstance(augmentation, GaussianAugmentationPreset) and augmentation.level is None
     further["augmentation_level_embedding"] = amortised
     if config.unconditional:
@@ -194,7 +194,7 @@ def resolve_unet(
 
 
 def override_training(training: TrainingPreset, config: RunConfig, **further: Any) -> TrainingPreset:
-    """[`override`] of the optimisation, whose precision is that of `accelerate launch` where the options say none."""
+    """[`override`] of the optimisation, whose precision, unless given, is that of `accelerate launch`."""
     if config.mixed_precision is None:  # the launcher passes on what it was told or is configured for
         further["mixed_precision"] = os.environ.get("ACCELERATE_MIXED_PRECISION", training.mixed_precision)
     return override(training, config, **further)
@@ -224,7 +224,7 @@ def check_skip(config: TrainingConfig, preset: StagePreset) -> None:
     if unet.low_res_skip_threshold > 0 and config.pretrained_model_name_or_path is None:
         raise ValueError(
             f"`low_res_skip_threshold` is {unet.low_res_skip_threshold}, below which a network learns nothing, and a "
-            "new one begins at 0: train with `low_res_skip` alone first, and begin with those weights "
+            "new one starts at 0: train with `low_res_skip` alone first, and start from those weights "
             "(`pretrained_model_name_or_path`)."
         )
 

@@ -26,7 +26,7 @@ def check_same_data(checkpoint: Path, identity: dict[str, Any]) -> None:
     """
     file = checkpoint / DATA_NAME
     if not file.exists():
-        logger.warning(f"{checkpoint} does not say what it was trained on: see to it that this is the same data.")
+        logger.warning(f"{checkpoint} does not say what it was trained on: make sure that this is the same data.")
         return
     with loading(checkpoint):
         saved = read_json(file, dict[str, Any], "training")

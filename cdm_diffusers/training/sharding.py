@@ -60,7 +60,7 @@ def check_sharding(config: RunConfig, num_processes: int) -> None:
 def shard(unet: CascadedUNet2DModel, accelerator: Accelerator) -> None:
     """
     Replaces the network's parameters by shards, one in each process; each block is whole only while it is used. This
-    is not left to accelerate, which on CPUs forgets it without a word.
+    is not left to accelerate, which on CPUs silently ignores it.
     """
     mesh = init_device_mesh(accelerator.device.type, (accelerator.num_processes,))
     reshards = None if parse_flag_from_env("FSDP_RESHARD_AFTER_FORWARD", True) else False
@@ -74,7 +74,7 @@ def local(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def whole(tensor: torch.Tensor) -> torch.Tensor:
-    """All of a tensor that may be sharded. Then every process must ask for it."""
+    """All of a tensor that may be sharded. If it is, every process must call this."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
@@ -88,7 +88,7 @@ def shard_of(tensor: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
 
 def gather(tensors: Mapping[str, torch.Tensor], keep: bool) -> dict[str, torch.Tensor]:
     """
-    Named tensors without shards, those that were sharded on the CPU. Every process must ask.
+    Named tensors without shards, those that were sharded on the CPU. Every process must call it.
 
     Args:
         keep: whether this process is to have them; others get an empty dict, and never hold more than one.

@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C as wishes, which a run grants when a step is complete."""
+"""SIGTERM and Ctrl-C as requests, which a run honours when a step is complete."""
 
 import os
 import signal
@@ -17,13 +17,13 @@ ONE_WISH = 0.5  # seconds within which a process group and a launcher deliver th
 
 
 class Interrupted(Exception):
-    """A signal came during what may be left half-done."""
+    """A signal came during work that may be left unfinished."""
 
 
 class StopSignals:
     """
-    The first of [`STOPPING`] that arrives while this is entered. The second does at once what it did before: it ends
-    the process. Only a main thread can hear signals, and those that are ignored stay so.
+    Notes the first of [`STOPPING`] that arrives within the `with` block. The second acts at once, as it does outside:
+    it ends the process. Only a main thread receives signals, and those that are ignored stay so.
 
     Args:
         state: of the processes that must stop after the same step.
@@ -33,7 +33,7 @@ class StopSignals:
         self.received, self._time = 0, 0.0
         self._announces = state.is_main_process
         self._before: dict[int, Any] = {}
-        # Of its own, since the device's would have to be waited for.
+        # A group of its own on the host, since one on the device would have to be waited for.
         self.group = torch.distributed.new_group(backend="gloo") if state.num_processes > 1 else None
 
     def __enter__(self) -> "StopSignals":
@@ -66,7 +66,7 @@ class StopSignals:
             raise Interrupted
 
     def agreed(self) -> int:
-        """The signal that any of the processes has received, 0 if none has. All must ask after the same step."""
+        """The signal that any of the processes has received, 0 if none has. All must call it after the same step."""
         return largest(self.received, self.group)
 
 
@@ -79,8 +79,8 @@ def end_by(number: int) -> NoReturn:
 
 def obey_parent(_: int) -> None:
     """
-    For a data loader's process, which the signals to a group, or of a cluster to a job, reach too: only the process
-    that it works for ends it.
+    For a data loader's worker, which signals to a process group, or from a cluster to a job, reach too: only its
+    parent process ends it.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if hasattr(signal, "sigwaitinfo"):  # not on macOS

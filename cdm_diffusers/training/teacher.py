@@ -1,4 +1,4 @@
-"""The stage that a student is distilled from, and what that makes of the student."""
+"""The stage that a student is distilled from, and what follows from it for the student."""
 
 import dataclasses
 import json
@@ -99,7 +99,7 @@ def load_teacher(config: DistillationConfig) -> Teacher:
 
 def student_preset(config: DistillationConfig, teacher: Teacher, max_train_steps: int, num_processes: int):
     """
-    What a student is and how it is trained: as its teacher, as far as that is known, but for v, the options, and
+    What a student is and how it is trained: like its teacher, as far as that is known, except for v, the options, and
     DDIM in few steps.
 
     Args:
@@ -152,7 +152,7 @@ def student_preset(config: DistillationConfig, teacher: Teacher, max_train_steps
 
 
 def student_arguments(unet: CascadedUNet2DModel) -> UNetArguments:
-    """The teacher's network without learned variance, null class and dropout, and without what is for x_0 alone."""
+    """The teacher's network without learned variance, null class, dropout, and what only x_0 prediction has."""
     without = {"learned_variance": False, "null_class": False, "dropout": 0.0}
     without |= {"low_res_skip": False, "low_res_skip_threshold": 0.0}
     return dataclasses.replace(section(UNetArguments, unet.config), **without)
@@ -176,7 +176,7 @@ def student_process(stage: CascadeStage) -> SchedulerPreset:
 def student_augmentation(
     config: DistillationConfig, teacher: Teacher
 ) -> GaussianAugmentationPreset | BlurAugmentationPreset | None:
-    """The teacher's: over all s where it is told s, unless one was asked for; else at the s of its training."""
+    """The teacher's: over all s if it is conditioned on s, unless one is given; else at the s of its training."""
     known = teacher.preset.augmentation if teacher.preset else None
     noising_scheduler = teacher.stage.noising_scheduler
     if noising_scheduler is None:

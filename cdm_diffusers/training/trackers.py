@@ -30,7 +30,7 @@ def check_tracker(report_to: str) -> None:
 
 
 def log_sample_grid(accelerator: Accelerator, grid: Image.Image, step: int) -> None:
-    """Shows the picture in those trackers that accelerate can send pictures to in one form."""
+    """Sends the picture to the trackers for which accelerate has a common way to send pictures."""
     pixels = np.asarray(grid)[None]  # (1, H, W, 3)
     for tracker in accelerator.trackers:
         if tracker.name == "tensorboard":

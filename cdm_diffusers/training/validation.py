@@ -19,7 +19,7 @@ MAX_GRID_CLASSES = 10
 
 class Validation:
     """
-    Samples of a base stage: `num_validation_images` over up to 10 classes, one class a row. Of a super-resolution
+    Samples of a base stage: `num_validation_images` over up to 10 classes, one class per row. Of a super-resolution
     stage: as many images of the data, each as low-resolution input, sample and original side by side.
     """
 
