@@ -296,10 +296,6 @@ def limit_x_0(x_0: torch.Tensor, config) -> torch.Tensor:
     return x_0
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Likelihood terms of Eq. (1), in nats per value
-
-
 def held_to(x_0: torch.Tensor, low_res: torch.Tensor) -> torch.Tensor:
     """
     x_0 (B, C, H, W) moved so that its area averages are `low_res` (B, C, h, w), both in [-1, 1]: those pixels of each
@@ -313,6 +309,10 @@ def held_to(x_0: torch.Tensor, low_res: torch.Tensor) -> torch.Tensor:
         share = F.interpolate(F.avg_pool2d(is_free, factor), scale_factor=factor)
         x_0 = (x_0 + is_free * lacking / share.clamp(min=1 / factor**2)).clamp(-1, 1)
     return x_0
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Likelihood terms of Eq. (1), in nats per value
 
 
 def gaussian_kl(mean_1, log_variance_1, mean_2, log_variance_2) -> torch.Tensor:

@@ -42,13 +42,8 @@ def describe(name: str) -> dict[str, Any]:
         "source_resolution": pipeline.config.source_resolution,
         "classes": None if classes is None else {str(number): label for number, label in classes.items()},
         **({"settings": pipeline.config.settings} if pipeline.config.get("settings") else {}),
-        "stages": {stage.name: describe_stage(stage, pipeline) for stage in stages_of(pipeline)},
+        "stages": {stage.name: describe_stage(stage, pipeline) for stage in pipeline.stages},
     }
-
-
-def stages_of(pipeline: Pipeline) -> list[CascadeStage]:
-    """The stages of a cascade, or the one of a super-resolution pipeline."""
-    return getattr(pipeline, "stages", None) or [pipeline.stage]
 
 
 def describe_stage(stage: CascadeStage, pipeline: Pipeline) -> dict[str, Any]:

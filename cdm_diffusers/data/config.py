@@ -100,21 +100,32 @@ class DataConfig:
 
 
 @options
-class DataOptions:
-    """Options that name a data set of images."""
+class PlaceOptions:
+    """Where the images of a data set are."""
 
     dataset_name: str | None = option("A data set of the Hub, e.g. zalando-datasets/fashion_mnist.", None)
-    dataset_config_name: str | None = option("Configuration of the Hub data set.", None)
-    dataset_revision: str | None = option(REVISION, None)
     train_data_dir: str | None = option(
         "Folder of images (one sub-folder per class), of parquet or tar files, or of MNIST-style IDX files.", None
     )
+
+
+@options
+class ReadingOptions:
+    """How the images of a data set are read."""
+
+    dataset_config_name: str | None = option("Configuration of the Hub data set.", None)
+    dataset_revision: str | None = option(REVISION, None)
     image_column: str | None = option("Column with the images. Default: found by its type.", None)
     label_column: str | None = option("Column with the class labels. Default: found by its type.", None)
     label_names: str | None = option(
         "Names of the classes 0, 1, ...: a file with one per line, or a comma-separated list.", None
     )
     background: str | None = option("Colour behind transparent images. Without it, such images are an error.", None)
+
+
+@options
+class DataOptions(ReadingOptions, PlaceOptions):
+    """Options that name a data set of images."""
 
     def split_config(self, split: str, **further) -> DataConfig:
         """[`DataConfig`] of one split; `further` are its arguments that no option here gives."""
@@ -137,7 +148,7 @@ class LabelledDataOptions(DataOptions):
 
 
 @options
-class DataCheckConfig:
+class DataCheckConfig(ReadingOptions):
     """
     Check images before training on them: how many there are of each class, their sizes, and whatever training would
     refuse (then with exit code 2). With --output also a picture of what the stages of a cascade will see.
@@ -169,16 +180,8 @@ class DataCheckConfig:
     )
     num_channels: Literal[1, 3] = option("Colour channels.", 3)
     padding: NonNegativeInt = option("Black pixels added on each side before cropping.", 0)
-    background: str | None = option("Colour behind transparent images. Without it, such images are an error.", None)
     unconditional: bool = option("Do without class labels.", False)
-    label_names: str | None = option(
-        "Names of the classes 0, 1, ...: a file with one per line, or a comma-separated list.", None
-    )
     num_classes: PositiveInt | None = option("Number of classes. Default: as many as occur.", None)
-    image_column: str | None = option("Column with the images. Default: found by its type.", None)
-    label_column: str | None = option("Column with the class labels. Default: found by its type.", None)
-    dataset_config_name: str | None = option("Configuration of the Hub data set.", None)
-    dataset_revision: str | None = option(REVISION, None)
     dataset_split: str = option("Split to check.", "train")
 
     def __post_init__(self):

@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from ..data.config import REVISION
+from ..data.config import DataOptions
 from ..options import (
     Fraction,
     HubOptions,
@@ -21,7 +21,7 @@ SUPER_RESOLUTION_PRESETS = [name for name in PRESETS if name not in BASE_PRESETS
 
 
 @options
-class RunConfig(HubOptions):
+class RunConfig(DataOptions, HubOptions):
     """
     Options shared by all trainings of a stage: data, optimisation, checkpoints.
 
@@ -32,23 +32,11 @@ class RunConfig(HubOptions):
     output_dir: str = option("Folder for checkpoints, samples, logs and, at the end, the pipeline.")
 
     # Data
-    dataset_name: str | None = option("A data set of the Hub, e.g. zalando-datasets/fashion_mnist.", None)
-    dataset_config_name: str | None = option("Configuration of the Hub data set.", None)
-    dataset_revision: str | None = option(REVISION, None)
-    train_data_dir: str | None = option(
-        "Folder of images (one sub-folder per class), of parquet or tar files, or of MNIST-style IDX files.", None
-    )
     dataset_split: str = option("Split to train on.", "train")
-    image_column: str | None = option("Column with the images. Default: found by its type.", None)
-    label_column: str | None = option("Column with the class labels. Default: found by its type.", None)
-    label_names: str | None = option(
-        "Names of the classes 0, 1, ...: a file with one per line, or a comma-separated list.", None
-    )
     streaming: bool = option("Stream the data set instead of downloading it first.", False)
     shuffle_buffer_size: PositiveInt = option(
         "Size of the shuffle buffer of a stream, in images; it holds at most half a GiB of them.", 10_000
     )
-    background: str | None = option("Colour behind transparent images. Without it, such images are an error.", None)
     num_classes: PositiveInt | None = option("Number of classes, if a stream does not say.", None)
     padding: NonNegativeInt | None = option(
         "Black pixels added on each side before cropping. Default: the preset's.", None
