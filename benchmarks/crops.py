@@ -1,13 +1,16 @@
 """
 What training on crops means for whole images: how a super-resolution network without attention does on both.
 
-    python benchmarks/crops.py --stage runs/avatars_64_to_256 --train_data_dir avatars --num_images 52
+    python benchmarks/crops.py --stage runs/avatars_64_to_256 --train_data_dir avatars --picture edges.png
 
 Prints one JSON line. Squared errors of the prediction are of the same pixels with the same noise at fixed times, once
 as whole images and once as crops that tile them; at the crops' borders (within `--border` pixels, where zeros are
 padded in the middle of a picture) and inside. `norm_shift` and `norm_ratio` say how far the statistics of what group
 normalisations are given move, as means over them, their groups and the images: the difference of the means over the
-whole image's deviation, and the ratio of the deviations.
+whole image's deviation, and the ratio of the deviations. The stage's samples of the images'
+averages, by its default settings, are compared too: `crps` of `--num_samples` of each; `samples_inside` and
+`samples_at_borders`, mean absolute differences of images in [0, 1], here at the borders of whole images; `power`, the
+samples' over the images', by octaves. `--picture` shows the middle of some images, enlarged, above those of samples.
 """
 
 import argparse
@@ -15,12 +18,15 @@ import json
 
 import torch
 from diffusers.utils.torch_utils import randn_tensor
+from PIL import Image
 
 from cdm_diffusers import SuperResolutionPipeline
 from cdm_diffusers.data.config import DataConfig
 from cdm_diffusers.data.sources import open_images
-from cdm_diffusers.data.transforms import area_resize, to_float
+from cdm_diffusers.data.transforms import area_resize, to_float, to_uint8, to_unit
 from cdm_diffusers.diffusion import diffuse
+from cdm_diffusers.evaluation.ensembles import crps
+from cdm_diffusers.evaluation.spectra import spectrum_ratios
 
 
 def tiles(images: torch.Tensor, parts: int) -> torch.Tensor:
@@ -83,6 +89,43 @@ def compare(pipe: SuperResolutionPipeline, images: torch.Tensor, labels: torch.T
     return figures | {"norm_shift": torch.stack(shifts).mean().item(), "norm_ratio": torch.stack(ratios).mean().item()}
 
 
+@torch.no_grad()
+def sample(pipe: SuperResolutionPipeline, images: torch.Tensor, labels: torch.Tensor, options) -> torch.Tensor:
+    """Samples (K, N, C, H, W) in [0, 1] of each image's average."""
+    low_res, labels = to_unit(area_resize(images, pipe.unet.config.low_res_size)), labels.tolist()
+    pipe.set_progress_bar_config(disable=True)
+    rounds = []
+    for number in range(options.num_samples):
+        generators = [torch.Generator().manual_seed(1000 * number + index) for index in range(len(images))]
+        rounds.append(pipe(low_res, labels, generator=generators, output_type="pt").images)
+    return torch.stack(rounds)
+
+
+def compare_samples(samples: torch.Tensor, images: torch.Tensor, border: int) -> dict:
+    truth = to_unit(images)
+    is_border = torch.ones(truth.shape[-2:], dtype=torch.bool)
+    is_border[border:-border, border:-border] = False
+    difference = (samples - truth).abs()
+    return {
+        "crps": crps(samples, truth).mean().item(),
+        "samples_inside": difference[..., ~is_border].mean().item(),
+        "samples_at_borders": difference[..., is_border].mean().item(),
+        "power": spectrum_ratios(to_uint8(2 * samples[0] - 1), to_uint8(images)),
+    }
+
+
+def picture(samples: torch.Tensor, images: torch.Tensor, count: int = 6, side: int = 64) -> Image.Image:
+    """Squares from the middle of some images, four times as large, and below them those of their first samples."""
+    side = min(side, images.shape[-1])
+    start = images.shape[-1] // 2 - side // 2
+    rows = torch.stack([to_unit(images[:count]), samples[0, :count]])[..., start : start + side, start : start + side]
+    joined = rows.permute(0, 3, 1, 4, 2).flatten(2, 3).flatten(0, 1)  # (2 * side, count * side, C)
+    array = (255 * joined).round().to(torch.uint8).numpy()
+    return Image.fromarray(array.squeeze(-1) if array.shape[-1] == 1 else array).resize(
+        (4 * array.shape[1], 4 * array.shape[0]), Image.Resampling.NEAREST
+    )
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--stage", required=True, help="Folder of a super-resolution stage.")
@@ -91,6 +134,8 @@ if __name__ == "__main__":
     parser.add_argument("--num_images", type=int, default=52)
     parser.add_argument("--crop_size", type=int, default=128)
     parser.add_argument("--border", type=int, default=8)
+    parser.add_argument("--num_samples", type=int, default=2, help="Samples of each image, at least 2.")
+    parser.add_argument("--picture", help="PNG of the middle of images and of their samples.")
     parser.add_argument("--times", type=int, nargs="+", default=[200, 1000, 2000, 3000, 3800], help="The paper's t.")
     options = parser.parse_args()
     if not 0 < options.border < options.crop_size // 2:
@@ -100,10 +145,15 @@ if __name__ == "__main__":
         DataConfig(
             train_data_dir=options.train_data_dir,
             dataset_split=options.dataset_split,
-            source_resolution=pipe.config.source_resolution,
+            source_resolution=pipe.config.source_resolution or pipe.unet.config.sample_size,
             num_channels=pipe.unet.config.in_channels,
         )
     )
     items = [data.dataset[i * len(data.dataset) // options.num_images] for i in range(options.num_images)]
     images = area_resize(to_float(torch.stack([item["image"] for item in items])), pipe.unet.config.sample_size)
-    print(json.dumps(compare(pipe, images, torch.stack([item["label"] for item in items]), options)))
+    labels = torch.stack([item["label"] for item in items])
+    samples = sample(pipe, images, labels, options)
+    if options.picture:
+        picture(samples, images).save(options.picture)
+    figures = compare(pipe, images, labels, options)
+    print(json.dumps(figures | compare_samples(samples, images, options.border)))

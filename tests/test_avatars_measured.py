@@ -100,15 +100,3 @@ def test_combinations_that_were_never_rendered(measure):
     rows = [{"style": "a", "background": "#fff", "hair": "x"}, {"style": "b", "background": "#000"}]
     read = [{"background": "#fff", "hair": "x"}, {"background": "#000", "hair": "x"}, {"background": "#000"}]
     assert measure["never_rendered"](read, ["a", "a", "b"], rows) == pytest.approx(1 / 3)
-
-
-def test_spectra_of_noise(measure):
-    """Twice the deviation has four times the power in each octave; blur takes the highest one most."""
-    noise = 40 * torch.randn(64, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-    of_noise, of_half = ((127.5 + factor * noise).clamp(0, 255).round().byte() for factor in (1, 0.5))
-    ratios = measure["spectrum_ratios"](of_noise, of_half)
-    assert list(ratios) == ["1 to 2", "2 to 4", "4 to 8", "8 to 16"]
-    assert all(ratio == pytest.approx(4, rel=0.05) for ratio in ratios.values())
-    blurred = torch.nn.functional.avg_pool2d(of_noise.float(), 3, 1, 1).round().byte()
-    ratios = measure["spectrum_ratios"](blurred, of_noise)
-    assert ratios["8 to 16"] < 0.2 < 0.8 < ratios["1 to 2"]

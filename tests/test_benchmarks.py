@@ -5,11 +5,15 @@ import re
 import subprocess
 import sys
 import time
+from dataclasses import asdict, replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
+from cdm_diffusers import CascadedDDPMScheduler, CascadedUNet2DModel, SuperResolutionPipeline
 from cdm_diffusers.presets import get_preset
 
 
@@ -183,3 +187,35 @@ def test_full_size_presets_take_their_steps_within_the_memory_that_the_page_says
     (line,) = benchmark("memory", "--presets", name, "--device", "cpu")
     most = counted_memory(name) + BUFFERS
     assert line["sampling"]["gibibytes"] < line["training"]["gibibytes"] < most
+
+
+def test_crops_at_toy_size(tmp_path):
+    """An untrained stage that adds its upsampled input: samples are near the images, and each half of a crop is."""
+    arguments = replace(
+        get_preset("avatars_64_to_256").unet,
+        sample_size=32,
+        low_res_size=8,
+        block_out_channels=(8, 8),
+        layers_per_block=1,
+        norm_num_groups=4,
+        num_classes=2,
+        low_res_skip=True,
+        patch_size=2,
+    )
+    torch.manual_seed(0)
+    scheduler = CascadedDDPMScheduler(20, variance_type="fixed_small", prediction_type="sample")
+    SuperResolutionPipeline(CascadedUNet2DModel(**asdict(arguments)), scheduler).save_pretrained(tmp_path / "stage")
+    for name in ("a", "b"):
+        (tmp_path / "images" / name).mkdir(parents=True)
+        for number in range(4):
+            pixels = np.random.default_rng(number).integers(0, 256, (4, 4, 3), dtype=np.uint8)
+            Image.fromarray(pixels).resize((32, 32)).save(tmp_path / "images" / name / f"{number}.png")
+    words = ["--train_data_dir", tmp_path / "images", "--dataset_split", "train", "--num_images", 4, "--crop_size", 16]
+    words += ["--border", 2, "--times", 5, 15, "--picture", tmp_path / "edges.png"]
+    (figures,) = benchmark("crops", "--stage", tmp_path / "stage", *words)
+    assert figures["whole"] == pytest.approx(
+        (12**2 * figures["whole_inside"] + 112 * figures["whole_at_borders"]) / 256
+    )
+    assert 0 < figures["crps"] < 0.05 and list(figures["power"]) == ["1 to 2", "2 to 4", "4 to 8", "8 to 16"]
+    assert figures["power"]["1 to 2"] == pytest.approx(1, abs=0.1)
+    assert Image.open(tmp_path / "edges.png").size == (4 * 32 * 4, 2 * 32 * 4)

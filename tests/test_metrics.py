@@ -23,6 +23,7 @@ from cdm_diffusers.evaluation.metrics import (
     precision_recall,
     rbf_kernel,
 )
+from cdm_diffusers.evaluation.spectra import spectrum_ratios
 
 
 NUM_FEATURES = 6
@@ -310,3 +311,15 @@ def test_kernel_distance_never_holds_more_than_a_block(two_sets, monkeypatch):
     assert max(max(size) for size in sizes) == 16
     whole = kernel_distance(two_sets[0].float().double(), two_sets[1].float().double())
     assert blocks == pytest.approx(whole, rel=1e-10)
+
+
+def test_spectra_of_noise():
+    """Twice the deviation has four times the power in each octave; blur takes the highest one most."""
+    noise = 40 * torch.randn(64, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    of_noise, of_half = ((127.5 + factor * noise).clamp(0, 255).round().byte() for factor in (1, 0.5))
+    ratios = spectrum_ratios(of_noise, of_half)
+    assert list(ratios) == ["1 to 2", "2 to 4", "4 to 8", "8 to 16"]
+    assert all(ratio == pytest.approx(4, rel=0.05) for ratio in ratios.values())
+    blurred = torch.nn.functional.avg_pool2d(of_noise.float(), 3, 1, 1).round().byte()
+    ratios = spectrum_ratios(blurred, of_noise)
+    assert ratios["8 to 16"] < 0.2 < 0.8 < ratios["1 to 2"]

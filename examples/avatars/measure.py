@@ -26,6 +26,7 @@ from cdm_diffusers.data.pictures import grid_of
 from cdm_diffusers.data.transforms import area_resize, image_to_tensor, to_float, to_uint8, to_unit
 from cdm_diffusers.evaluation.intervals import wilson_interval
 from cdm_diffusers.evaluation.recognition import NearestNeighbours, nearest_figures
+from cdm_diffusers.evaluation.spectra import spectrum_ratios
 from cdm_diffusers.files import write_json
 from cdm_diffusers.tables import markdown_table
 
@@ -278,29 +279,6 @@ def never_rendered(read: list[dict[str, str]], styles: list[str], rows: list[dic
 
     rendered = {combination(row, row["style"]) for row in rows}
     return sum(combination(one, of) not in rendered for one, of in zip(read, styles, strict=True)) / len(read)
-
-
-def spectrum_ratios(images: torch.Tensor, renders: torch.Tensor) -> dict[str, float]:
-    """Power of images over that of renders, both uint8 (N, 3, R, R), by octaves of the frequency's absolute value."""
-    powers = [power_by_frequency(of) for of in (images, renders)]
-    size, ratios, low = images.shape[-1], {}, 1
-    while low < size // 2:
-        octave = [power[low : 2 * low].sum() for power in powers]
-        ratios[f"{low} to {2 * low}"] = round((octave[0] / octave[1]).item(), 4)
-        low *= 2
-    return ratios
-
-
-def power_by_frequency(images: torch.Tensor) -> torch.Tensor:
-    """Mean power of uint8 images (N, 3, R, R) at absolute frequencies of k to k + 1 cycles per image, k < R / 2."""
-    size = images.shape[-1]
-    frequency = torch.fft.fftfreq(size, 1 / size)
-    bins = (frequency[:, None] ** 2 + frequency[None] ** 2).sqrt().long().flatten()
-    total = torch.zeros(bins.max() + 1, dtype=torch.float64)
-    for batch in images.split(BATCH_SIZE):
-        power = torch.fft.fft2(to_float(batch)).abs().square().double().mean(1).sum(0)
-        total.index_add_(0, bins, power.flatten())
-    return total[: size // 2] / len(images)
 
 
 def parse_args() -> argparse.Namespace:
