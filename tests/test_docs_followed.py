@@ -118,6 +118,7 @@ WAYS = {
     "docs/distillation.md": Way("samples.png"),
     "docs/evaluation.md": Way("runs/reproduce/table3a.png", for_evaluation, A_RUN),
     "docs/openai.md": Way("golden-retriever.png", for_converting),
+    "docs/presets.md": Way("runs/patches-2-whole/model_index.json", avatars),
     "docs/publishing.md": Way("my-cascade-alone", for_publishing),
     "docs/results.md": Way("runs/reproduce/figure7.json", for_results),
     "docs/search.md": Way("search-steps/table.md", my_images, WITH_IMAGES_OF_HIS_OWN),
