@@ -140,6 +140,8 @@ if __name__ == "__main__":
     options = parser.parse_args()
     if not 0 < options.border < options.crop_size // 2:
         parser.error(f"`border` is {options.border}; it must lie in 1..{options.crop_size // 2 - 1}.")
+    if options.num_samples < 2:
+        parser.error(f"`num_samples` is {options.num_samples}; it must be at least 2.")
     pipe = SuperResolutionPipeline.from_pretrained(options.stage)
     data = open_images(
         DataConfig(

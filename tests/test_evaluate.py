@@ -288,7 +288,7 @@ def test_too_few_samples(config, tmp_path):
     with pytest.raises(ValueError, match="holds 24 images, and `num_images` asks for 30"):
         evaluate(dataclasses.replace(config, num_images=30))
     np.savez(tmp_path / "few.npz", arr_0=pixels(19, 3)[..., None])
-    with pytest.raises(ValueError, match="holds 19 images, at least 20 are needed"):
+    with pytest.raises(ValueError, match="holds 19 images, and at least 20 are needed"):
         evaluate(dataclasses.replace(config, samples=str(tmp_path / "few.npz")))
 
 

