@@ -63,7 +63,7 @@ def test_another_row_split_and_margin(tmp_path):
 
 def test_extrapolated_distances(tmp_path, capsys):
     first, second = row("a", (1.0, 2.0, 3.0)), row("b", (1.0, 2.0, 3.0))
-    with pytest.raises(ValueError, match="`extrapolated` is True, and the report has \\['frechet_distance'\\]"):
+    with pytest.raises(ValueError, match="`extrapolated` is True, and the report has only \\['frechet_distance'\\]"):
         compare(CompareConfig(report=written(tmp_path, first, second), extrapolated=True))
     for one, factor in ((first, 1.0), (second, 3.0)):
         for run in one["runs"]:

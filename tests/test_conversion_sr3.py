@@ -129,7 +129,7 @@ def test_the_schedule_must_be_known():
     [
         (lambda w: w.pop("denoise_fn.mid.0.attn.out.bias"), "lacks 1 weights .*attentions.0.to_out.0.bias"),
         (lambda w: w.update({"denoise_fn.extra.weight": torch.zeros(3)}), "'denoise_fn.extra.weight', which has no"),
-        (lambda w: w.pop("denoise_fn.noise_level_mlp.1.weight"), "is no SR3 network"),
+        (lambda w: w.pop("denoise_fn.noise_level_mlp.1.weight"), "is not an SR3 network"),
         (lambda w: w.update({"denoise_fn.downs.0.weight": torch.zeros(8, 6, 3, 3)}), "does not divide 8 channels"),
         (lambda w: w.update({"denoise_fn.downs.0.weight": torch.zeros(9)}), r"downs.0.weight' in the shape \(9,\)"),
         (lambda w: w.update({"denoise_fn.mid.0.attn.qkv.weight": torch.zeros(9, 4)}), "attn.qkv.weight' in the shape"),

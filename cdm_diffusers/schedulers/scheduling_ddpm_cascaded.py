@@ -32,7 +32,7 @@ class CascadedDDPMScheduler(AncestralScheduler):
             Whether and where a predicted x_0 is clipped.
         thresholding (`bool`, defaults to `False`): Dynamic thresholding of a predicted x_0, instead of clipping.
         dynamic_thresholding_ratio (`float`, defaults to 0.995), sample_max_value (`float`, defaults to 1.0):
-            The quantile of |x_0| that is its threshold, and the largest threshold.
+            The quantile of the absolute x_0 that is its threshold, and the largest threshold.
         timestep_spacing (`"linspace"`): how `set_timesteps` spreads steps, which is OpenAI's respacing.
 
     Examples:
