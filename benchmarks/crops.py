@@ -7,21 +7,23 @@ Prints one JSON line. Squared errors of the prediction are of the same pixels wi
 as whole images and once as crops that tile them; at the crops' borders (within `--border` pixels, where zeros are
 padded in the middle of a picture) and inside. `norm_shift` and `norm_ratio` say how far the statistics of what group
 normalisations are given move, as means over them, their groups and the images: the difference of the means over the
-whole image's deviation, and the ratio of the deviations. The stage's samples of the images'
-averages, by its default settings, are compared too: `crps` of `--num_samples` of each; `samples_inside` and
-`samples_at_borders`, mean absolute differences of images in [0, 1], here at the borders of whole images; `power`, the
-samples' over the images', by octaves. `--picture` shows the middle of some images, enlarged, above those of samples.
+whole image's deviation, and the ratio of the deviations. The stage's samples of the images' averages, by its default
+settings, are compared too: `crps` of `--num_samples` of each; `samples_inside` and `samples_at_borders`, mean
+absolute differences of images in [0, 1], here at the borders of whole images; `power`, the samples' over the images',
+by octaves. `--picture` shows the middle of some images, enlarged, above those of samples.
 """
 
 import argparse
 import json
 
 import torch
+import torch.nn.functional as F
 from diffusers.utils.torch_utils import randn_tensor
 from PIL import Image
 
 from cdm_diffusers import SuperResolutionPipeline
 from cdm_diffusers.data.config import DataConfig
+from cdm_diffusers.data.pictures import grid_of
 from cdm_diffusers.data.sources import open_images
 from cdm_diffusers.data.transforms import area_resize, to_float, to_uint8, to_unit
 from cdm_diffusers.diffusion import diffuse
@@ -116,14 +118,11 @@ def compare_samples(samples: torch.Tensor, images: torch.Tensor, border: int) ->
 
 def picture(samples: torch.Tensor, images: torch.Tensor, count: int = 6, side: int = 64) -> Image.Image:
     """Squares from the middle of some images, four times as large, and below them those of their first samples."""
-    side = min(side, images.shape[-1])
-    start = images.shape[-1] // 2 - side // 2
-    rows = torch.stack([to_unit(images[:count]), samples[0, :count]])[..., start : start + side, start : start + side]
-    joined = rows.permute(0, 3, 1, 4, 2).flatten(2, 3).flatten(0, 1)  # (2 * side, count * side, C)
-    array = (255 * joined).round().to(torch.uint8).numpy()
-    return Image.fromarray(array.squeeze(-1) if array.shape[-1] == 1 else array).resize(
-        (4 * array.shape[1], 4 * array.shape[0]), Image.Resampling.NEAREST
-    )
+    start = max(images.shape[-1] - side, 0) // 2
+    middle = slice(start, start + side)
+    count = min(count, len(images))
+    squares = torch.cat([to_unit(images[:count]), samples[0, :count]])[..., middle, middle]
+    return grid_of(F.interpolate(squares, scale_factor=4), columns=count)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Literal
 
+from ..evaluation.config import INFERENCE_SCHEDULES, TIMESTEPS
 from ..options import License, NonNegativeInt, PositiveInt, option, options
 from ..pipelines.solver_names import SolverName
 
@@ -96,16 +97,8 @@ class PicturesConfig(CallConfig):
         "s of all stages that take one, or of each. Default: the pipeline's.", None
     )
     truncated: bool = option("Truncated conditioning augmentation (Section 3.2) instead of non-truncated.", False)
-    timesteps: dict[str, list[NonNegativeInt]] | None = option(
-        "JSON: time steps of stages instead of a number of steps, {stage: [t, ...]}, indices t - 1 from high to low. "
-        "Default: the pipeline's.",
-        None,
-    )
-    inference_schedules: dict[str, str | list[float]] | None = option(
-        "JSON: noise levels of stages with a ContinuousDDPMScheduler, {stage: [beta_start, beta_end]} (linear) or "
-        '{stage: "squaredcos_cap_v2"}. Default: the pipeline\'s.',
-        None,
-    )
+    timesteps: dict[str, list[NonNegativeInt]] | None = option(TIMESTEPS, None)
+    inference_schedules: dict[str, str | list[float]] | None = option(INFERENCE_SCHEDULES, None)
     restart_timestep: PositiveInt | None = option(
         "Noise the base's samples to this t and denoise them again (Section 4.2).", None
     )

@@ -38,6 +38,14 @@ def device_option() -> str:
     return option("Where networks run. Default: cuda if available, else cpu.", default_factory=default_device)
 
 
+TIMESTEPS = (
+    "JSON: time steps of stages instead of a number of steps, {stage: [t, ...]}, indices t - 1 from high to low. "
+    "Default: the pipeline's."
+)
+INFERENCE_SCHEDULES = (
+    "JSON: noise levels of stages with a ContinuousDDPMScheduler, {stage: [beta_start, beta_end]} (linear) or "
+    '{stage: "squaredcos_cap_v2"}. Default: the pipeline\'s.'
+)
 PADDING = "Black pixels added on each side of real images (Fashion-MNIST, 28 to 32 pixels: 2)."
 CACHE_DIR = "~/.cache/cdm_diffusers"
 
@@ -69,11 +77,7 @@ class SampleConfig:
         "Steps of all stages, or of each. Default: the pipeline's.", None
     )
     settings: str | None = option("Name of the pipeline's settings to use; see info. Default: its defaults.", None)
-    timesteps: dict[str, list[NonNegativeInt]] | None = option(
-        "JSON: time steps of stages instead of a number of steps, {stage: [t, ...]}, indices t - 1 from high to low. "
-        "Default: the pipeline's.",
-        None,
-    )
+    timesteps: dict[str, list[NonNegativeInt]] | None = option(TIMESTEPS, None)
     augmentation_levels: dict[str, NonNegativeInt] | None = option("s of each stage. Default: the pipeline's.", None)
     truncated: bool = option("Truncated conditioning augmentation (Section 3.2) instead of non-truncated.", False)
     guidance_scale: float | dict[str, float] | None = option(
@@ -86,11 +90,7 @@ class SampleConfig:
     scheduler: SolverName | dict[str, SolverName] | None = option(
         "Solver of all stages, or of each. Default: the pipeline's.", None
     )
-    inference_schedules: dict[str, str | list[float]] | None = option(
-        "JSON: noise levels of stages with a ContinuousDDPMScheduler, {stage: [beta_start, beta_end]} (linear) or "
-        '{stage: "squaredcos_cap_v2"}. Default: the pipeline\'s.',
-        None,
-    )
+    inference_schedules: dict[str, str | list[float]] | None = option(INFERENCE_SCHEDULES, None)
     last_stage: str | None = option("Stop after this stage. Default: the last.", None)
     keep_stages: bool = option(
         "Keep the images of the stages before the last, for --low_res_dir and cdm recognition.", False

@@ -106,9 +106,8 @@ class _Parser(argparse.ArgumentParser):
         width = min(shutil.get_terminal_size().columns, 100)
         required = [name for name in self.fields if self.is_required(name)]
         others = [name for name in self.fields if name not in required]
-        briefly = [
-            word if len(word) <= width // 2 else name.upper() for name in required for word in [self._invocation(name)]
-        ]
+        invocations = zip(required, map(self._invocation, required), strict=True)
+        briefly = [given if len(given) <= width // 2 else name.upper() for name, given in invocations]
         usage = " ".join(["usage:", self.prog, *briefly, "[options]" if others else ""])
         description, example = _description_and_example(self.cls)
         parts = [
