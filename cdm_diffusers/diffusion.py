@@ -238,6 +238,10 @@ class SamplePrediction:
         """The clean images that an output `prediction` at `x_t` stands for."""
         return prediction
 
+    def of_x_0(self, x_0, x_t, alpha, sigma):
+        """The output at `x_t` that stands for the clean images `x_0`: the inverse of [`x_0`]."""
+        return x_0
+
     def loss_weight(self, sigma):
         """The factor of each image's squared error."""
         return 1 / sigma.clamp(min=0.3) ** 2

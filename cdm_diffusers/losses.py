@@ -132,7 +132,7 @@ class DistillationLoss:
       of several these are multistep consistency models (Heek et al., 2024), whose sampler is DDIM too.
     - m = 1: the student predicts what the teacher does, in as many steps. t' = t'', c = 0.
 
-    The student predicts v. The loss of x~ times SNR + 1 is then that of v; times max(SNR, 1), it is
+    The student predicts v or x_0. The loss of x~ times SNR + 1 = 1 / sigma^2 is that of v; times max(SNR, 1), it is
     max(alpha^2, sigma^2) times that of v.
 
     Args:
@@ -142,6 +142,7 @@ class DistillationLoss:
         anywhere (`bool`, defaults to `False`): whether t is drawn from the teacher's grid, not the student's.
         weighting (`"truncated_snr"` or `"snr_plus_one"`, defaults to `"truncated_snr"`):
             max(SNR, 1) or SNR + 1, times the loss of x~.
+        prediction_type (`"v_prediction"` or `"sample"`, defaults to `"v_prediction"`): what the student predicts.
     """
 
     def __init__(
@@ -152,6 +153,7 @@ class DistillationLoss:
         *,
         anywhere: bool = False,
         weighting: Literal["truncated_snr", "snr_plus_one"] = "truncated_snr",
+        prediction_type: Literal["v_prediction", "sample"] = "v_prediction",
     ):
         num_times = len(alphas_cumprod)
         stride, remainder = divmod(num_times, student_steps)
@@ -160,7 +162,7 @@ class DistillationLoss:
                 f"`student_steps` is {student_steps}; it must divide the teacher's {num_times}, since the student's "
                 "times are some of the teacher's."
             )
-        self.stride, self.weighting = stride, weighting
+        self.stride, self.weighting, self.prediction_type = stride, weighting, prediction_type
         # Entry 0 of what follows is t = 0, clean data.
         levels = torch.cat([torch.ones(1, dtype=torch.float64, device="cpu"), alphas_cumprod.double().cpu()])
         alpha, sigma = levels.sqrt(), (1 - levels).sqrt()
@@ -187,7 +189,7 @@ class DistillationLoss:
     ) -> torch.Tensor:
         r"""
         Args:
-            student (`Callable`): `student(x_t, condition)` returns v, `(B, C, H, W)`.
+            student (`Callable`): `student(x_t, condition)` returns v or x_0, `(B, C, H, W)`.
             teacher, second (`Callable`):
                 `teacher(x_t, times)` returns x_0 `(B, C, H, W)`; `second` is called at t'. No gradients.
             x_0 (`torch.Tensor` of shape `(B, C, H, W)`): clean images in [-1, 1].
@@ -202,8 +204,10 @@ class DistillationLoss:
         times = self.times(time)
         x_t = diffuse(x_0, draw(randn_tensor, x_0.shape, generator, x_0.device), times.alpha, times.sigma)
         target = self.target(teacher, second, x_t, time)
-        target = prediction_for("v_prediction").of_x_0(target, x_t, times.alpha, times.sigma)
+        target = prediction_for(self.prediction_type).of_x_0(target, x_t, times.alpha, times.sigma)
         errors = ((student(x_t, times.condition).float() - target) ** 2).mean(dim=(1, 2, 3))
+        if self.prediction_type == "sample":  # the loss of the v that follows from x_0
+            errors = errors / times.sigma**2
         if self.weighting == "truncated_snr":
             return torch.maximum(times.alpha, times.sigma) ** 2 * errors
         return errors

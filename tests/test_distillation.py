@@ -26,7 +26,13 @@ from test_training_loop import (
     in_process_groups,
 )
 
-from cdm_diffusers import CascadedDDPMScheduler, CascadedDiffusionPipeline, CascadedUNet2DModel, DistillationLoss
+from cdm_diffusers import (
+    CascadedDDPMScheduler,
+    CascadedDiffusionPipeline,
+    CascadedUNet2DModel,
+    DistillationLoss,
+    SuperResolutionPipeline,
+)
 from cdm_diffusers.conversion.training_checkpoints import convert_training_checkpoint
 from cdm_diffusers.diffusion import look_up, per_image, prediction_for
 from cdm_diffusers.losses import GridTimes
@@ -36,7 +42,6 @@ from cdm_diffusers.training.config import DistillationConfig
 from cdm_diffusers.training.distillation import Phase, Predictor, distill, phases_of
 from cdm_diffusers.training.teacher import (
     load_teacher,
-    student_arguments,
     student_augmentation,
     student_preset,
     student_weights,
@@ -58,6 +63,10 @@ def gaussian(prediction_type="v_prediction", **config):
     return network
 
 
+def predicting_v(network):
+    return Predictor(network, "v_prediction")
+
+
 def loss_on_grid(teacher_steps, student_steps, **options):
     _, indices, levels = solver_on_grid(DDIM, teacher_steps)
     return DistillationLoss(levels.flip(0), indices.flip(0), student_steps, **options)
@@ -71,16 +80,17 @@ def noisy(loss, time):
     return per_image(times.alpha) * x_0 + per_image(times.sigma) * torch.randn(shape, generator=seeded(2))
 
 
-def sampled(network, num_steps, x_t):
+def sampled(network, num_steps, x_t, prediction_type="v_prediction"):
     """x_t, at the grid's last time, and what the pipelines' sampler makes of it: all of its images."""
-    sampler, path = SolverSampler(DDIM, "timestep", num_steps, "cpu"), [x_t]
+    scheduler = DDIMScheduler.from_config(DDIM.config, prediction_type=prediction_type)
+    sampler, path = SolverSampler(scheduler, "timestep", num_steps, "cpu"), [x_t]
     for index in range(num_steps):
         path.append(sampler.step(index, Denoiser(network), path[-1], None))
     return path
 
 
 class Exact(torch.nn.Module):
-    """A student that has learnt its target: v of x~, at the times of the student's grid."""
+    """A student that has learnt its target: v or x_0 of x~, at the times of the student's grid."""
 
     dtype = torch.float32
     config = SimpleNamespace(patch_size=1, block_out_channels=(1,))
@@ -93,20 +103,21 @@ class Exact(torch.nn.Module):
         time = (self.loss.tables["condition"][1:] == timestep).nonzero().flatten() + 1
         times, time = self.loss.times(time), time.expand(len(x_t))
         x_0 = self.loss.target(self.teacher, self.teacher, x_t, time)
-        return (prediction_for("v_prediction").of_x_0(x_0, x_t, times.alpha, times.sigma),)
+        return (prediction_for(self.loss.prediction_type).of_x_0(x_0, x_t, times.alpha, times.sigma),)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Targets
 
 
+@pytest.mark.parametrize("prediction_type", ["v_prediction", "sample"])
 @pytest.mark.parametrize(("teacher_steps", "student_steps"), [(2, 1), (8, 4), (64, 32)])
-def test_a_student_arrives_where_two_steps_of_its_teacher_do(teacher_steps, student_steps):
+def test_a_student_arrives_where_two_steps_of_its_teacher_do(teacher_steps, student_steps, prediction_type):
     """On the whole way, from the same x_T, by the pipelines' sampler."""
-    network, loss = gaussian(), loss_on_grid(teacher_steps, student_steps)
+    network, loss = gaussian(), loss_on_grid(teacher_steps, student_steps, prediction_type=prediction_type)
     x_T = torch.randn(5, 1, 4, 4, generator=seeded())
     path = sampled(network, teacher_steps, x_T)
-    of_student = sampled(Exact(loss, partial(Predictor(network), {})), student_steps, x_T)
+    of_student = sampled(Exact(loss, partial(predicting_v(network), {})), student_steps, x_T, prediction_type)
     for ours, theirs in zip(of_student, path[::2], strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=2e-5)
     assert (path[0] - path[-1]).abs().max() > 0.5
@@ -117,7 +128,7 @@ def test_targets_are_the_papers():
     loss, network = loss_on_grid(8, 4), gaussian()
     time = torch.tensor([8, 6, 4, 2])
     x_t = noisy(loss, time)
-    target = loss.target(partial(Predictor(network), {}), partial(Predictor(network), {}), x_t, time)
+    target = loss.target(partial(predicting_v(network), {}), partial(predicting_v(network), {}), x_t, time)
 
     levels = np.concatenate([[1.0], solver_on_grid(DDIM, 8)[2].flip(0).numpy()])
     alpha, sigma = (values[:, None, None, None] for values in (np.sqrt(levels), np.sqrt(1 - levels)))
@@ -137,14 +148,16 @@ def test_targets_stay_in_the_range_of_images():
     """They are means of predictions, which are clipped: no sampler clips them again."""
     loss, network = loss_on_grid(8, 4), gaussian(mean=0.9, std=0.8)
     time = torch.tensor([8, 6, 4, 2]).repeat(50)
-    target = loss.target(*[partial(Predictor(network), {})] * 2, noisy(loss, time), time)
+    target = loss.target(*[partial(predicting_v(network), {})] * 2, noisy(loss, time), time)
     assert target.abs().max() == 1 and (target.abs() < 1).any()
 
 
+@pytest.mark.parametrize("prediction_type", ["v_prediction", "sample"])
 @pytest.mark.parametrize("weighting", ["truncated_snr", "snr_plus_one"])
-def test_the_loss_is_that_of_x_0_in_the_papers_weights(weighting):
-    loss, x_0 = loss_on_grid(8, 4, weighting=weighting), 0.3 + 0.25 * torch.randn(64, 1, 4, 4, generator=seeded(1))
-    seen, teacher = {}, partial(Predictor(gaussian()), {})
+def test_the_loss_is_that_of_x_0_in_the_papers_weights(weighting, prediction_type):
+    loss = loss_on_grid(8, 4, weighting=weighting, prediction_type=prediction_type)
+    x_0 = 0.3 + 0.25 * torch.randn(64, 1, 4, 4, generator=seeded(1))
+    seen, teacher = {}, partial(predicting_v(gaussian()), {})
 
     def student(x_t, condition):
         seen.update(x_t=x_t, condition=condition)
@@ -154,7 +167,9 @@ def test_the_loss_is_that_of_x_0_in_the_papers_weights(weighting):
     time = torch.searchsorted(loss.tables["condition"][1:], seen["condition"]) + 1
     assert set(time.tolist()) == {2, 4, 6, 8}
     alpha, sigma = (per_image(values.double()) for values in loss.times(time)[1:])
-    predicted = alpha * seen["x_t"].double() - sigma * 0.5 * seen["x_t"].double()
+    predicted = output = 0.5 * seen["x_t"].double()
+    if prediction_type == "v_prediction":
+        predicted = alpha * seen["x_t"].double() - sigma * output
     squares = (loss.target(teacher, teacher, seen["x_t"], time).double() - predicted) ** 2
     snr = (alpha / sigma) ** 2
     weight = snr.clamp(min=1) if weighting == "truncated_snr" else snr + 1
@@ -163,7 +178,7 @@ def test_the_loss_is_that_of_x_0_in_the_papers_weights(weighting):
 
 def test_consistency_targets_are_the_students_own_a_step_later():
     """Song et al.'s for one step; for two, at the end of each part the teacher's (Heek et al.)."""
-    teacher = partial(Predictor(gaussian()), {})
+    teacher = partial(predicting_v(gaussian()), {})
     time = torch.arange(1, 9)
 
     def own(x_t, times):
@@ -235,21 +250,6 @@ def test_students_begin_with_their_teachers_weights(patch_size):
     torch.testing.assert_close(student(*call).sample, teacher(*call).sample[:, :3])
 
 
-def test_students_predict_v_without_what_is_for_x_0():
-    teacher = CascadedUNet2DModel(
-        sample_size=8,
-        low_res_size=4,
-        block_out_channels=(8, 16),
-        norm_num_groups=4,
-        attention_resolutions=(),
-        mid_block_attention=False,
-        low_res_skip=True,
-        low_res_skip_threshold=0.1,
-    )
-    student = student_arguments(teacher)
-    assert (student.low_res_skip, student.low_res_skip_threshold, student.low_res_size) == (False, 0.0, 4)
-
-
 # ---------------------------------------------------------------------------------------------------------------------
 # Options
 
@@ -269,8 +269,12 @@ def test_phases():
     ]
     phases = phases_of(options(start_steps=12, end_steps=3, phase_steps=[5, 7]), "v_prediction")
     assert phases == [Phase(12, 6, 0, 5), Phase(6, 3, 5, 12)]
-    phases = phases_of(options(start_steps=30, end_steps=2, method="consistency", phase_steps=[5]), "sample")
-    assert phases == [Phase(30, 30, 0, 5), Phase(30, 2, 5, 15)]
+    for prediction_type, first in (("epsilon", [Phase(30, 30, 0, 5)]), ("sample", [])):
+        phases = phases_of(
+            options(start_steps=30, end_steps=2, method="consistency", phase_steps=[5]), prediction_type
+        )
+        begin = 5 * len(first)
+        assert phases == [*first, Phase(30, 2, begin, begin + 10)]
 
 
 @pytest.mark.parametrize(
@@ -472,6 +476,27 @@ def test_super_resolution_by_consistency(cascade, base_options, tmp_path):
     assert joined.config.default_augmentation_levels == {"super_res_1": 7}
     assert joined("bag", output_type="pt").images.isfinite().all()
     assert (tmp_path / "samples" / "step-3.png").exists()
+
+
+def test_teachers_that_predict_x_0_have_students_that_do(base_options, tmp_path):
+    """No phase of v, and what only x_0 prediction has stays."""
+    stage = small_cascade(2).stages[1]
+    unet = CascadedUNet2DModel.from_config(
+        stage.unet.config, augmentation_level_embedding=False, low_res_skip=True, low_res_skip_threshold=0.1
+    )
+    scheduler = CascadedDDPMScheduler.from_config(stage.scheduler.config, prediction_type="sample")
+    torch.nn.init.normal_(unet.conv_out.weight, std=0.05)
+    teacher = SuperResolutionPipeline(
+        unet, scheduler, id2label=dict(enumerate(CLASSES)), default_num_inference_steps=4, source_resolution=8
+    )
+    teacher.save_pretrained(tmp_path / "teacher")
+    given = {"pipeline": str(tmp_path / "teacher"), "stage": None, "guidance_scale": None, "end_steps": 2}
+    run(base_options | given | {"phase_steps": [2], "output_dir": str(tmp_path / "student")})
+    student = SuperResolutionPipeline.from_pretrained(tmp_path / "student")
+    assert student.scheduler.config.prediction_type == "sample"
+    assert (student.unet.config.low_res_skip, student.unet.config.low_res_skip_threshold) == (True, 0.1)
+    saved = json.loads((tmp_path / "student" / "training_config.json").read_text())
+    assert saved["distillation"]["phases"] == [[4, 2, 4]]
 
 
 def test_two_processes_take_the_same_steps(base_options, unbroken, tmp_path):

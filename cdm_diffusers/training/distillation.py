@@ -72,8 +72,8 @@ class Phase:
 
 def phases_of(config: DistillationConfig, prediction_type: str) -> list[Phase]:
     """
-    What is learnt, in order: v, in as many steps as the teacher takes, if it predicts something else; then half the
-    steps again and again, or all at once by consistency distillation.
+    What is learnt, in order: v, in as many steps as the teacher takes, if it predicts epsilon; then half the steps
+    again and again, or all at once by consistency distillation.
 
     Raises:
         ValueError: `start_steps` cannot be halved to `end_steps`, or there are too few or too many `phase_steps`.
@@ -85,7 +85,7 @@ def phases_of(config: DistillationConfig, prediction_type: str) -> list[Phase]:
         raise ValueError(f"`start_steps` is {start}; it must be `end_steps`, {end}, times {by}.")
     halved = [start >> count for count in range(factor.bit_length())]
     steps = list(itertools.pairwise(halved)) if is_progressive else [(start, end)]
-    if prediction_type != "v_prediction":
+    if prediction_type == "epsilon":
         steps = [(start, start), *steps]
     lengths = config.phase_steps
     if len(lengths) == 1:
@@ -106,7 +106,7 @@ class Predictor:
     """x_0 as a network predicts it, guided and limited as in sampling."""
 
     unet: CascadedUNet2DModel
-    prediction_type: str = "v_prediction"
+    prediction_type: str
     guidance_scale: float = 1.0
     limits: dict[str, Any] = dataclasses.field(default_factory=lambda: limits_of({}))
 
@@ -167,6 +167,7 @@ class Distillation(Trainer):
             phase.student_steps,
             anywhere=self.config.method == "consistency",
             weighting=self.config.loss_weighting,
+            prediction_type=self.preset.scheduler.prediction_type,
         )
         if not torch.equal(levels[loss.stride - 1 :: loss.stride], self.grid(phase.student_steps)[0]):
             raise ValueError(
@@ -194,7 +195,11 @@ class Distillation(Trainer):
         """A student with these weights, to learn from."""
         unet = CascadedUNet2DModel.from_config(self.stage.unet.config)
         unet.load_state_dict(weights)
-        return Predictor(self.ready(unet))
+        return self.predictor(self.ready(unet))
+
+    def predictor(self, unet: CascadedUNet2DModel) -> Predictor:
+        """x_0 as a student with this network predicts it."""
+        return Predictor(unet, self.preset.scheduler.prediction_type)
 
     # -----------------------------------------------------------------------------------------------------------------
     # Phases
@@ -254,7 +259,7 @@ class Distillation(Trainer):
                 return predictor(conditions, x_t, times)
 
         teacher = partial(predicted_by, self.expert)
-        own = partial(predicted_by, Predictor(self.stage.unet))
+        own = partial(predicted_by, self.predictor(self.stage.unet))
         second = own if self.config.method == "consistency" else teacher
         return self.phase_loss(partial(self.denoise, conditions), teacher, second, x_0, self.noise.generator)
 

@@ -61,6 +61,11 @@ class Teacher:
         """What the stage's network predicts."""
         return self.stage.scheduler.config.get("prediction_type", "epsilon")
 
+    @property
+    def student_prediction_type(self) -> str:
+        """What its students predict: v in place of epsilon, which says nothing of x_0 where there is only noise."""
+        return "v_prediction" if self.prediction_type == "epsilon" else self.prediction_type
+
 
 def load_teacher(config: DistillationConfig) -> Teacher:
     """
@@ -99,8 +104,8 @@ def load_teacher(config: DistillationConfig) -> Teacher:
 
 def student_preset(config: DistillationConfig, teacher: Teacher, max_train_steps: int, num_processes: int):
     """
-    What a student is and how it is trained: like its teacher, as far as that is known, except for v, the options, and
-    DDIM in few steps.
+    What a student is and how it is trained: like its teacher, as far as that is known, except for v in place of
+    epsilon, the options, and DDIM in few steps.
 
     Args:
         max_train_steps: optimizer steps in all.
@@ -125,7 +130,7 @@ def student_preset(config: DistillationConfig, teacher: Teacher, max_train_steps
         name=f"{known.name if known else stage.name}, distilled",
         source=f"distilled from stage {stage.name} of {teacher.pipeline}",
         unet=student_arguments(stage.unet),
-        scheduler=student_process(stage),
+        scheduler=student_process(teacher),
         augmentation=augmentation,
         training=known.training if known else UNKNOWN_TRAINING,
         inference=InferencePreset(
@@ -152,10 +157,9 @@ def student_preset(config: DistillationConfig, teacher: Teacher, max_train_steps
 
 
 def student_arguments(unet: CascadedUNet2DModel) -> UNetArguments:
-    """The teacher's network without learned variance, null class, dropout, and what only x_0 prediction has."""
-    without = {"learned_variance": False, "null_class": False, "dropout": 0.0}
-    without |= {"low_res_skip": False, "low_res_skip_threshold": 0.0}
-    return dataclasses.replace(section(UNetArguments, unet.config), **without)
+    """The teacher's network without learned variance, null class and dropout."""
+    arguments = section(UNetArguments, unet.config)
+    return dataclasses.replace(arguments, learned_variance=False, null_class=False, dropout=0.0)
 
 
 def student_weights(teacher: CascadedUNet2DModel, student: CascadedUNet2DModel) -> dict[str, torch.Tensor]:
@@ -164,12 +168,12 @@ def student_weights(teacher: CascadedUNet2DModel, student: CascadedUNet2DModel) 
     return {name: weights[name][: len(tensor)].float() for name, tensor in student.state_dict().items()}
 
 
-def student_process(stage: CascadeStage) -> SchedulerPreset:
-    """The teacher's forward process, of which v is predicted."""
-    scheduler = scheduler_of(stage, ANCESTRAL)
+def student_process(teacher: Teacher) -> SchedulerPreset:
+    """The teacher's forward process, and what the student predicts of it."""
+    scheduler = scheduler_of(teacher.stage, ANCESTRAL)
     names = {field.name for field in dataclasses.fields(SchedulerPreset)} & set(scheduler.config)
     values: dict[str, Any] = {name: scheduler.config[name] for name in names}
-    values |= {"variance_type": "fixed_small", "prediction_type": "v_prediction"}
+    values |= {"variance_type": "fixed_small", "prediction_type": teacher.student_prediction_type}
     return SchedulerPreset(continuous=isinstance(scheduler, ContinuousDDPMScheduler), **values)
 
 
