@@ -20,6 +20,7 @@ from typing import Any
 import torch
 
 from cdm_diffusers import CascadedDiffusionPipeline
+from cdm_diffusers.models.arguments import low_res_channels_of
 from cdm_diffusers.pipelines.denoising import AncestralSampler, make_sampler
 from cdm_diffusers.pipelines.stages import CascadeStage
 
@@ -72,7 +73,7 @@ class HandWritten:
             of_null = [torch.full_like(labels, config.num_classes)] * (copies - 1)
             self.conditions["class_labels"] = torch.cat([labels, *of_null])
         if config.low_res_size is not None:
-            channels = config.low_res_channels or config.in_channels
+            channels = low_res_channels_of(config)
             size = copies * len(labels), channels, config.low_res_size, config.low_res_size
             self.conditions["low_res"] = torch.rand(size, device=labels.device)
         if config.augmentation_level_embedding:

@@ -26,6 +26,17 @@ def parse_color(color: str) -> tuple[int, int, int]:
         ) from error
 
 
+def check_place(dataset_name: str | None, train_data_dir: str | None) -> None:
+    """
+    Raises:
+        ValueError: unless exactly one of them is given.
+    """
+    if (dataset_name is None) == (train_data_dir is None):
+        raise ValueError(
+            f"`dataset_name` is {dataset_name!r} and `train_data_dir` is {train_data_dir!r}: give exactly one of them."
+        )
+
+
 def _check_color(color: str) -> str:
     parse_color(color)
     return color
@@ -87,11 +98,7 @@ class DataConfig:
     dataset_revision: str | None = None
 
     def __post_init__(self):
-        if (self.dataset_name is None) == (self.train_data_dir is None):
-            raise ValueError(
-                f"`dataset_name` is {self.dataset_name!r} and `train_data_dir` is {self.train_data_dir!r}: "
-                "give exactly one of them."
-            )
+        check_place(self.dataset_name, self.train_data_dir)
         if self.dataset_revision is not None and (self.dataset_name is None or Path(self.dataset_name).is_dir()):
             raise ValueError(
                 f"`dataset_revision` is {self.dataset_revision!r}, but a folder has none: leave it out, or give "

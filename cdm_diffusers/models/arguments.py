@@ -120,6 +120,11 @@ class UNetArguments:
     low_res_skip_threshold: float = added(0.0, kind=FRACTION)
 
 
+def low_res_channels_of(config: Any) -> int:
+    """Channels of the image that a super-resolution network is given; as many as x_t has where none are named."""
+    return config.low_res_channels or config.in_channels
+
+
 def check_arguments(config: Mapping[str, Any]) -> None:
     """
     Raises:

@@ -6,7 +6,7 @@ import functools
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from .arguments import UNetArguments
+from .arguments import UNetArguments, low_res_channels_of
 from .unet_2d_cascaded import CascadedUNet2DModel
 
 
@@ -30,7 +30,7 @@ def inputs_of(unet: CascadedUNet2DModel, size: int | None = None, batch_size: in
         inputs["class_labels"] = torch.zeros(batch_size, dtype=torch.int64)
     if config.low_res_size is not None:
         low_res_size = size * config.low_res_size // config.sample_size
-        channels = config.low_res_channels or config.in_channels
+        channels = low_res_channels_of(config)
         inputs["low_res"] = torch.zeros(batch_size, channels, low_res_size, low_res_size)
     if config.augmentation_level_embedding:
         inputs["augmentation_level"] = torch.zeros(batch_size, dtype=torch.int64)

@@ -28,7 +28,7 @@ from diffusers.models.unets.unet_2d_blocks import (
 )
 
 from ..plain import plain
-from .arguments import MOST_WEIGHTS, check_arguments
+from .arguments import MOST_WEIGHTS, check_arguments, low_res_channels_of
 
 
 # Dtypes of indices and of noise levels: in half precision a noise level has already lost its digits.
@@ -267,7 +267,7 @@ class CascadedUNet2DModel(ModelMixin, AttentionMixin, PeftAdapterMixin, ConfigMi
             raise ValueError(
                 f"`low_res_size` is {config.low_res_size}; it must lie in 1..`sample_size`, {config.sample_size}."
             )
-        if config.low_res_skip and (config.low_res_size is None or self._low_res_channels() != config.out_channels):
+        if config.low_res_skip and (config.low_res_size is None or low_res_channels_of(config) != config.out_channels):
             raise ValueError(
                 "`low_res_skip` is True; it needs a `low_res_size`, and as many `low_res_channels` as `out_channels`."
             )
@@ -365,11 +365,8 @@ class CascadedUNet2DModel(ModelMixin, AttentionMixin, PeftAdapterMixin, ConfigMi
         config = self.config
         channels = config.in_channels * config.patch_size**2
         if config.low_res_size is not None:
-            channels += self._low_res_channels() * self._low_res_patch_size() ** 2
+            channels += low_res_channels_of(config) * self._low_res_patch_size() ** 2
         return channels
-
-    def _low_res_channels(self) -> int:
-        return self.config.low_res_channels or self.config.in_channels
 
     def _output_channels(self) -> int:
         config = self.config
@@ -608,7 +605,7 @@ class CascadedUNet2DModel(ModelMixin, AttentionMixin, PeftAdapterMixin, ConfigMi
                 else "`low_res` was given to a network without a low-resolution input."
             )
         if low_res is not None:
-            channels = self._low_res_channels()
+            channels = low_res_channels_of(config)
             height, width = (side * config.low_res_size // config.sample_size for side in (height, width))
             _check_shape("low_res", low_res, (batch_size, channels, height, width))
 

@@ -5,6 +5,7 @@ import itertools
 import torch
 from diffusers.utils import logging
 
+from ..models.arguments import low_res_channels_of
 from .solver_names import ANCESTRAL
 from .solvers import scheduler_of
 from .stages import CascadeStage, num_classes_of
@@ -37,7 +38,7 @@ def check_fit(stages: list[CascadeStage]):
         config = stage.unet.config
         channels = {config.in_channels, config.out_channels}
         if config.low_res_size is not None:
-            channels.add(config.low_res_channels or config.in_channels)
+            channels.add(low_res_channels_of(config))
         if channels != {base.out_channels}:
             raise ValueError(f"Stage `{stage.name}` has {channels} channels; `base` makes {base.out_channels}.")
         if config.num_classes not in (None, num_classes):

@@ -9,6 +9,7 @@ from diffusers.image_processor import PipelineImageInput
 from diffusers.pipelines.pipeline_utils import ImagePipelineOutput
 
 from ..models import CascadedUNet2DModel
+from ..models.arguments import low_res_channels_of
 from ..plain import plain
 from ..schedulers import CascadedDDPMScheduler, ContinuousDDPMScheduler
 from .denoising import make_sampler
@@ -203,7 +204,7 @@ class SuperResolutionPipeline(PixelDiffusionPipeline):
         # 1. check everything, before anything runs
         stage, config, device = self.stage, self.unet.config, self._execution_device
         check_output_type(output_type, config.out_channels)
-        low_res = image_to_tensor(image, config.low_res_channels or config.in_channels, [config.low_res_size])
+        low_res = image_to_tensor(image, low_res_channels_of(config), [config.low_res_size])
         labels = resolve_class_labels(class_labels, config.num_classes, self.config.id2label)
         labels, low_res, batch_size = batch_inputs(labels, low_res, None, num_images_per_label, device)
         check_generator(generator, batch_size)

@@ -10,6 +10,7 @@ from diffusers import SchedulerMixin
 
 from ..diffusion import held_to
 from ..models import CascadedUNet2DModel
+from ..models.arguments import low_res_channels_of
 from ..schedulers import CascadedDDPMScheduler, ContinuousDDPMScheduler
 from ..schedulers.ancestral import MOST_STEPS, check_timesteps
 from .denoising import Denoiser
@@ -155,7 +156,7 @@ class CascadeStage:
             ValueError: the stage's images cannot be averaged to the size and channels of its input.
         """
         config = self.unet.config
-        channels = config.low_res_channels or config.in_channels
+        channels = low_res_channels_of(config)
         if config.sample_size % config.low_res_size or channels != config.out_channels:
             made, taken = (f"{size}x{size}" for size in (config.sample_size, config.low_res_size))
             raise ValueError(

@@ -38,6 +38,7 @@ from ..evaluation.sample import DTYPES, all_labels, call_options, how_to_go_on, 
 from ..evaluation.sample_store import RESULTS_NAME, LowResImages, drawn_images, store_real_images
 from ..evaluation.seeded_sampling import check_call, draw_images, image_generator
 from ..files import read_json, reveal, temporary_name, write_json
+from ..models.arguments import low_res_channels_of
 from ..pipelines import CascadedDiffusionPipeline
 from ..pipelines.fingerprints import fingerprint, weights_fingerprint
 from ..pipelines.solvers import solver_name
@@ -190,9 +191,7 @@ class Search:
             low_res = None
             if first_stage > 0:
                 unet = pipeline.stages[first_stage].unet.config
-                low_res = torch.zeros(
-                    1, unet.low_res_channels or unet.in_channels, unet.low_res_size, unet.low_res_size
-                )
+                low_res = torch.zeros(1, low_res_channels_of(unet), unet.low_res_size, unet.low_res_size)
             pipeline.set_progress_bar_config(disable=True)
             options = call_options(pipeline, config, first_stage)
             check_call(pipeline, torch.tensor([0]), 0, low_res, first_stage, **options)

@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from ..data.config import DataOptions
+from ..data.config import DataOptions, check_place
 from ..options import (
     Fraction,
     HubOptions,
@@ -103,11 +103,7 @@ class RunConfig(DataOptions, HubOptions):
     logging_dir: str = option("Folder of the tracker's files inside output_dir.", "logs")
 
     def __post_init__(self):
-        if (self.dataset_name is None) == (self.train_data_dir is None):
-            raise ValueError(
-                f"`dataset_name` is {self.dataset_name!r} and `train_data_dir` is {self.train_data_dir!r}: "
-                "give exactly one of them."
-            )
+        check_place(self.dataset_name, self.train_data_dir)
 
 
 @options
