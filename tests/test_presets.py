@@ -1,8 +1,8 @@
 import ast
-import importlib.util
 import inspect
 import math
 import re
+import sys
 from dataclasses import FrozenInstanceError, fields
 from pathlib import Path
 
@@ -10,15 +10,20 @@ import pytest
 import torch
 from helpers import small_twin
 
-from cdm_diffusers.models.arguments import UNetArguments
-from cdm_diffusers.models.unet_2d_cascaded import CascadedUNet2DModel
-from cdm_diffusers.pipelines.solver_names import SOLVER_NAMES
-from cdm_diffusers.presets import PRESETS, BlurAugmentationPreset, StagePreset, get_preset
-from cdm_diffusers.schedulers import CascadedDDPMScheduler, ContinuousDDPMScheduler
-from cdm_diffusers.training.stage import build_scheduler
-
 
 ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))  # `python -m benchmarks.NAME` is called there
+
+from benchmarks.preset_costs import count_kept_bytes, table  # noqa: E402
+from cdm_diffusers.models.arguments import UNetArguments  # noqa: E402
+from cdm_diffusers.models.costs import build_on_meta, count_multiply_adds, inputs_of  # noqa: E402
+from cdm_diffusers.models.unet_2d_cascaded import CascadedUNet2DModel  # noqa: E402
+from cdm_diffusers.pipelines.solver_names import SOLVER_NAMES  # noqa: E402
+from cdm_diffusers.presets import PRESETS, BlurAugmentationPreset, StagePreset, get_preset  # noqa: E402
+from cdm_diffusers.schedulers import CascadedDDPMScheduler, ContinuousDDPMScheduler  # noqa: E402
+from cdm_diffusers.training.stage import build_scheduler  # noqa: E402
+
+
 DOC = (ROOT / "docs" / "presets.md").read_text()
 
 # Transcribed from Appendix B of the paper, line by line. "heads": attention heads; "head width": their dimension.
@@ -147,17 +152,9 @@ SECTIONS = {
 
 
 @pytest.fixture(scope="module")
-def benchmark():
-    spec = importlib.util.spec_from_file_location("preset_costs", ROOT / "benchmarks" / "preset_costs.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture(scope="module")
-def costs(benchmark):
+def costs():
     """{preset: (parameters, multiply-adds, memory, steps)} as benchmarks/preset_costs.py prints them."""
-    return cost_rows(benchmark.table())
+    return cost_rows(table())
 
 
 def cost_rows(text: str) -> dict[str, tuple[str, ...]]:
@@ -296,9 +293,9 @@ def test_published_sizes(costs, name, millions):
     assert int(parameters.replace(",", "")) == pytest.approx(millions * 1e6, rel=0.05)
 
 
-def test_multiply_adds_by_hand(benchmark):
+def test_multiply_adds_by_hand():
     """One level, one block, attention in it and in the middle: every convolution and matrix product written out."""
-    unet = benchmark.build_on_meta(
+    unet = build_on_meta(
         UNetArguments(
             sample_size=8,
             block_out_channels=(32,),
@@ -321,10 +318,10 @@ def test_multiply_adds_by_hand(benchmark):
     up = 2 * (residual(2 * width) + attention)
     ends = convolution(3, width) + convolution(width, 3)
     time = width * embedding + embedding**2
-    assert benchmark.count_multiply_adds(unet) == time + ends + down + middle + up
+    assert count_multiply_adds(unet) == time + ends + down + middle + up
 
 
-def test_memory_counted_is_memory_kept(benchmark):
+def test_memory_counted_is_memory_kept():
     """On the meta device as by a real call, to the byte (but for attention, whose kernels keep more or less)."""
     preset = get_preset("avatars_64_to_256")
     unet = CascadedUNet2DModel(**small_twin(preset.unet))
@@ -337,8 +334,8 @@ def test_memory_counted_is_memory_kept(benchmark):
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        unet(**benchmark.inputs_of(unet, size))
-    counted = benchmark.count_kept_bytes(CascadedUNet2DModel(**small_twin(preset.unet)).to("meta"), size)
+        unet(**inputs_of(unet, size))
+    counted = count_kept_bytes(CascadedUNet2DModel(**small_twin(preset.unet)).to("meta"), size)
     assert counted == sum(kept.values())
 
 
