@@ -104,6 +104,7 @@ if __name__ == "__main__":
         if options.crop_size is not None:
             preset = replace(preset, training=replace(preset.training, crop_size=options.crop_size or None))
         figures = measure(replace(preset, unet=unet), options.batch_size, options.rounds, device)
-        emit("preset_costs", {"preset": name, "batch_size": options.batch_size, **figures}, device)
+        measured = {"preset": name, "unet": options.unet, "crop_size": preset.training.crop_size}
+        emit("preset_costs", {**measured, "batch_size": options.batch_size, **figures}, device)
     if not options.measure:
         print(table())

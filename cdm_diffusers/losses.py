@@ -133,7 +133,7 @@ class DistillationLoss:
     - m = 1: the student predicts what the teacher does, in as many steps. t' = t'', c = 0.
 
     The student predicts v or x_0. The loss of x~ times SNR + 1 = 1 / sigma^2 is that of v; times max(SNR, 1), it is
-    max(alpha^2, sigma^2) times that of v.
+    max(alpha^2, sigma^2) times that of v. Neither is limited where there is little noise, as [`SimpleLoss`] of x_0 is.
 
     Args:
         alphas_cumprod (`torch.Tensor` of shape `(N,)`): alpha_bar of the teacher's grid, from low to high noise.
@@ -155,6 +155,8 @@ class DistillationLoss:
         weighting: Literal["truncated_snr", "snr_plus_one"] = "truncated_snr",
         prediction_type: Literal["v_prediction", "sample"] = "v_prediction",
     ):
+        if prediction_type not in ("v_prediction", "sample"):
+            raise ValueError(f"`prediction_type` is {prediction_type!r}; it must be 'v_prediction' or 'sample'.")
         num_times = len(alphas_cumprod)
         stride, remainder = divmod(num_times, student_steps)
         if remainder:

@@ -13,18 +13,15 @@ import pytest
 import torch
 from PIL import Image
 
+from benchmarks import gpu, scaling
+from benchmarks.measuring import call, compare, quartiles, rivals, summary
+from benchmarks.preset_costs import count_kept_bytes
 from cdm_diffusers import CascadedDDPMScheduler, CascadedUNet2DModel, SuperResolutionPipeline
+from cdm_diffusers.models.costs import build_on_meta
 from cdm_diffusers.presets import get_preset
 
 
 ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT))  # `python -m benchmarks.NAME` is called there
-
-from benchmarks import gpu, scaling  # noqa: E402
-from benchmarks.measuring import call, compare, quartiles, rivals, summary  # noqa: E402
-from benchmarks.preset_costs import count_kept_bytes  # noqa: E402
-from cdm_diffusers.models.costs import build_on_meta  # noqa: E402
-
 
 SCALING_PAGE = (ROOT / "docs" / "scaling.md").read_text()
 
@@ -124,6 +121,7 @@ def test_what_takes_too_long_is_left_out_and_the_rest_goes_on(tmp_path):
         ("data", ["--num_images", 16, "--workers", 0], 6),
         ("data", ["--measure", "stream", "--gigabytes", 0.02, "--megabytes", 13, "--workers", 0], 1),
         ("memory", ["--against", "batch", "steps", "stages", "processes", "--values", 1, 2, "--resolution", 16], 8),
+        ("preset_costs", ["--measure", "fashion_mnist_8", "--batch_size", 1], 1),
         ("startup", ["--measure", "pipeline"], 1),
     ],
 )

@@ -201,7 +201,7 @@ def test_consistency_targets_are_the_students_own_a_step_later():
     assert (share[[0, 4]] == 0).all() and ((share > 0) & (share <= 1))[[1, 2, 3, 5, 6, 7]].all()
 
 
-@pytest.mark.parametrize("prediction_type", ["epsilon", "sample", "v_prediction"])
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
 def test_v_of_teachers_that_predict_something_else(prediction_type):
     """The variance is left out, and the target of as many steps is the v that the teacher's x_0 stands for."""
     loss, network = loss_on_grid(8, 8), gaussian(prediction_type, learned_variance=True)
@@ -269,12 +269,9 @@ def test_phases():
     ]
     phases = phases_of(options(start_steps=12, end_steps=3, phase_steps=[5, 7]), "v_prediction")
     assert phases == [Phase(12, 6, 0, 5), Phase(6, 3, 5, 12)]
-    for prediction_type, first in (("epsilon", [Phase(30, 30, 0, 5)]), ("sample", [])):
-        phases = phases_of(
-            options(start_steps=30, end_steps=2, method="consistency", phase_steps=[5]), prediction_type
-        )
-        begin = 5 * len(first)
-        assert phases == [*first, Phase(30, 2, begin, begin + 10)]
+    given = options(start_steps=30, end_steps=2, method="consistency", phase_steps=[5])
+    assert phases_of(given, "epsilon") == [Phase(30, 30, 0, 5), Phase(30, 2, 5, 15)]
+    assert phases_of(given, "sample") == [Phase(30, 2, 0, 10)]
 
 
 @pytest.mark.parametrize(
@@ -478,25 +475,31 @@ def test_super_resolution_by_consistency(cascade, base_options, tmp_path):
     assert (tmp_path / "samples" / "step-3.png").exists()
 
 
-def test_teachers_that_predict_x_0_have_students_that_do(base_options, tmp_path):
-    """No phase of v, and what only x_0 prediction has stays."""
+@pytest.mark.parametrize("method", ["progressive", "consistency"])
+def test_teachers_that_predict_x_0_have_students_that_do(base_options, tmp_path, method):
+    """A teacher that predicts the upsampled image at all times has nothing to teach: no weight moves in any phase."""
     stage = small_cascade(2).stages[1]
-    unet = CascadedUNet2DModel.from_config(
-        stage.unet.config, augmentation_level_embedding=False, low_res_skip=True, low_res_skip_threshold=0.1
-    )
+    unet = CascadedUNet2DModel.from_config(stage.unet.config, augmentation_level_embedding=False, low_res_skip=True)
     scheduler = CascadedDDPMScheduler.from_config(stage.scheduler.config, prediction_type="sample")
-    torch.nn.init.normal_(unet.conv_out.weight, std=0.05)
     teacher = SuperResolutionPipeline(
         unet, scheduler, id2label=dict(enumerate(CLASSES)), default_num_inference_steps=4, source_resolution=8
     )
     teacher.save_pretrained(tmp_path / "teacher")
-    given = {"pipeline": str(tmp_path / "teacher"), "stage": None, "guidance_scale": None, "end_steps": 2}
-    run(base_options | given | {"phase_steps": [2], "output_dir": str(tmp_path / "student")})
+    given = {"pipeline": str(tmp_path / "teacher"), "stage": None, "guidance_scale": None, "end_steps": 1}
+    given |= {"method": method, "phase_steps": [2], "output_dir": str(tmp_path / "student")}
+    run(base_options | given)
     student = SuperResolutionPipeline.from_pretrained(tmp_path / "student")
-    assert student.scheduler.config.prediction_type == "sample"
-    assert (student.unet.config.low_res_skip, student.unet.config.low_res_skip_threshold) == (True, 0.1)
-    saved = json.loads((tmp_path / "student" / "training_config.json").read_text())
-    assert saved["distillation"]["phases"] == [[4, 2, 4]]
+    assert student.scheduler.config.prediction_type == "sample" and student.unet.config.low_res_skip
+    said = json.loads((tmp_path / "student" / "training_config.json").read_text())["distillation"]
+    assert said["phases"] == ([[4, 2, 4], [2, 1, 4]] if method == "progressive" else [[4, 1, 4]])
+    weights = unet.state_dict()
+    for name, ours in student.unet.state_dict().items():
+        torch.testing.assert_close(ours, weights[name][: len(ours)], rtol=0, atol=1e-6)  # the null class is left out
+
+
+def test_students_predict_v_or_x_0():
+    with pytest.raises(ValueError, match="`prediction_type` is 'epsilon'; it must be 'v_prediction' or 'sample'"):
+        loss_on_grid(8, 4, prediction_type="epsilon")
 
 
 def test_two_processes_take_the_same_steps(base_options, unbroken, tmp_path):

@@ -2,7 +2,6 @@ import ast
 import inspect
 import math
 import re
-import sys
 from dataclasses import FrozenInstanceError, fields
 from pathlib import Path
 
@@ -10,20 +9,17 @@ import pytest
 import torch
 from helpers import small_twin
 
+from benchmarks.preset_costs import count_kept_bytes, table
+from cdm_diffusers.models.arguments import UNetArguments
+from cdm_diffusers.models.costs import build_on_meta, count_multiply_adds, inputs_of
+from cdm_diffusers.models.unet_2d_cascaded import CascadedUNet2DModel
+from cdm_diffusers.pipelines.solver_names import SOLVER_NAMES
+from cdm_diffusers.presets import PRESETS, BlurAugmentationPreset, StagePreset, get_preset
+from cdm_diffusers.schedulers import CascadedDDPMScheduler, ContinuousDDPMScheduler
+from cdm_diffusers.training.stage import build_scheduler
+
 
 ROOT = Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT))  # `python -m benchmarks.NAME` is called there
-
-from benchmarks.preset_costs import count_kept_bytes, table  # noqa: E402
-from cdm_diffusers.models.arguments import UNetArguments  # noqa: E402
-from cdm_diffusers.models.costs import build_on_meta, count_multiply_adds, inputs_of  # noqa: E402
-from cdm_diffusers.models.unet_2d_cascaded import CascadedUNet2DModel  # noqa: E402
-from cdm_diffusers.pipelines.solver_names import SOLVER_NAMES  # noqa: E402
-from cdm_diffusers.presets import PRESETS, BlurAugmentationPreset, StagePreset, get_preset  # noqa: E402
-from cdm_diffusers.schedulers import CascadedDDPMScheduler, ContinuousDDPMScheduler  # noqa: E402
-from cdm_diffusers.training.stage import build_scheduler  # noqa: E402
-
-
 DOC = (ROOT / "docs" / "presets.md").read_text()
 
 # Transcribed from Appendix B of the paper, line by line. "heads": attention heads; "head width": their dimension.

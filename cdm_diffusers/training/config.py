@@ -248,7 +248,7 @@ class DistillationConfig(RunConfig):
     )
     phase_steps: list[PositiveInt] = option(
         "Optimizer steps of each phase: one number, doubled for phases that end at 2 or 1 steps; or one for each. The "
-        "first phase learns v, if the teacher predicts something else.",
+        "first phase learns v, if the teacher predicts epsilon.",
         [2000],
     )
     loss_weighting: Literal["truncated_snr", "snr_plus_one"] = option(
