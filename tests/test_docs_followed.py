@@ -6,7 +6,7 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -44,13 +44,19 @@ class Way:
     needs: str | None = None
 
 
-def draw_pictures(folder: Path, size: int = 64) -> None:
-    """Two classes, in two splits."""
-    for number, place in enumerate(["train/cat", "train/dog", "test/cat", "test/dog"]):
+def draw_pictures(folder: Path, size: int = 64, classes: Sequence[str] = ("cat", "dog")) -> None:
+    """24 pictures of each class, in two splits."""
+    places = [f"{split}/{name}" for split in ("train", "test") for name in classes]
+    for number, place in enumerate(places):
         (folder / place).mkdir(parents=True)
         for shade in range(24):
-            picture = PIL.Image.new("RGB", (size, size), (10 * shade, 60 * number, 255 - 10 * shade))
+            picture = PIL.Image.new("RGB", (size, size), (10 * shade, 240 * number // len(places), 255 - 10 * shade))
             picture.save(folder / place / f"{shade}.png")
+
+
+def of_all_styles(folder: Path) -> None:
+    index = json.loads((ROOT / "checkpoints" / "avatars-256" / "model_index.json").read_text())
+    draw_pictures(folder / "avatars", 256, list(index["id2label"].values()))
 
 
 def my_images(folder: Path) -> None:
@@ -115,7 +121,7 @@ WAYS = {
     "README.md": Way("faces", my_images),
     "docs/app.md": Way("checkpoints", for_app, needs="gradio"),
     "docs/benchmarks.md": Way("checkpoints"),
-    "docs/distillation.md": Way("samples.png"),
+    "docs/distillation.md": Way("runs/avatars-sr-2-1/model_index.json", of_all_styles),
     "docs/evaluation.md": Way("runs/reproduce/table3a.png", for_evaluation, A_RUN),
     "docs/openai.md": Way("golden-retriever.png", for_converting),
     "docs/presets.md": Way("runs/patches-2-whole/model_index.json", avatars),
