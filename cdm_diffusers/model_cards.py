@@ -9,7 +9,6 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from .models.arguments import low_res_channels_of
 from .tables import escaped, markdown_table, unescaped
 
 
@@ -203,7 +202,7 @@ def usage(pipeline: Any, location: str, code: bool = False) -> str:
     lines, arguments = [f"pipe = {name}.from_pretrained({_literal(location)}{remote})"], []
     if _upsamples(pipeline):
         config = pipeline.unet.config
-        size, mode = config.low_res_size, "L" if low_res_channels_of(config) == 1 else "RGB"
+        size, mode = config.low_res_size, "L" if (config.low_res_channels or config.in_channels) == 1 else "RGB"
         imports.append("from PIL import Image")
         lines.append(f'image = Image.linear_gradient("L").convert("{mode}")  # or Image.open("your-image.png")')
         lines.append(f"image = image.resize(({size}, {size}))")

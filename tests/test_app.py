@@ -100,7 +100,7 @@ def test_stages_appear_as_they_finish_and_are_those_of_a_call(cascade, monkeypat
 def test_updates_that_nobody_fetches_are_not_held(cascade, monkeypatch):
     monkeypatch.setattr(generation, "SECONDS_BETWEEN_UPDATES", 0)
     updates = generate(cascade, Settings(class_labels=["Trouser"]), Limits())
-    assert next(updates).stage == "base"
+    next(updates)
     with generation._sampling:  # which the run has left
         (last,) = updates
     assert (last.stage, last.step, list(last.images)) == ("super_res_2", 3, list(SIZES))
