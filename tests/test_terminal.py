@@ -140,7 +140,7 @@ shown = terminal.show(Image.new("L", (1000, 7)), sys.stdout, os.environ)
 print("shown" if shown else "not shown", flush=True)
 print("typed", input(), flush=True)
 """
-BACKGROUND = ("bash", "-c", 'set -m; "$@" & wait $!', "bash")
+BACKGROUND = ("bash", "-c", 'set -m; "$@" & trap "kill -KILL $!" TERM; wait $!', "bash")
 
 
 class Screen:
