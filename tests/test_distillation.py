@@ -201,13 +201,17 @@ def test_consistency_targets_are_the_students_own_a_step_later():
     assert (share[[0, 4]] == 0).all() and ((share > 0) & (share <= 1))[[1, 2, 3, 5, 6, 7]].all()
 
 
-@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
-def test_v_of_teachers_that_predict_something_else(prediction_type):
-    """The variance is left out, and the target of as many steps is the v that the teacher's x_0 stands for."""
-    loss, network = loss_on_grid(8, 8), gaussian(prediction_type, learned_variance=True)
+@pytest.mark.parametrize(
+    ("prediction_type", "of_student"),
+    [("epsilon", "v_prediction"), ("v_prediction", "v_prediction"), ("sample", "sample")],
+)
+def test_in_as_many_steps_students_learn_what_their_teacher_predicts(prediction_type, of_student):
+    """The variance is left out, and the target is the v or x_0 that the teacher's x_0 stands for."""
+    loss = loss_on_grid(8, 8, prediction_type=of_student)
+    network = gaussian(prediction_type, learned_variance=True)
 
     def student(x_t, condition):
-        return gaussian()(x_t, condition)[0]
+        return gaussian(of_student)(x_t, condition)[0]
 
     x_0 = 0.3 + 0.25 * torch.randn(64, 1, 4, 4, generator=seeded(1))
     losses = loss(student, partial(Predictor(network, prediction_type), {}), None, x_0, seeded())
@@ -259,7 +263,7 @@ def options(**given):
 
 
 def test_phases():
-    phases = phases_of(options(start_steps=16, end_steps=1, phase_steps=[10]), "epsilon")
+    phases = phases_of(options(start_steps=16, end_steps=1, phase_steps=[10]), learns_v=True)
     assert phases == [
         Phase(16, 16, 0, 10),
         Phase(16, 8, 10, 20),
@@ -267,11 +271,11 @@ def test_phases():
         Phase(4, 2, 30, 50),
         Phase(2, 1, 50, 70),
     ]
-    phases = phases_of(options(start_steps=12, end_steps=3, phase_steps=[5, 7]), "v_prediction")
+    phases = phases_of(options(start_steps=12, end_steps=3, phase_steps=[5, 7]), learns_v=False)
     assert phases == [Phase(12, 6, 0, 5), Phase(6, 3, 5, 12)]
     given = options(start_steps=30, end_steps=2, method="consistency", phase_steps=[5])
-    assert phases_of(given, "epsilon") == [Phase(30, 30, 0, 5), Phase(30, 2, 5, 15)]
-    assert phases_of(given, "sample") == [Phase(30, 2, 0, 10)]
+    assert phases_of(given, learns_v=True) == [Phase(30, 30, 0, 5), Phase(30, 2, 5, 15)]
+    assert phases_of(given, learns_v=False) == [Phase(30, 2, 0, 10)]
 
 
 @pytest.mark.parametrize(
@@ -285,7 +289,7 @@ def test_phases():
 )
 def test_phases_that_do_not_add_up_are_refused(given, said):
     with pytest.raises(ValueError, match=said):
-        phases_of(options(**given), "v_prediction")
+        phases_of(options(**given), learns_v=False)
 
 
 @pytest.fixture(scope="module")

@@ -43,7 +43,7 @@ def distill(config: DistillationConfig) -> None:
 
     def plan(num_processes: int, saved: dict[str, Any] | None):
         teacher = load_teacher(config)
-        phases = phases_of(config, teacher.prediction_type)
+        phases = phases_of(config, learns_v=teacher.student_prediction_type != teacher.prediction_type)
         preset = student_preset(config, teacher, phases[-1].end_step, num_processes)
         return preset, partial(Distillation, teacher=teacher, phases=phases)
 
@@ -70,10 +70,10 @@ class Phase:
         return f"{self.teacher_steps} to {self.student_steps} steps"
 
 
-def phases_of(config: DistillationConfig, prediction_type: str) -> list[Phase]:
+def phases_of(config: DistillationConfig, learns_v: bool) -> list[Phase]:
     """
-    What is learnt, in order: v, in as many steps as the teacher takes, if it predicts epsilon; then half the steps
-    again and again, or all at once by consistency distillation.
+    What is learnt, in order: v, in as many steps as the teacher takes, if `learns_v`; then half the steps again and
+    again, or all at once by consistency distillation.
 
     Raises:
         ValueError: `start_steps` cannot be halved to `end_steps`, or there are too few or too many `phase_steps`.
@@ -85,7 +85,7 @@ def phases_of(config: DistillationConfig, prediction_type: str) -> list[Phase]:
         raise ValueError(f"`start_steps` is {start}; it must be `end_steps`, {end}, times {by}.")
     halved = [start >> count for count in range(factor.bit_length())]
     steps = list(itertools.pairwise(halved)) if is_progressive else [(start, end)]
-    if prediction_type == "epsilon":
+    if learns_v:
         steps = [(start, start), *steps]
     lengths = config.phase_steps
     if len(lengths) == 1:
