@@ -94,13 +94,15 @@ class InferencePreset:
     """
     Recommended sampling steps and conditioning augmentation s; None where the stage takes no s. `solver` samples, one
     of `SOLVER_NAMES` of `pipelines/solver_names.py`; None is the scheduler of the training. `timestep_spacing`
-    says how one of Diffusers' spreads its steps; None leaves it as in training.
+    says how one of Diffusers' spreads its steps; None leaves it as in training. `timesteps` are the steps' training
+    times, where they are not spread by a rule.
     """
 
     num_inference_steps: int
     augmentation_level: int | None = None
     solver: str | None = added(None)
     timestep_spacing: str | None = added(None)
+    timesteps: tuple[int, ...] | None = added(None)
 
 
 @dataclass(frozen=True)

@@ -285,6 +285,11 @@ def test_phases():
         ({"start_steps": 12, "end_steps": 2}, r"`start_steps` is 12; it must be `end_steps`, 2, times 2, 4, 8"),
         ({"start_steps": 4, "end_steps": 4, "method": "consistency"}, "`start_steps` is 4; .* times 2 or more"),
         ({"phase_steps": [1, 2]}, r"`phase_steps` is \[1, 2\]; it must be 1 number, or 4: 64 to 32, 32 to 16"),
+        (
+            {"timesteps": [9, 5, 1], "end_steps": 2},
+            "The number of `timesteps` is 3; it must be `end_steps`, 2, times 2",
+        ),
+        ({"timesteps": [9, 5, 1], "start_steps": 4}, "`start_steps` is 4, but `timesteps` has 3 entries: leave one"),
     ],
 )
 def test_phases_that_do_not_add_up_are_refused(given, said):
@@ -311,6 +316,8 @@ def test_what_is_said_of_stages_that_are_not_there(cascade, capsys, tmp_path):
         (["--stage", "base", "--augmentation_level", "3"], "`augmentation_level` of stage `base` is 3"),
         (["--stage", "base", "--start_steps", "5"], "`start_steps` is 5"),
         (["--stage", "base", "--method", "progresive"], "`method` is 'progresive'"),
+        (["--stage", "base", "--timesteps", "3", "9", "--end_steps", "1"], "`timesteps` is [3, 9]; it must be a list"),
+        (["--stage", "base", "--timesteps", "99", "9", "--end_steps", "1"], "a list of indices in 0..19, from high"),
     ):
         assert said in refusal(capsys, *words, *further)
     assert "nothing" in refusal(capsys, "distill", str(tmp_path / "nothing"), *words[2:])
@@ -398,6 +405,7 @@ def test_students_are_stages_as_any_other(cascade, unbroken, tmp_path):
         "augmentation_level": None,
         "loss_weighting": "truncated_snr",
         "phases": [[4, 4, 2], [4, 2, 2], [2, 1, 2]],
+        "timesteps": None,
     }
     card = (unbroken / "README.md").read_text()
     assert "base is distilled from stage base of cascade" in card and "w = 1.5" in card and "in 1 step of DDIM" in card
@@ -460,6 +468,53 @@ def test_data_of_other_classes_are_refused(base_options, tmp_path):
     names = {"label_names": "coat,bag,boot", "output_dir": str(tmp_path / "run")}
     with pytest.raises(ValueError, match="The data has other classes: number 0 is 'coat' and not 'bag'"):
         run(base_options | names)
+
+
+class TimesOfCalls:
+    """Writes to a file, for every call of a network, the times that it is given."""
+
+    def __init__(self, file):
+        self.file = file
+
+    def __call__(self):
+        call = CascadedUNet2DModel.forward
+
+        def recorded(unet, sample, timestep, *args, **kwargs):
+            with self.file.open("a") as file:
+                file.write(f"{unet.training} {' '.join(str(int(time)) for time in timestep)}\n")
+            return call(unet, sample, timestep, *args, **kwargs)
+
+        CascadedUNet2DModel.forward = recorded
+
+
+def test_times_can_be_chosen(base_options, tmp_path):
+    """Students learn, and are sampled, at every second of the teacher's times; their teachers are called at all."""
+    times = [18, 11, 6, 2]
+    given = base_options | {"timesteps": times, "start_steps": None, "output_dir": str(tmp_path / "run")}
+    run(given | {"checkpointing_steps": 6}, TimesOfCalls(tmp_path / "calls"))
+    for folder, num_steps in (("run/student-4-steps", 4), ("run/student-2-steps", 2), ("run", 1)):
+        student = CascadedDiffusionPipeline.from_pretrained(tmp_path / folder)
+        assert student.config.default_timesteps == {"base": times[:: 4 // num_steps]}
+        assert student.stage_options()["timesteps"] == {"base": times[:: 4 // num_steps]}
+        assert student.evaluations() == {"base": num_steps}
+    assert student("boot", output_type="pt").images.isfinite().all()
+    said = json.loads((tmp_path / "run" / "training_config.json").read_text())
+    assert said["distillation"]["timesteps"] == times and said["inference"]["timesteps"] == [18]
+    assert "Time steps: base 18." in (tmp_path / "run" / "README.md").read_text()
+
+    called = {True: [], False: []}  # of students that learn, and of teachers
+    for line in (tmp_path / "calls").read_text().splitlines():
+        is_student, *at = line.split()
+        called[is_student == "True"].append(set(map(int, at)))
+    of_phases = [set().union(*called[True][first : first + 2]) for first in (0, 2, 4)]
+    assert of_phases[0] <= set(times) and of_phases[1] <= {18, 6} and of_phases[2] == {18}
+    assert len(of_phases[0]) > 2
+    assert set().union(*called[False]) == set(times)
+
+    with pytest.raises(ValueError, match=r"this is another run: distillation.phases .*; distillation.timesteps \(\[18, 11, 6, 2\]"):
+        run(given | {"timesteps": [18, 10, 6, 2], "resume_from_checkpoint": "latest", "phase_steps": [3, 2, 2]})
+    with pytest.raises(ValueError, match="`timesteps` begin at 19; with DDIMScheduler they must be below 19"):
+        run(given | {"timesteps": [19, 10, 6, 2], "output_dir": str(tmp_path / "other")})
 
 
 def test_super_resolution_by_consistency(cascade, base_options, tmp_path):

@@ -236,8 +236,13 @@ class DistillationConfig(RunConfig):
         "How steps are reduced: halved again and again (Salimans and Ho, 2022), or all at once (Song et al., 2023).",
         "progressive",
     )
-    start_steps: PositiveInt = option("DDIM steps of the teacher.", 64)
+    start_steps: PositiveInt | None = option("DDIM steps of the teacher. Default: 64, or those of `timesteps`.", None)
     end_steps: PositiveInt = option("Steps of the student.", 4)
+    timesteps: list[NonNegativeInt] | None = option(
+        "Training times of the teacher's steps, from high to low noise. Students take every second of them, every "
+        "fourth, and so on. Default: the trailing times of DDIM.",
+        None,
+    )
     guidance_scale: float | None = option(
         "w of the teacher's guidance, which the student does without. Default: the teacher's.", None
     )

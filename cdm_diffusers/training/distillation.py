@@ -31,6 +31,8 @@ from .teacher import Teacher, load_teacher, student_preset, student_weights
 # The last students have the most to learn: phases that end at so few steps are twice as long (the paper's, too).
 FEW_STEPS = 2
 
+START_STEPS = 64
+
 
 def distill(config: DistillationConfig) -> None:
     """
@@ -76,13 +78,16 @@ def phases_of(config: DistillationConfig, learns_v: bool) -> list[Phase]:
     again, or all at once by consistency distillation.
 
     Raises:
-        ValueError: `start_steps` cannot be halved to `end_steps`, or there are too few or too many `phase_steps`.
+        ValueError: the teacher's steps cannot be halved to `end_steps`, or there are too few or too many
+            `phase_steps`.
     """
-    start, end, factor = config.start_steps, config.end_steps, config.start_steps // config.end_steps
+    start, end = start_steps_of(config), config.end_steps
+    factor = start // end
     is_progressive = config.method == "progressive"
     if start % end or factor == 1 or (is_progressive and factor.bit_count() != 1):
         by = "2, 4, 8, ..." if is_progressive else "2 or more"
-        raise ValueError(f"`start_steps` is {start}; it must be `end_steps`, {end}, times {by}.")
+        what = "`start_steps` is" if config.timesteps is None else "The number of `timesteps` is"
+        raise ValueError(f"{what} {start}; it must be `end_steps`, {end}, times {by}.")
     halved = [start >> count for count in range(factor.bit_length())]
     steps = list(itertools.pairwise(halved)) if is_progressive else [(start, end)]
     if learns_v:
@@ -95,6 +100,23 @@ def phases_of(config: DistillationConfig, learns_v: bool) -> list[Phase]:
         raise ValueError(f"`phase_steps` is {config.phase_steps}; it must be 1 number, or {len(steps)}: {names}.")
     ends = list(itertools.accumulate(lengths))
     return [Phase(*pair, end - length, end) for pair, length, end in zip(steps, lengths, ends, strict=True)]
+
+
+def start_steps_of(config: DistillationConfig) -> int:
+    """
+    DDIM steps of the first teacher.
+
+    Raises:
+        ValueError: `start_steps` is not the number of `timesteps`.
+    """
+    if config.timesteps is None:
+        return config.start_steps or START_STEPS
+    if config.start_steps not in (None, len(config.timesteps)):
+        raise ValueError(
+            f"`start_steps` is {config.start_steps}, but `timesteps` has {len(config.timesteps)} entries: leave one "
+            "of them out."
+        )
+    return len(config.timesteps)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -171,17 +193,22 @@ class Distillation(Trainer):
         )
         if not torch.equal(levels[loss.stride - 1 :: loss.stride], self.grid(phase.student_steps)[0]):
             raise ValueError(
-                f"`start_steps` is {self.config.start_steps}; it must be a power of two times `end_steps`, since the "
-                f"times of DDIM in {phase.student_steps} steps are not among those in {phase.teacher_steps}."
+                f"`start_steps` is {self.phases[0].teacher_steps}; it must be a power of two times `end_steps`, since "
+                f"the times of DDIM in {phase.student_steps} steps are not among those in {phase.teacher_steps}."
             )
         return loss
 
     def grid(self, num_steps: int) -> tuple[torch.Tensor, torch.Tensor]:
         """alpha_bar, float64, and what the network is told, at the student's times, from low to high noise."""
         (stage,) = stage_pipeline(self.stage.unet, self.stage, self.preset, None).stages
-        _, indices, alphas_cumprod = solver_on_grid(stage.scheduler, num_steps)
+        _, indices, alphas_cumprod = solver_on_grid(stage.scheduler, num_steps, self.times(num_steps))
         is_timestep = self.preset.unet.time_conditioning == "timestep"
         return alphas_cumprod.flip(0), (indices if is_timestep else alphas_cumprod.sqrt().float()).flip(0)
+
+    def times(self, num_steps: int) -> tuple[int, ...] | None:
+        """Those of `timesteps` that are visited in so many steps; None for DDIM's own."""
+        times = self.config.timesteps
+        return None if times is None else tuple(times[:: len(times) // num_steps])
 
     def ready(self, unet: CascadedUNet2DModel) -> CascadedUNet2DModel:
         """A network for inference only, on the device, in the memory format and compiled as the trained one."""
@@ -221,7 +248,8 @@ class Distillation(Trainer):
     def enter(self, phase: Phase) -> None:
         """Sets loss, learning rate and the student's number of steps to those of `phase`."""
         self.phase, self.phase_loss = phase, self.make_loss(phase)
-        inference = dataclasses.replace(self.preset.inference, num_inference_steps=phase.student_steps)
+        steps = phase.student_steps
+        inference = dataclasses.replace(self.preset.inference, num_inference_steps=steps, timesteps=self.times(steps))
         self.preset = dataclasses.replace(self.preset, inference=inference)
         self.resolved = self.resolved | {"inference": dataclasses.asdict(inference)}
         self.schedule_learning_rate(phase.first_step, phase.end_step - phase.first_step)
@@ -293,5 +321,6 @@ def described(
         "guidance_scale": teacher.options.guidance_scale,
         "augmentation_level": augmentation.level if isinstance(augmentation, GaussianAugmentationPreset) else None,
         "loss_weighting": config.loss_weighting,
+        "timesteps": config.timesteps,
         "phases": [[phase.teacher_steps, phase.student_steps, phase.end_step - phase.first_step] for phase in phases],
     }

@@ -23,9 +23,14 @@ def stage_pipeline(
     """The pipeline of one stage: a cascade without super-resolution for a base."""
     inference = preset.inference
     common = {"id2label": id2label, "source_resolution": preset.data.source_resolution}
+    times = None if inference.timesteps is None else list(inference.timesteps)
     if preset.unet.low_res_size is None:
         pipeline = CascadedDiffusionPipeline(
-            unet, stage.scheduler, default_num_inference_steps={"base": inference.num_inference_steps}, **common
+            unet,
+            stage.scheduler,
+            default_num_inference_steps={"base": inference.num_inference_steps},
+            default_timesteps=times and {"base": times},
+            **common,
         )
         pipeline.base_scheduler = inference_scheduler(pipeline.stages[0], inference)
         return pipeline
@@ -35,6 +40,7 @@ def stage_pipeline(
         stage.noising_scheduler,
         default_num_inference_steps=inference.num_inference_steps,
         default_augmentation_level=inference.augmentation_level,
+        default_timesteps=times,
         **common,
     )
     pipeline.scheduler = inference_scheduler(pipeline.stage, inference)

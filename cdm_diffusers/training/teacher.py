@@ -27,6 +27,7 @@ from ..presets import (
 )
 from ..publishing import find_document
 from ..schedulers import ContinuousDDPMScheduler
+from ..schedulers.ancestral import check_timesteps
 from .config import DistillationConfig
 from .resolve import check_sizes, global_batch_size, override, override_training, preset_of, section
 
@@ -125,12 +126,15 @@ def student_preset(config: DistillationConfig, teacher: Teacher, max_train_steps
             f"`source_resolution` is None, and {teacher.pipeline!r} does not say from which resolution its images "
             "were averaged down: give it."
         )
+    process = student_process(teacher)
+    if config.timesteps is not None:
+        check_timesteps("`timesteps`", config.timesteps, process.num_train_timesteps)
     data = DataPreset(resolution, known.data.padding if known else 0)
     preset = StagePreset(
         name=f"{known.name if known else stage.name}, distilled",
         source=f"distilled from stage {stage.name} of {teacher.pipeline}",
         unet=student_arguments(stage.unet),
-        scheduler=student_process(teacher),
+        scheduler=process,
         augmentation=augmentation,
         training=known.training if known else UNKNOWN_TRAINING,
         inference=InferencePreset(
