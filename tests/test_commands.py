@@ -41,12 +41,13 @@ def stage(cascade, tmp_path_factory) -> str:
 
 def refusal(capsys, *words: str) -> str:
     """What `cdm words` says before it ends with exit code 2: one line, and no traceback."""
+    capsys.readouterr()
     with pytest.raises(SystemExit) as end:
         main(words)
     assert end.value.code == 2
     message = capsys.readouterr().err
     lines = [line for line in message.splitlines() if ": error: " in line]
-    assert len(lines) == 1 and "Traceback" not in message
+    assert len(lines) == 1 and "Traceback" not in message and "Loading" not in message
     return lines[0]
 
 

@@ -511,7 +511,9 @@ def test_times_can_be_chosen(base_options, tmp_path):
     assert len(of_phases[0]) > 2
     assert set().union(*called[False]) == set(times)
 
-    with pytest.raises(ValueError, match=r"this is another run: distillation.phases .*; distillation.timesteps \(\[18, 11, 6, 2\]"):
+    with pytest.raises(
+        ValueError, match=r"this is another run: distillation.phases .*; distillation.timesteps \(\[18, 11, 6, 2\]"
+    ):
         run(given | {"timesteps": [18, 10, 6, 2], "resume_from_checkpoint": "latest", "phase_steps": [3, 2, 2]})
     with pytest.raises(ValueError, match="`timesteps` begin at 19; with DDIMScheduler they must be below 19"):
         run(given | {"timesteps": [19, 10, 6, 2], "output_dir": str(tmp_path / "other")})

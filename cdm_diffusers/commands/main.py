@@ -158,7 +158,10 @@ def run(name: str, words: list[str], prog: str) -> None:
     command = COMMANDS[name]
     with errors_as_lines(prog):
         options = parse(resolve(command.options), words, prog)
-        resolve(command.function)(options)
+        function = resolve(command.function)
+        if logging := sys.modules.get("diffusers.utils.logging"):
+            logging.disable_progress_bar()  # of the components of a pipeline, which would stand above an error's line
+        function(options)
 
 
 def resolve(path: str) -> Any:
