@@ -232,10 +232,10 @@ def test_sample_takes_options_per_stage(cascade, tmp_path, capsys):
     assert (tmp_path / "a.png").read_bytes() != (tmp_path / "b.png").read_bytes()
     assert "base | super_res_1 side by side" in capsys.readouterr().out
     assert "super_res_9" in refusal(capsys, "sample", cascade, "--num_inference_steps", "super_res_9=2")
-    for name, times in (("c", "[9, 4]"), ("d", "[9, 0]")):
+    for name, times in (("c.png", "[9, 4]"), ("d.PNG", "[9, 0]")):
         times = ["--timesteps", f'{{"base": {times}}}', "--last_stage", "base"]
-        main(["sample", cascade, "--output", str(tmp_path / f"{name}.png"), *times])
-    assert (tmp_path / "c.png").read_bytes() != (tmp_path / "d.png").read_bytes()
+        main(["sample", cascade, "--output", str(tmp_path / name), *times])
+    assert (tmp_path / "c.png").read_bytes() != (tmp_path / "d.PNG").read_bytes()
     assert "must end in .png" in refusal(capsys, "sample", cascade, "--output", str(tmp_path / "e.jpg"))
     assert "only ContinuousDDPMScheduler takes" in refusal(
         capsys, "sample", cascade, "--inference_schedules", '{"base": [0.1, 0.2]}', "--last_stage", "base"

@@ -8,7 +8,7 @@ from ..options import License, NonNegativeInt, PositiveInt, option, options
 from ..pipelines.solver_names import SolverName
 
 
-PICTURES = (".png", ".jpg", ".jpeg", ".gif", ".webp", ".bmp", ".tif", ".tiff")
+OTHER_PICTURES = (".jpg", ".jpeg", ".gif", ".webp", ".bmp", ".tif", ".tiff")
 
 
 @options
@@ -113,7 +113,7 @@ class PicturesConfig(CallConfig):
     )
 
     def __post_init__(self):
-        if Path(self.output).suffix.lower() in PICTURES and not self.output.endswith(".png"):
+        if Path(self.output).suffix.lower() in OTHER_PICTURES:
             raise ValueError(f"`output` is {self.output!r}; it must end in .png, or be a folder for a PNG per image.")
 
 

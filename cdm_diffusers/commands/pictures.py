@@ -53,7 +53,7 @@ def sample_pictures(config: PicturesConfig) -> None:
         output_stages=True,
     )
     names = row_names(labels, pipeline.config.id2label)
-    if config.output.endswith(".png"):
+    if config.output.lower().endswith(".png"):
         samples = list(zip(*output.stages.values(), strict=True))
         rows = [(name, samples[row * count : (row + 1) * count]) for row, name in enumerate(names)]
         Path(config.output).parent.mkdir(parents=True, exist_ok=True)
