@@ -32,8 +32,11 @@ def locked(folder: Path, task: str) -> Iterator[bool]:
         another call of this process.
 
     Raises:
-        ValueError: another process has it; says which. Or another user's process had it and was killed.
+        ValueError: another process has it; says which. Or another user's process had it and was killed. Or it is a
+            file.
     """
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{str(folder)!r} is a file, where a folder is to be written; give another name.")
     file = folder.resolve() / LOCK_NAME
     if file in _locked:
         yield False

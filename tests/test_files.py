@@ -244,3 +244,11 @@ def test_a_lock_of_another_user(tmp_path, monkeypatch):
     monkeypatch.setattr(locks.os, "open", refusal(errno.EACCES))
     with pytest.raises(ValueError, match=r"'\.lock' in it belongs to another user"), held(tmp_path, "a test"):
         pass
+
+
+def test_a_file_in_the_place_of_a_folder_stays(tmp_path):
+    (tmp_path / "output").write_text("mine")
+    message = "is a file, where a folder is to be written; give another name"
+    with pytest.raises(ValueError, match=message), staged_folder(tmp_path / "output"):
+        pass
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["mine"]
