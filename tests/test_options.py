@@ -12,6 +12,7 @@ from typing import Literal
 import huggingface_hub
 import pytest
 
+from cdm_diffusers.commands.config import SuperResolveConfig
 from cdm_diffusers.options import (
     Fraction,
     NonNegativeInt,
@@ -335,6 +336,12 @@ def test_reads_the_words_of_the_process(monkeypatch):
 @pytest.mark.parametrize("words", [["--folder", "x"], ["--folder=x"], ["--more", "a", "--folder", "x"]])
 def test_positional_arguments_by_name(words):
     assert parse(Info, words).folder == "x"
+
+
+@pytest.mark.parametrize("words", ["p --images a.png b.png", "--images a.png b.png --pipeline p"])
+def test_one_of_several_positional_arguments_by_name(words):
+    parsed = parse(SuperResolveConfig, [*words.split(), "--output", "d"])
+    assert (parsed.pipeline, parsed.images) == ("p", ["a.png", "b.png"])
 
 
 def test_positional_arguments(capsys):

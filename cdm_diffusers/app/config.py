@@ -4,6 +4,7 @@ from typing import Annotated, Literal
 
 from annotated_types import Ge, Le
 
+from ..evaluation.config import Device
 from ..options import PositiveFloat, PositiveInt, option, options
 
 
@@ -38,4 +39,4 @@ class AppConfig(Limits):
     host: str = option("Address to listen on; 0.0.0.0 lets other machines in.", "127.0.0.1")
     port: Annotated[int, Ge(0), Le(65535)] = option("Port to listen on; 0 takes a free one.", 7860)
     dtype: Literal["float32", "bf16", "fp16"] = option("Type of the networks' weights.", "float32")
-    device: str | None = option("Default: cuda if available, else cpu.", None)
+    device: Device | None = option("Default: cuda if available, else cpu.", None)

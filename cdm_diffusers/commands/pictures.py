@@ -36,7 +36,11 @@ def sample_pictures(config: PicturesConfig) -> None:
     labels = class_labels(config.class_labels, pipeline.config.id2label)
     if labels is None and num_classes_of(pipeline.stages) is not None:
         labels = list(range(num_classes_of(pipeline.stages)))[:NUM_SHOWN_CLASSES]
-    count = config.num_images_per_label
+    count, target = config.num_images_per_label, Path(config.output)
+    is_grid = target.suffix.lower() == ".png"
+    names = row_names(labels, pipeline.config.id2label)
+    files = [f"{file_name(name)}-{place}.png" for name in names for place in range(count)]
+    make_folder(target.parent if is_grid else target, [] if is_grid else files)
     output = pipeline(
         class_labels=labels,
         batch_size=count if labels is None else None,
@@ -52,20 +56,17 @@ def sample_pictures(config: PicturesConfig) -> None:
         generator=torch.Generator(pipeline.device).manual_seed(config.seed),
         output_stages=True,
     )
-    names = row_names(labels, pipeline.config.id2label)
-    if config.output.lower().endswith(".png"):
+    if is_grid:
         samples = list(zip(*output.stages.values(), strict=True))
         rows = [(name, samples[row * count : (row + 1) * count]) for row, name in enumerate(names)]
-        Path(config.output).parent.mkdir(parents=True, exist_ok=True)
         size = output.images[0].width
         grid = labelled_grid(rows, size * (config.scale or (2 if size <= 64 else 1)))
-        grid.save(config.output)
+        grid.save(target)
         if config.show:
             show(grid, sys.stdout, os.environ)
         print(f"Wrote {config.output}: {' | '.join(output.stages)} side by side, in {len(rows)} rows of {count}.")
     else:
-        files = [f"{file_name(name)}-{place}.png" for name in names for place in range(count)]
-        save_all(output.images, files, Path(config.output))
+        save_all(output.images, files, target)
 
 
 def class_labels(given: list[str] | None, id2label: dict[int, str] | None) -> list[int | str] | None:
@@ -117,6 +118,8 @@ def super_resolve(config: SuperResolveConfig) -> None:
     if not sizes:
         raise ValueError(f"`pipeline` is {config.pipeline!r}, a base alone; it must have a super-resolution stage.")
     channels = stages[0].unet.config.out_channels
+    folder, files = Path(config.output), [f"{Path(file).stem}.png" for file in config.images]
+    make_folder(folder, files)
     output = pipeline(
         image=torch.stack([read_image(file, channels, sizes, config.resize) for file in config.images]),
         num_inference_steps=config.num_inference_steps,
@@ -125,7 +128,7 @@ def super_resolve(config: SuperResolveConfig) -> None:
         generator=torch.Generator(pipeline.device).manual_seed(config.seed),
         **arguments,
     )
-    save_all(output.images, [f"{Path(file).stem}.png" for file in config.images], Path(config.output))
+    save_all(output.images, files, folder)
 
 
 def read_image(file: str, num_channels: int, sizes: list[int], resize: bool) -> torch.Tensor:
@@ -153,14 +156,21 @@ def read_image(file: str, num_channels: int, sizes: list[int], resize: bool) -> 
     return to_unit(to_float(pixels))
 
 
-def save_all(images: Iterable[Image.Image], names: list[str], folder: Path) -> None:
+def make_folder(folder: Path, names: list[str]) -> None:
     """
+    Makes `folder` for pictures of these names, before there is anything to lose.
+
     Raises:
         ValueError: two pictures would have the same name.
+        OSError: it cannot be made.
     """
     if len(set(names)) < len(names):
         raise ValueError(f"{names} would be written to `output`, some over others: give images with different names.")
     folder.mkdir(parents=True, exist_ok=True)
+
+
+def save_all(images: Iterable[Image.Image], names: list[str], folder: Path) -> None:
+    """As PNGs."""
     for image, name in zip(images, names, strict=True):
         image.save(folder / name)
     print(f"Wrote {len(names)} pictures into {folder}.")

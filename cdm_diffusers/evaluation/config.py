@@ -21,7 +21,22 @@ def _check_file(path: str, info: ValidationInfo) -> str:
     return path
 
 
+def _check_device(device: str | None, info: ValidationInfo) -> str | None:
+    import torch
+
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # the latter of builds without CUDA
+        reason = str(error).strip().partition("\n")[0].rstrip(".")
+        raise ValueError(
+            f"`{info.field_name}` is {device!r}, where networks cannot run here ({reason}); it must be cpu, or a GPU "
+            "of this machine such as cuda."
+        ) from error
+    return device
+
+
 File = Annotated[str, AfterValidator(_check_file)]
+Device = Annotated[str, AfterValidator(_check_device)]
 TwoOrMore = Annotated[int, Ge(2)]
 Measurable = Annotated[int, Ge(MEASURABLE)]
 
@@ -158,7 +173,7 @@ class EvaluateConfig(LabelledDataOptions):
     cache_dir: str = option("Folder for statistics and features of real images.", CACHE_DIR)
     seed: NonNegativeInt = option("Seed of what is drawn, and of splits.", 0)
     batch_size: PositiveInt = option("Images per call of the extractor.", 100)
-    device: str = device_option()
+    device: Device = device_option()
 
     def __post_init__(self):
         if self.dataset_split == self.eval_split:
@@ -193,7 +208,7 @@ class RecognitionConfig(LabelledDataOptions):
     num_nearest_images: PositiveInt = option(
         "Samples, and test images, whose nearest training images are looked for.", 500
     )
-    device: str = device_option()
+    device: Device = device_option()
 
 
 @options
@@ -228,7 +243,7 @@ class LikelihoodConfig(DataOptions):
     )
     seed: NonNegativeInt = option("Decides which images are drawn, and all noise: image i by (seed, i).", 0)
     batch_size: PositiveInt = option("Images per call of a network.", 100)
-    device: str = device_option()
+    device: Device = device_option()
 
 
 @options
@@ -269,7 +284,7 @@ class SelectionConfig:
     seed: NonNegativeInt = option("Image i is drawn from the generator of (seed, i); the final ones from seed + 1.", 0)
     batch_size: PositiveInt = option("Images per call of the pipeline and of the extractor.", 100)
     cache_dir: str = option("Folder for statistics of real images.", CACHE_DIR)
-    device: str = device_option()
+    device: Device = device_option()
 
 
 # Classifiers

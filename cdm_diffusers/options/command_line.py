@@ -34,9 +34,9 @@ def parse(kind: type[T], arguments: list[str] | None = None, prog: str | None = 
         arguments: the words. Default: those that this process was started with.
         prog: the name of the command in messages. Default: that of the script.
     """
-    parser = _Parser(kind, prog)
-    words = parser.normalised(sys.argv[1:] if arguments is None else arguments)
-    given, rest = parser.parse_known_args(words)
+    words = sys.argv[1:] if arguments is None else arguments
+    parser = _Parser(kind, prog, words)
+    given, rest = parser.parse_known_args(parser.normalised(words))
     if rest:
         parser.error(f"unexpected argument {rest[0]!r}; see --help.")
     given = vars(given)
@@ -52,9 +52,10 @@ def parse(kind: type[T], arguments: list[str] | None = None, prog: str | None = 
 class _Parser(argparse.ArgumentParser):
     """Sorts words by option, as lists of strings; what they mean is left to `_from_words`."""
 
-    def __init__(self, cls: type, prog: str | None):
+    def __init__(self, cls: type, prog: str | None, words: Sequence[str]):
         super().__init__(prog=prog, argument_default=argparse.SUPPRESS, allow_abbrev=False)
         self.cls, self.kinds = cls, kinds_of(cls)
+        self.named = {_split(word)[0] for word in words if word.startswith("--")}
         self.fields = {field.name: field for field in dataclasses.fields(cls)}
         for name, kind in self.kinds.items():
             several = {list, tuple, dict} & set(map(origin_of, alternatives_of(kind)))
@@ -63,7 +64,7 @@ class _Parser(argparse.ArgumentParser):
 
     def label(self, name: str) -> str:
         extra = self.fields[name].metadata.get("json_schema_extra", {})
-        return name if extra.get("positional") else f"--{name}"
+        return name if extra.get("positional") and name not in self.named else f"--{name}"
 
     def is_required(self, name: str) -> bool:
         field = self.fields[name]
@@ -82,9 +83,8 @@ class _Parser(argparse.ArgumentParser):
             word = words.pop(0)
             if word == "--":
                 return [*result, word, *words]
-            head, equals, value = word.partition("=")
-            name = head[2:].replace("-", "_")
-            if not head.startswith("--") or name == "help":
+            name, equals, value = _split(word)
+            if not word.startswith("--") or name == "help":
                 result.append(word)
             elif name in flags and not equals:
                 value = words.pop(0) if words and words[0].lower() in _TRUTH else "true"
@@ -93,10 +93,8 @@ class _Parser(argparse.ArgumentParser):
                 result.append(f"--{name}{equals}{value}")
             elif name.removeprefix("no_") in flags and not equals:
                 result.append(f"--{name.removeprefix('no_')}=false")
-            elif name in self.fields and (equals or words):  # a positional one, given by its name
-                result.insert(0, value if equals else words.pop(0))
             else:
-                self.error(f"`{head}` is not an option{did_you_mean(name, names, '--')}")
+                self.error(f"`{word.partition('=')[0]}` is not an option{did_you_mean(name, names, '--')}")
         return result
 
     def error(self, message: str) -> NoReturn:
@@ -138,6 +136,12 @@ class _Parser(argparse.ArgumentParser):
             return text
         shown = " ".join(map(str, default)) if isinstance(default, list | tuple) else default
         return f"{text} Default: {str(shown).lower() if isinstance(shown, bool) else shown}."
+
+
+def _split(word: str) -> tuple[str, str, str]:
+    """Name, "=" and value of a word such as --name=value."""
+    head, equals, value = word.partition("=")
+    return head[2:].replace("-", "_"), equals, value
 
 
 def _metavar(kind: Any) -> str:
