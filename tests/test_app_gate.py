@@ -5,8 +5,9 @@ import re
 
 import pytest
 
+from cdm_diffusers.app import gate
 from cdm_diffusers.app.config import Limits
-from cdm_diffusers.app.gate import MOST_BYTES, Gate, Quota, visitor_of
+from cdm_diffusers.app.gate import CALL, MOST_BYTES, Calls, Gate, Quota, visitor_of
 
 
 LIMITS = Limits(max_upload_megabytes=1, max_uploads=3, max_uploaded_megabytes=2)
@@ -24,11 +25,12 @@ class Page:
     """What is behind the gate, and a clock."""
 
     def __init__(self, limits: Limits = LIMITS):
-        self.bodies, self.time = [], 0.0
-        self.gate = Gate(self, Quota(limits, lambda: self.time))
+        self.bodies, self.headers, self.time = [], [], 0.0
+        self.gate = Gate(self, Quota(limits, lambda: self.time), Calls(limits.max_calls))
 
     async def __call__(self, scope, receive, send):
         body = b""
+        self.headers.append(scope["headers"])
         while (message := await receive())["type"] == "http.request":
             body += message["body"]
             if not message["more_body"]:
@@ -36,10 +38,20 @@ class Page:
                 await send({"type": "http.response.start", "status": 200, "headers": []})
                 return await send({"type": "http.response.body", "body": b"thanks"})
 
-    def post(self, body: bytes, path="/gradio_api/upload", visitor="1.2.3.4", method="POST", size=None, cut=False):
+    def post(
+        self,
+        body: bytes,
+        path="/gradio_api/upload",
+        visitor="1.2.3.4",
+        method="POST",
+        size=None,
+        cut=False,
+        kind="multipart/form-data; boundary=line",
+    ):
         """(status, text) of the answer; None where there is none."""
         size = len(body) if size is None else size
-        headers = [(b"content-type", b"multipart/form-data; boundary=line")]
+        headers = [(b"content-type", kind.encode())]
+        headers += [(CALL.encode(), b"1")]
         headers += [(b"content-length", str(size).encode())] if size >= 0 else []
         chunks = [body[start : start + 1000] for start in range(0, len(body), 1000)]
         messages = [{"type": "http.request", "body": chunk, "more_body": True} for chunk in chunks]
@@ -97,6 +109,13 @@ def test_uploads_of_a_visitor_are_bounded_in_bytes():
         (form(b"x"), {"size": -1}, "must declare its size"),
         (b"x" * (MOST_BYTES + 1), {"path": "/gradio_api/queue/join"}, f"at most {MOST_BYTES} bytes"),
         (form(b"x", b"y"), {}, "A request must hold one picture: upload them one by one."),
+        (form(b"x", b"y"), {"kind": "multipart/form-data; xboundary=z; boundary=line"}, "must hold one picture"),
+        (form(b"x", b"y"), {"kind": "multipart/form-data; Boundary=line"}, "must hold one picture"),
+        (form(b"x", b"y"), {"kind": 'multipart/form-data; boundary="line"'}, "must hold one picture"),
+        (form(b"x", b"y"), {"kind": "multipart/form-data; boundary=z; boundary=line"}, "must hold one picture"),
+        (form(b"x", b"y"), {"kind": "multipart/form-data; boundary=line; boundary*=utf-8''z"}, "hold one picture"),
+        (form(b"x"), {"kind": "multipart/form-data"}, "must hold one picture"),
+        (form(), {}, "must hold one picture"),
     ],
 )
 def test_what_is_too_much_at_once_is_refused(body, options, said):
@@ -121,4 +140,22 @@ def test_other_requests_are_let_in():
 
 def test_a_visitor_of_ipv6_is_a_network():
     assert visitor_of("2001:db8:1:2:3:4:5:6") == visitor_of("2001:db8:1:2::9") != visitor_of("2001:db8:1:3::9")
+    assert visitor_of("unknown") == visitor_of("_hidden")
     assert visitor_of("10.0.0.1") == "10.0.0.1" and re.match("::ffff", visitor_of("::ffff:10.0.0.1"))
+
+
+def test_calls_in_the_queue_are_numbered_by_nobody_else():
+    page = Page()
+    for visitor in ("1.2.3.4", "1.2.3.5", "1.2.3.4"):
+        page.post(b"{}", path="/gradio_api/queue/join", visitor=visitor)
+    numbers = [[value for name, value in headers if name == CALL.encode()] for headers in page.headers]
+    assert numbers == [[b"1"], [b"2"], [b"3"]]
+
+
+def test_only_a_visitors_newest_calls_count(monkeypatch):
+    calls = Calls(2)
+    own = [calls.add("a") for _ in range(4)]
+    other = calls.add("b")
+    assert [calls.counts(number) for number in (*own, other)] == [False, False, True, True, True]
+    monkeypatch.setattr(gate, "MOST_CALLERS", 1)
+    assert calls.counts(calls.add("c")) and not calls.counts(own[-1])

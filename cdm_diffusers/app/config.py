@@ -19,6 +19,7 @@ class Limits:
     max_steps: PositiveInt = option("Steps of each stage.", 100)
     max_seconds: PositiveFloat = option("Seconds of one sampling, checked between steps.", 120.0)
     max_queue: PositiveInt = option("Calls that may wait while another runs.", 16)
+    max_calls: PositiveInt = option("Calls of one address, running or waiting; newer ones end older ones.", 3)
     max_upload_megabytes: PositiveInt = option("Size of a picture's file, in megabytes (2^20 bytes).", 8)
     max_upload_megapixels: PositiveInt = option("Size of a picture, in millions of pixels.", 24)
     max_uploads: PositiveInt = option(f"Pictures that one address may upload in {MINUTES} minutes.", 30)

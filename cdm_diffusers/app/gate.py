@@ -4,7 +4,7 @@ import ipaddress
 import math
 import re
 import time
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,6 +14,8 @@ from .config import MINUTES, Limits
 
 MOST_BYTES = 2**20  # of a request that is not an upload
 MARGIN = 2**16  # bytes of an upload besides its picture
+CALL = "x-cdm-call"  # a header with the number of a call
+MOST_CALLERS = 10_000  # whose calls are remembered
 
 Receive = Callable[[], Awaitable[dict[str, Any]]]
 Send = Callable[[dict[str, Any]], Awaitable[None]]
@@ -48,14 +50,35 @@ class Quota:
         self.uploads.append((now, visitor, size))
 
 
+class Calls:
+    """Numbers of calls: of each visitor's only the newest count, so that nobody fills the queue for long."""
+
+    def __init__(self, most: int):
+        self.most, self.count = most, 0
+        self.newest: OrderedDict[str, deque[int]] = OrderedDict()
+
+    def add(self, visitor: str) -> int:
+        """The number of a visitor's new call."""
+        self.count += 1
+        self.newest.setdefault(visitor, deque(maxlen=self.most)).append(self.count)
+        self.newest.move_to_end(visitor)
+        if len(self.newest) > MOST_CALLERS:
+            self.newest.popitem(last=False)
+        return self.count
+
+    def counts(self, number: int) -> bool:
+        """Whether the call is among its visitor's newest."""
+        return any(number in numbers for numbers in self.newest.values())
+
+
 class Gate:
     """
     An ASGI application in front of another one. Uploads, one picture each, pass when they have arrived completely, so
-    that nothing of those that break off is written to disk.
+    that nothing of those that break off is written to disk. Calls that are to wait in the queue get their number.
     """
 
-    def __init__(self, app: Callable[..., Awaitable[None]], quota: Quota):
-        self.app, self.quota = app, quota
+    def __init__(self, app: Callable[..., Awaitable[None]], quota: Quota, calls: Calls):
+        self.app, self.quota, self.calls = app, quota, calls
 
     async def __call__(self, scope: dict[str, Any], receive: Receive, send: Send) -> None:
         """Lets a request in, or answers it with a sentence."""
@@ -67,17 +90,21 @@ class Gate:
         size = int(headers.get(b"content-length", -1))
         if not 0 <= size <= most:
             return await _answer(send, 413, f"A request must declare its size, which must be at most {most} bytes.")
+        visitor = visitor_of(scope["client"][0])
         if not is_upload:
+            if scope["path"].rstrip("/").endswith("/queue/join"):
+                others = [header for header in scope["headers"] if header[0] != CALL.encode()]
+                scope = scope | {"headers": [*others, (CALL.encode(), str(self.calls.add(visitor)).encode())]}
             return await self.app(scope, receive, send)
         try:
-            self.quota.take(visitor_of(scope["client"][0]), size)
+            self.quota.take(visitor, size)
         except ValueError as error:
             await _body(receive, keep=False)  # a browser reads no answer before it has sent everything
             return await _answer(send, 429, str(error))
         body = await _body(receive)
         if body is None:
             return None
-        if _count_files(headers.get(b"content-type", b""), body) > 1:
+        if _count_files(headers.get(b"content-type", b""), body) != 1:
             return await _answer(send, 413, "A request must hold one picture: upload them one by one.")
         messages = deque([{"type": "http.request", "body": body, "more_body": False}])
 
@@ -88,8 +115,14 @@ class Gate:
 
 
 def visitor_of(address: str) -> str:
-    """The address; for IPv6 its network, since a visitor can choose the last 64 bits."""
-    parsed = ipaddress.ip_address(address)
+    """
+    The address; for IPv6 its network, since a visitor can choose the last 64 bits. What a proxy sends in place of an
+    address is one visitor.
+    """
+    try:
+        parsed = ipaddress.ip_address(address)
+    except ValueError:
+        return "unknown"
     if parsed.version == 4 or parsed.ipv4_mapped:
         return address
     return str(ipaddress.ip_network((parsed, 64), strict=False))
@@ -109,9 +142,12 @@ async def _body(receive: Receive, keep: bool = True) -> bytes | None:
 
 
 def _count_files(content_type: bytes, body: bytes) -> int:
-    """Parts of a body of multipart/form-data."""
-    boundary = re.search(rb'boundary="?([^";,\s]+)', content_type)
-    return body.count(b"--" + boundary[1]) - 1 if boundary else 0
+    """
+    Parts of a body of multipart/form-data; none if the type is written in another way than browsers and Python's
+    clients do, which the parser behind the gate might read differently.
+    """
+    found = re.fullmatch(rb"multipart/form-data; boundary=([\w.'-]+)", content_type)
+    return body.count(b"--" + found[1]) - 1 if found else 0
 
 
 async def _answer(send: Send, status: int, sentence: str) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
+import torch
 from gradio_client.utils import is_file_obj_with_meta, is_http_url_like, traverse
 from starlette.middleware import Middleware
 
@@ -19,7 +20,7 @@ from ..pipelines.solver_names import SOLVER_NAMES
 from . import rendering
 from .config import MINUTES, AppConfig, Limits
 from .facts import StageFacts, class_names, stage_facts
-from .gate import Gate, Quota
+from .gate import CALL, Calls, Gate, Quota
 from .generation import Settings, generate
 from .uploads import low_res_of, take_upload
 
@@ -237,8 +238,25 @@ class Demo:
 class Page(gr.Blocks):
     """
     Blocks that fetch nothing: Gradio downloads any input, of any control, that claims to be a file at a URL. What a
-    control refuses leaves no traceback in the log.
+    control refuses leaves no traceback in the log. Of `calls`, those that no longer count end.
     """
+
+    calls: Calls
+
+    async def process_api(
+        self, block_fn: Any, inputs: list[Any], *arguments: Any, request: Any = None, **options: Any
+    ) -> dict[str, Any]:
+        """
+        One step of a call.
+
+        Raises:
+            gradio.Error: its visitor has made newer calls.
+        """
+        number = None if request is None else request.headers.get(CALL)
+        if number is not None and not self.calls.counts(int(number)):
+            message = f"This ended, since {self.calls.most} newer calls from the same address took its place."
+            raise gr.Error(message, duration=None, print_exception=False)
+        return await super().process_api(block_fn, inputs, *arguments, request=request, **options)
 
     async def preprocess_data(self, *arguments: Any, **options: Any) -> list[Any]:
         """
@@ -250,6 +268,8 @@ class Page(gr.Blocks):
         except gr.Error as error:
             error.print_exception = False
             raise
+        except (TypeError, ValueError, OverflowError) as error:
+            raise gr.Error("A control has a value that it does not take.", print_exception=False) from error
 
     def validate_inputs(self, block_fn: Any, inputs: list[Any]) -> None:
         """
@@ -274,6 +294,7 @@ def build_page(pipeline: CascadedDiffusionPipeline, limits: Limits, title: str) 
     """
     demo = Demo(pipeline, limits, stage_facts(pipeline, limits), class_names(pipeline))
     with Page(title=title, analytics_enabled=False, delete_cache=(60, 60 * MINUTES)) as page:
+        page.calls = Calls(limits.max_calls)
         sizes = " to ".join(f"{stage.size}x{stage.size}" for stage in demo.stages)
         gr.Markdown(f"# {title}\nA cascade of {len(demo.stages)} stages, {sizes}.")
         with gr.Row():
@@ -309,7 +330,7 @@ def launch(page: gr.Blocks, config: AppConfig) -> None:
         enable_monitoring=False,
         state_session_capacity=MOST_VISITORS,
         max_file_size=config.max_upload_megabytes * 2**20,
-        app_kwargs={"middleware": [Middleware(Gate, quota=Quota(config))]},
+        app_kwargs={"middleware": [Middleware(Gate, quota=Quota(config), calls=page.calls)]},
         theme=gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]),
         css=rendering.STYLE,
         quiet=True,
@@ -340,7 +361,7 @@ def _on(trigger: Callable, run: Callable, inputs: list, view: View | list, stop:
 
 
 def _told(function: Callable) -> Callable:
-    """`function`, with its ValueErrors shown as sentences on the page."""
+    """`function`, with its errors shown as sentences on the page."""
     if inspect.isgeneratorfunction(function):
 
         @functools.wraps(function)
@@ -363,3 +384,12 @@ def _errors_as_sentences() -> Iterator[None]:
         yield
     except ValueError as error:
         raise gr.Error(str(error), duration=None, print_exception=False) from error
+    except torch.OutOfMemoryError as error:
+        message = "The machine ran out of memory: choose fewer images or classes, or try again later."
+        raise gr.Error(message, duration=None, print_exception=False) from error
+    except gr.Error:
+        raise
+    except Exception as error:
+        raise gr.Error(
+            "Something failed on the server, whose log says what: try other settings.", duration=None
+        ) from error
