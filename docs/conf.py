@@ -28,7 +28,7 @@ exclude_patterns = [".*", "build", "runs", "tests", "**/node_modules"]
 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 myst_enable_extensions = ["dollarmath"]
-myst_heading_anchors = 4  # links such as training.md#many-processes, as on a code host
+myst_heading_anchors = 4  # links such as training.md#streaming, as on a code host
 
 autodoc_typehints = "none"  # docstrings say types, with shapes and ranges
 autodoc_member_order = "bysource"

@@ -10,7 +10,12 @@ from scripts import ROOT
 from torch.distributed.run import get_args_parser
 
 
-DOCUMENTS = [ROOT / "README.md", ROOT / "examples" / "avatars" / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOCUMENTS = [
+    ROOT / "README.md",
+    ROOT / "examples" / "avatars" / "README.md",
+    *sorted((ROOT / "docs").glob("*.md")),
+    *sorted((ROOT / "checkpoints").glob("*/README.md")),
+]
 BLOCK = re.compile(r"^( *)```(\w+)\n(.*?)^ *```$", re.MULTILINE | re.DOTALL)
 SHELL = ("bash", "sh")
 

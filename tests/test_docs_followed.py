@@ -123,6 +123,7 @@ WAYS = {
     "docs/benchmarks.md": Way("checkpoints"),
     "docs/distillation.md": Way("runs/avatars-sr-2-1/model_index.json", of_all_styles),
     "docs/evaluation.md": Way("runs/reproduce/table3a.png", for_evaluation, A_RUN),
+    "docs/many_gpus.md": Way("checkpoints"),
     "docs/openai.md": Way("golden-retriever.png", for_converting),
     "docs/presets.md": Way("runs/patches-2-whole/model_index.json", avatars),
     "docs/publishing.md": Way("my-cascade-alone", for_publishing),
