@@ -103,6 +103,7 @@ def test_overview_and_groups_list_commands(capsys):
         (["train", "bse"], "'train bse' is not a command; did you mean `cdm train base`?"),
         (["sample", "x", "--class_label", "1"], "`--class_label` is not an option; did you mean `--class_labels`?"),
         (["train", "sr", "--presets", "x"], "`--presets` is not an option; did you mean `--preset`?"),
+        (["train", "base", "--preset", "smal_16", "--output_dir", "x"], "; did you mean `small_16`?"),
         (["train", "sr"], "`--output_dir`, `--preset` are missing"),
         (["sample", "x", "--seed", "-1"], "`seed` is -1; it must be at least 0"),
         (["sample", "x", "--scheduler", "unipic"], "`scheduler` is 'unipic'; it must be one of ['ancestral', 'ddim'"),

@@ -107,7 +107,7 @@ def as_text(description: dict[str, Any]) -> str:
     classes = description["classes"]
     lines = [
         f"{description['class']} in {description['pipeline']}",
-        f"licence: {description['license'] or 'not said'}",
+        f"licence: {description['license'] or 'unknown'}",
         "classes: " + (", ".join(f"{n} {label}" for n, label in classes.items()) if classes else "none named"),
         "",
         markdown_table(header, rows),

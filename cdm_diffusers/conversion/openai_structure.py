@@ -37,7 +37,7 @@ class OpenAIStructure:
 
 @dataclass(frozen=True)
 class OpenAISettings:
-    """What they do not tell; exactly one of `num_heads` and `num_head_channels`. None: not known."""
+    """What the weights do not tell; exactly one of `num_heads` and `num_head_channels`. None: not known."""
 
     image_size: int | None = None
     num_heads: int | None = None

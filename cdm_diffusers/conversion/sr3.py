@@ -51,7 +51,7 @@ class SR3Structure:
 
 @dataclass(frozen=True)
 class SR3Settings:
-    """What they do not tell. None: not known."""
+    """What the weights do not tell. None: not known."""
 
     image_size: int | None = None
     low_res: int | None = None

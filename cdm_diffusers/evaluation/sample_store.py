@@ -202,7 +202,7 @@ class SampleStore:
         return images, record
 
     def _restore(self) -> None:
-        """What is whole of a set that was finished becomes shards again."""
+        """Turns the intact images of a set that was finished back into shards."""
         try:
             known = FolderHashes(self.folder).micro_batches
         except ValueError:  # what should be there is not known

@@ -182,8 +182,7 @@ class Comparison:
 
     def count(self, given: int | None, default: int) -> int:
         """
-        How many samples there are to be: those `given`, else the `default`, but no more than there are images to
-        start from.
+        Number of samples: the one `given`, else the `default`, but no more than there are images to start from.
 
         Raises:
             ValueError: there are not that many low-resolution images.

@@ -50,7 +50,7 @@ def _same_or_by_level(kind: Kind) -> Kind:
 
 # Far above every published network. Without such bounds a damaged config takes minutes to build, or all memory.
 MOST_LEVELS = 16
-MOST_BLOCKS = 64  # a level
+MOST_BLOCKS = 64  # per level
 MOST_BLOCKS_IN_ALL = 128  # on the way down
 MOST_WEIGHTS = 10**10
 

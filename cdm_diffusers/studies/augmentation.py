@@ -288,6 +288,6 @@ class Sweep:
 
 
 def training_name(row: Row, seed: int | None) -> str:
-    """Of a training of the row's last stage."""
+    """The name of the training that made the row's last stage."""
     name = row.arm.stages[-1].name
     return name if seed is None else f"{name}, seed {seed}"

@@ -75,14 +75,14 @@ def distance_label(rows: list[dict[str, Any]], column: str) -> str:
 
 def save_explanation(report: dict[str, Any], experiment: AugmentationExperiment, output_dir: Path, file: Path) -> None:
     """
-    The first samples of a good and of a weak base with three s: the smallest, the one that was chosen most often with
-    the weak base, and the largest; beside the curves of both and of real images.
+    The first samples of a good and of a weak base with the smallest s, the one that was chosen most often with the
+    weak base, and the largest, each once; beside the curves of both and of real images.
     """
     from matplotlib.figure import Figure
 
     rows = [row for row in report["rows"] if row["heading"] in (GOOD, WEAK, TRAIN)]
     chosen = Counter(s for half in report["comparisons"][0]["baselines"][0]["chosen"] for s in half)
-    levels = experiment.levels[0], chosen.most_common(1)[0][0], experiment.levels[-1]
+    levels = dict.fromkeys((experiment.levels[0], chosen.most_common(1)[0][0], experiment.levels[-1]))
     figure = Figure(figsize=(13, 5.8), layout="constrained")
     pictures, curves = figure.subplots(1, 2, width_ratios=(3, 2))
     names, cells = [], []

@@ -27,7 +27,7 @@ from ..data.memory import ImageData
 from ..data.splits import open_split, open_splits
 from ..data.transforms import area_resize, to_float, to_unit
 from ..evaluation.batches import joined, run_over
-from ..evaluation.classifier import Classifier
+from ..evaluation.classifier import Classifier, classify
 from ..evaluation.config import SampleConfig
 from ..evaluation.ensembles import crps, squared_spread_and_error
 from ..evaluation.features import ClassifierExtractor, extract, load_extractor
@@ -421,11 +421,7 @@ class Search:
             figures[split] = from_main(partial(frechet_distance, of_samples, reference))
         if self.classifier is not None and images.labels is not None:
             if config.classifier is not None:
-                loader = DataLoader(images, config.batch_size)
-                outputs = run_over(
-                    loader, lambda batch: self.classifier(to_float(batch["image"])), device, "recognition"
-                )
-                logits, _ = joined(outputs)
+                logits, _ = classify(self.classifier, images, config.batch_size, device)
             figures["recognised"] = (logits.argmax(1) == images.labels).float().mean().item()
         return figures, features.shape[1]
 

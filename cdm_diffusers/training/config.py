@@ -13,6 +13,7 @@ from ..options import (
     option,
     options,
 )
+from ..options.problems import did_you_mean
 from ..presets import PRESETS
 
 
@@ -207,7 +208,8 @@ class TrainingConfig(RunConfig):
 
     def __post_init__(self):
         if self.preset not in PRESETS:
-            raise ValueError(f"`preset` is {self.preset!r}; it must be one of {', '.join(PRESETS)}.")
+            hint = did_you_mean(self.preset, list(PRESETS))
+            raise ValueError(f"`preset` is {self.preset!r}; it must be one of {', '.join(PRESETS)}{hint}")
         super().__post_init__()
 
 

@@ -48,7 +48,7 @@ def stage_pipeline(
 
 
 def inference_scheduler(stage: CascadeStage, inference: InferencePreset) -> SchedulerMixin:
-    """The scheduler that a trained stage is to be sampled with."""
+    """The scheduler that samples a trained stage."""
     scheduler = scheduler_of(stage, inference.solver)
     if inference.timestep_spacing is None:
         return scheduler
