@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 import zipfile
+from types import SimpleNamespace
 from unittest import mock
 
 import numpy as np
@@ -387,6 +388,41 @@ def test_what_controls_refuse_is_no_traceback():
             assert not refusal.value.print_exception
         else:  # the seed, which the settings check
             assert -3 in asyncio.run(page.preprocess_data(sample, posted, None))
+
+
+def test_calls_end_when_their_visitor_has_made_newer_ones(monkeypatch):
+    gradio = pytest.importorskip("gradio", reason="gradio is not installed; the extra `app` has it")
+    from cdm_diffusers.app.gate import CALL
+    from cdm_diffusers.app.page import build_page
+
+    page = build_page(small_cascade(), Limits(max_calls=2), "A cascade")
+    monkeypatch.setattr(gradio.Blocks, "process_api", mock.AsyncMock(return_value={"data": []}))
+    requests = [SimpleNamespace(headers={CALL: str(page.calls.add("1.2.3.4"))}) for _ in range(3)]
+    for request in (*requests[1:], None, SimpleNamespace(headers={})):
+        assert asyncio.run(page.process_api(0, [], request=request)) == {"data": []}
+    with pytest.raises(gradio.Error, match="2 newer calls from the same address took its place"):
+        asyncio.run(page.process_api(0, [], request=requests[0]))
+
+
+@pytest.mark.parametrize(
+    ("error", "said", "is_logged"),
+    [
+        (ValueError("`s` is 9; it must be less."), "`s` is 9; it must be less.", False),
+        (torch.OutOfMemoryError("CUDA"), "ran out of memory: choose fewer images", False),
+        (RuntimeError("shape"), "Something failed on the server", True),
+    ],
+)
+def test_every_error_is_a_sentence(error, said, is_logged):
+    gradio = pytest.importorskip("gradio", reason="gradio is not installed; the extra `app` has it")
+    from cdm_diffusers.app.page import _told
+
+    def fail():
+        raise error
+        yield
+
+    with pytest.raises(gradio.Error, match=said) as refusal:
+        list(_told(fail)())
+    assert refusal.value.print_exception == is_logged
 
 
 def test_each_setting_of_a_comparison_is_bounded(cascade, monkeypatch):
