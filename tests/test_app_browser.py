@@ -229,7 +229,7 @@ def test_a_picture_is_enlarged_and_not_kept(visit, server, tmp_path):
     visitor = visit()
     visitor.tab("Your picture")
     visitor.click("button.primary", "Enlarge")
-    visitor.wait(lambda: "There is no picture yet: upload one first." in toasts(visitor))
+    visitor.wait(lambda: "There is no picture yet, or no longer: upload one first." in toasts(visitor))
     visitor.upload(tmp_path / "mine.png")
     visitor.wait(lambda: len(visitor.shown(".cdm-stages section")) == 2)
     assert temporary_files(server) == []

@@ -205,7 +205,7 @@ class Demo:
 
         def run(taken: Any, title: str, consistency: bool, *values: Any) -> Iterator[tuple]:
             if taken is None:
-                raise ValueError("There is no picture yet: upload one first.")
+                raise ValueError("There is no picture yet, or no longer: upload one first.")
             picture = low_res_of(taken, sizes[title])
             yield from self.show(panel.settings(values), picture=picture, consistency=consistency)
 
