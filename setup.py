@@ -1,10 +1,11 @@
 """
-What setup.cfg cannot say: with REPOSITORY=https://github.com/OWNER/NAME in the environment, the package's page on an
-index links to the repository, and shows README's pictures from there.
+What setup.cfg cannot say: with CDM_REPOSITORY=https://github.com/OWNER/NAME in the environment, the package's page on
+an index links to the repository, and shows README's pictures from there.
 """
 
 import os
 import re
+from configparser import ConfigParser
 from pathlib import Path
 
 from setuptools import setup
@@ -18,6 +19,8 @@ def described(repository: str) -> dict:
             f"{link['image']}{link['text']}({repository}/{'raw' if link['image'] else 'blob'}/HEAD/{link['target']})"
         )
 
+    declared = ConfigParser(interpolation=None)
+    declared.read("setup.cfg")
     links = re.compile(r"(?P<image>!?)(?P<text>\[[^\]]*\])\((?!https?://|#)(?P<target>[^)\s]+)\)")
     return {
         "long_description": links.sub(absolute, Path("README.md").read_text(encoding="utf-8")),
@@ -26,10 +29,12 @@ def described(repository: str) -> dict:
             "Documentation": f"{repository}/tree/HEAD/docs",
             "Changelog": f"{repository}/blob/HEAD/CHANGELOG.md",
             "Issues": f"{repository}/issues",
-            "Paper": "https://arxiv.org/abs/2106.15282",
+            **dict(line.split(" = ") for line in declared["metadata"]["project_urls"].strip().splitlines()),
         },
     }
 
 
-repository = os.environ.get("REPOSITORY", "").rstrip("/")
+repository = os.environ.get("CDM_REPOSITORY", "").rstrip("/")
+if repository and not repository.startswith("https://"):
+    raise SystemExit(f"`CDM_REPOSITORY` is {repository!r}; it must begin with https://.")
 setup(**(described(repository) if repository else {}))

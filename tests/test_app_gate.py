@@ -47,10 +47,11 @@ class Page:
         size=None,
         cut=False,
         kind="multipart/form-data; boundary=line",
+        other_kind=None,
     ):
         """(status, text) of the answer; None where there is none."""
         size = len(body) if size is None else size
-        headers = [(b"content-type", kind.encode())]
+        headers = [(b"content-type", value.encode()) for value in (kind, other_kind) if value is not None]
         headers += [(CALL.encode(), b"1")]
         headers += [(b"content-length", str(size).encode())] if size >= 0 else []
         chunks = [body[start : start + 1000] for start in range(0, len(body), 1000)]
@@ -115,6 +116,7 @@ def test_uploads_of_a_visitor_are_bounded_in_bytes():
         (form(b"x", b"y"), {"kind": "multipart/form-data; boundary=z; boundary=line"}, "must hold one picture"),
         (form(b"x", b"y"), {"kind": "multipart/form-data; boundary=line; boundary*=utf-8''z"}, "hold one picture"),
         (form(b"x"), {"kind": "multipart/form-data"}, "must hold one picture"),
+        (form(b"x", b"y"), {"other_kind": "multipart/form-data; boundary=z"}, "must hold one picture"),
         (form(), {}, "must hold one picture"),
     ],
 )
@@ -146,10 +148,10 @@ def test_a_visitor_of_ipv6_is_a_network():
 
 def test_calls_in_the_queue_are_numbered_by_nobody_else():
     page = Page()
-    for visitor in ("1.2.3.4", "1.2.3.5", "1.2.3.4"):
-        page.post(b"{}", path="/gradio_api/queue/join", visitor=visitor)
+    for path in ("queue/join", "call/show", "call/v2/show", "run/show", "upload"):
+        page.post(form(b"x"), path=f"/gradio_api/{path}")
     numbers = [[value for name, value in headers if name == CALL.encode()] for headers in page.headers]
-    assert numbers == [[b"1"], [b"2"], [b"3"]]
+    assert numbers == [[b"1"], [b"2"], [b"3"], [], []]
 
 
 def test_only_a_visitors_newest_calls_count(monkeypatch):

@@ -251,6 +251,15 @@ def test_an_output_that_cannot_be_written_is_found_before_sampling(capsys, casca
     (tmp_path / "file").write_text("mine")
     assert "file'" in refusal(capsys, "sample", cascade, "--output", str(tmp_path / "file" / "a.png"))
     assert "file'" in refusal(capsys, "sample", cascade, "--output", str(tmp_path / "file"))
+    (tmp_path / "b.png").mkdir()
+    assert "b.png', which is a folder" in refusal(capsys, "sample", cascade, "--output", str(tmp_path / "b.png"))
+
+
+def test_as_it_is_before_super_resolving(capsys, stage, small_images, tmp_path, monkeypatch):
+    monkeypatch.setattr(SuperResolutionPipeline, "__call__", None)
+    (tmp_path / "file").write_text("mine")
+    words = ["--class_labels", "1", "--output", str(tmp_path / "file")]
+    assert "file'" in refusal(capsys, "super-resolve", stage, small_images[0], *words)
 
 
 def test_sample_of_an_unconditional_cascade(tmp_path):

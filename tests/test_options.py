@@ -338,9 +338,9 @@ def test_positional_arguments_by_name(words):
     assert parse(Info, words).folder == "x"
 
 
-@pytest.mark.parametrize("words", ["p --images a.png b.png", "--images a.png b.png --pipeline p"])
+@pytest.mark.parametrize("words", ["p --images a.png b.png", "--images a.png b.png --pipeline p", "-- p a.png b.png"])
 def test_one_of_several_positional_arguments_by_name(words):
-    parsed = parse(SuperResolveConfig, [*words.split(), "--output", "d"])
+    parsed = parse(SuperResolveConfig, ["--output", "d", *words.split()])
     assert (parsed.pipeline, parsed.images) == ("p", ["a.png", "b.png"])
 
 

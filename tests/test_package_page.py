@@ -26,7 +26,7 @@ def metadata(tmp_path):
     (source / "built").mkdir()
 
     def build(**variables: str) -> email.message.Message:
-        environment = {name: value for name, value in os.environ.items() if name != "REPOSITORY"} | variables
+        environment = {name: value for name, value in os.environ.items() if name != "CDM_REPOSITORY"} | variables
         subprocess.run([sys.executable, "-c", BUILD], cwd=source, env=environment, check=True, capture_output=True)
         (file,) = source.glob("built/*.dist-info/METADATA")
         return email.message_from_string(file.read_text(encoding="utf-8"))
@@ -37,7 +37,7 @@ def metadata(tmp_path):
 def test_links_and_pictures_are_found_from_an_index(metadata):
     """Each stands for the same file as in the repository, whose address has a slash at its end or not."""
     repository = "https://example.com/someone/cdm"
-    built = metadata(REPOSITORY=f"{repository}/")
+    built = metadata(CDM_REPOSITORY=f"{repository}/")
     ours = LINK.findall((ROOT / "README.md").read_text(encoding="utf-8"))
     theirs = LINK.findall(built.get_payload())
     assert len(ours) == len(theirs) > 30 and any(image for image, _ in ours)
@@ -48,7 +48,9 @@ def test_links_and_pictures_are_found_from_an_index(metadata):
             assert absolute == f"{repository}/{'raw' if image else 'blob'}/HEAD/{target}"
             assert (ROOT / target.partition("#")[0]).is_file()
     urls = dict(entry.split(", ") for entry in built.get_all("Project-URL"))
+    assert urls.keys() == {"Source", "Documentation", "Changelog", "Issues", "Paper", "Diffusers"}
     assert urls["Source"] == repository and urls["Issues"] == f"{repository}/issues"
+    assert not re.search(r"\]\((?!https?://|#)|<img", built.get_payload())
 
 
 def test_a_package_of_no_repository_says_nothing_of_one(metadata):

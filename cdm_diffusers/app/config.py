@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from annotated_types import Ge, Le
 
-from ..evaluation.config import Device
+from ..evaluation.config import Device, device_option
 from ..options import PositiveFloat, PositiveInt, option, options
 
 
@@ -19,7 +19,7 @@ class Limits:
     max_steps: PositiveInt = option("Steps of each stage.", 100)
     max_seconds: PositiveFloat = option("Seconds of one sampling, checked between steps.", 120.0)
     max_queue: PositiveInt = option("Calls that may wait while another runs.", 16)
-    max_calls: PositiveInt = option("Calls of one address, running or waiting; newer ones end older ones.", 3)
+    max_calls: PositiveInt = option("Calls of one address that count, the newest; older ones end.", 3)
     max_upload_megabytes: PositiveInt = option("Size of a picture's file, in megabytes (2^20 bytes).", 8)
     max_upload_megapixels: PositiveInt = option("Size of a picture, in millions of pixels.", 24)
     max_uploads: PositiveInt = option(f"Pictures that one address may upload in {MINUTES} minutes.", 30)
@@ -40,4 +40,4 @@ class AppConfig(Limits):
     host: str = option("Address to listen on; 0.0.0.0 lets other machines in.", "127.0.0.1")
     port: Annotated[int, Ge(0), Le(65535)] = option("Port to listen on; 0 takes a free one.", 7860)
     dtype: Literal["float32", "bf16", "fp16"] = option("Type of the networks' weights.", "float32")
-    device: Device | None = option("Default: cuda if available, else cpu.", None)
+    device: Device = device_option()

@@ -16,6 +16,7 @@ MOST_BYTES = 2**20  # of a request that is not an upload
 MARGIN = 2**16  # bytes of an upload besides its picture
 CALL = "x-cdm-call"  # a header with the number of a call
 MOST_CALLERS = 10_000  # whose calls are remembered
+QUEUED = re.compile(r"/(queue/join|call/(v2/)?[^/]+)/?$")  # where Gradio takes calls that wait
 
 Receive = Callable[[], Awaitable[dict[str, Any]]]
 Send = Callable[[dict[str, Any]], Awaitable[None]]
@@ -56,19 +57,24 @@ class Calls:
     def __init__(self, most: int):
         self.most, self.count = most, 0
         self.newest: OrderedDict[str, deque[int]] = OrderedDict()
+        self.valid: set[int] = set()
 
     def add(self, visitor: str) -> int:
         """The number of a visitor's new call."""
         self.count += 1
-        self.newest.setdefault(visitor, deque(maxlen=self.most)).append(self.count)
+        own = self.newest.setdefault(visitor, deque())
         self.newest.move_to_end(visitor)
+        own.append(self.count)
+        self.valid.add(self.count)
+        if len(own) > self.most:
+            self.valid.discard(own.popleft())
         if len(self.newest) > MOST_CALLERS:
-            self.newest.popitem(last=False)
+            self.valid.difference_update(self.newest.popitem(last=False)[1])
         return self.count
 
     def counts(self, number: int) -> bool:
         """Whether the call is among its visitor's newest."""
-        return any(number in numbers for numbers in self.newest.values())
+        return number in self.valid
 
 
 class Gate:
@@ -84,6 +90,7 @@ class Gate:
         """Lets a request in, or answers it with a sentence."""
         if scope["type"] != "http" or scope["method"] in ("GET", "HEAD", "OPTIONS"):
             return await self.app(scope, receive, send)
+        scope = scope | {"headers": [header for header in scope["headers"] if header[0] != CALL.encode()]}
         headers = dict(scope["headers"])
         is_upload = scope["path"].rstrip("/").endswith("/upload")
         most = self.quota.limits.max_upload_megabytes * 2**20 + MARGIN if is_upload else MOST_BYTES
@@ -92,9 +99,8 @@ class Gate:
             return await _answer(send, 413, f"A request must declare its size, which must be at most {most} bytes.")
         visitor = visitor_of(scope["client"][0])
         if not is_upload:
-            if scope["path"].rstrip("/").endswith("/queue/join"):
-                others = [header for header in scope["headers"] if header[0] != CALL.encode()]
-                scope = scope | {"headers": [*others, (CALL.encode(), str(self.calls.add(visitor)).encode())]}
+            if QUEUED.search(scope["path"]):
+                scope["headers"].append((CALL.encode(), str(self.calls.add(visitor)).encode()))
             return await self.app(scope, receive, send)
         try:
             self.quota.take(visitor, size)
@@ -104,7 +110,7 @@ class Gate:
         body = await _body(receive)
         if body is None:
             return None
-        if _count_files(headers.get(b"content-type", b""), body) != 1:
+        if _count_files([value for name, value in scope["headers"] if name == b"content-type"], body) != 1:
             return await _answer(send, 413, "A request must hold one picture: upload them one by one.")
         messages = deque([{"type": "http.request", "body": body, "more_body": False}])
 
@@ -141,12 +147,12 @@ async def _body(receive: Receive, keep: bool = True) -> bytes | None:
             return b"".join(parts)
 
 
-def _count_files(content_type: bytes, body: bytes) -> int:
+def _count_files(content_types: list[bytes], body: bytes) -> int:
     """
-    Parts of a body of multipart/form-data; none if the type is written in another way than browsers and Python's
-    clients do, which the parser behind the gate might read differently.
+    Parts of a body of multipart/form-data; none if the type is given twice or in another way than browsers and
+    Python's clients write it, which the parser behind the gate might read differently.
     """
-    found = re.fullmatch(rb"multipart/form-data; boundary=([\w.'-]+)", content_type)
+    found = re.fullmatch(rb"multipart/form-data; boundary=([\w.'-]+)", b" ".join(content_types))
     return body.count(b"--" + found[1]) - 1 if found else 0
 
 

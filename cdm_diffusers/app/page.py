@@ -254,7 +254,7 @@ class Page(gr.Blocks):
         """
         number = None if request is None else request.headers.get(CALL)
         if number is not None and not self.calls.counts(int(number)):
-            message = f"This ended, since {self.calls.most} newer calls from the same address took its place."
+            message = f"This ended, since newer calls took its place: {self.calls.most} count from one address."
             raise gr.Error(message, duration=None, print_exception=False)
         return await super().process_api(block_fn, inputs, *arguments, request=request, **options)
 
@@ -311,7 +311,7 @@ def build_page(pipeline: CascadedDiffusionPipeline, limits: Limits, title: str) 
                         demo.picture_tab(panel)
                 with gr.Tab("Compare"):
                     demo.compare_tab(panel)
-    return page.queue(max_size=limits.max_queue)
+    return page.queue(max_size=limits.max_queue, api_open=False)
 
 
 def launch(page: gr.Blocks, config: AppConfig) -> None:
@@ -384,7 +384,7 @@ def _errors_as_sentences() -> Iterator[None]:
         yield
     except ValueError as error:
         raise gr.Error(str(error), duration=None, print_exception=False) from error
-    except torch.OutOfMemoryError as error:
+    except (torch.OutOfMemoryError, MemoryError) as error:
         message = "The machine ran out of memory: choose fewer images or classes, or try again later."
         raise gr.Error(message, duration=None, print_exception=False) from error
     except gr.Error:

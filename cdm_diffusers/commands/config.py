@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Literal
 
-from ..evaluation.config import INFERENCE_SCHEDULES, TIMESTEPS, Device
+from ..evaluation.config import INFERENCE_SCHEDULES, TIMESTEPS, Device, device_option
 from ..options import License, NonNegativeInt, PositiveInt, option, options
 from ..pipelines.solver_names import SolverName
 
@@ -71,7 +71,7 @@ class CallConfig:
     consistency: bool = option("Super-resolution keeps to the area averages of its input.", False)
     seed: NonNegativeInt = option("Seed of all noise.", 0)
     dtype: Literal["float32", "bf16", "fp16"] = option("Type of the networks' weights.", "float32")
-    device: Device | None = option("Default: cuda if available, else cpu.", None)
+    device: Device = device_option()
 
 
 @options

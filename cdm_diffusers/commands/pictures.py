@@ -40,6 +40,8 @@ def sample_pictures(config: PicturesConfig) -> None:
     is_grid = target.suffix.lower() == ".png"
     names = row_names(labels, pipeline.config.id2label)
     files = [f"{file_name(name)}-{place}.png" for name in names for place in range(count)]
+    if is_grid and target.is_dir():
+        raise ValueError(f"`output` is {config.output!r}, which is a folder; give a picture another name.")
     make_folder(target.parent if is_grid else target, [] if is_grid else files)
     output = pipeline(
         class_labels=labels,
@@ -158,7 +160,7 @@ def read_image(file: str, num_channels: int, sizes: list[int], resize: bool) -> 
 
 def make_folder(folder: Path, names: list[str]) -> None:
     """
-    Makes `folder` for pictures of these names, before there is anything to lose.
+    Makes `folder` for pictures of these names; called before sampling, so that a bad name costs nothing.
 
     Raises:
         ValueError: two pictures would have the same name.

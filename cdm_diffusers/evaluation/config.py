@@ -21,12 +21,12 @@ def _check_file(path: str, info: ValidationInfo) -> str:
     return path
 
 
-def _check_device(device: str | None, info: ValidationInfo) -> str | None:
+def _check_device(device: str, info: ValidationInfo) -> str:
     import torch
 
     try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:  # the latter of builds without CUDA
+        torch.zeros(1, device=device).item()
+    except (RuntimeError, NotImplementedError, AssertionError, ImportError) as error:  # as the backends have it
         reason = str(error).strip().partition("\n")[0].rstrip(".")
         raise ValueError(
             f"`{info.field_name}` is {device!r}, where networks cannot run here ({reason}); it must be cpu, or a GPU "

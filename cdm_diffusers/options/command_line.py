@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import inspect
+import itertools
 import json
 import re
 import shutil
@@ -55,7 +56,8 @@ class _Parser(argparse.ArgumentParser):
     def __init__(self, cls: type, prog: str | None, words: Sequence[str]):
         super().__init__(prog=prog, argument_default=argparse.SUPPRESS, allow_abbrev=False)
         self.cls, self.kinds = cls, kinds_of(cls)
-        self.named = {_split(word)[0] for word in words if word.startswith("--")}
+        before = itertools.takewhile(lambda word: word != "--", words)
+        self.named = {_split(word)[0] for word in before if word.startswith("--")}
         self.fields = {field.name: field for field in dataclasses.fields(cls)}
         for name, kind in self.kinds.items():
             several = {list, tuple, dict} & set(map(origin_of, alternatives_of(kind)))
