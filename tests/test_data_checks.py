@@ -402,12 +402,13 @@ def test_mistakes(words, said, capsys):
 def test_rows_of_a_grid_may_be_of_any_length():
     image = Image.new("RGB", (2, 2))
     assert labelled_grid([("a", [(image,)]), ("b", [(image,), (image,)])], 8).size == (110 + 2 * 16, 32)
+    assert labelled_grid([("a", [(image,)])], 256).size == (330 + 264, 264)  # three times as large a label
 
 
-@pytest.mark.parametrize("font", [label_font(), ImageFont.load_default(12)], ids=["found", "Pillow's"])
+@pytest.mark.parametrize("font", [label_font(12), ImageFont.load_default(12)], ids=["found", "Pillow's"])
 def test_labels_are_letters_on_one_line_that_show_where_they_are_cut(font):
-    assert fitting("Sneaker", font) == "Sneaker"
-    assert fitting("e\u0301moji & co", font) in ("émoji & co", "emoji & co")
-    assert fitting("日", font) == "?" and fitting("two\nlines", font) == r"two\nlines"
-    cut = fitting("a very long name of a class of things", font)
+    assert fitting("Sneaker", font, 102) == "Sneaker"
+    assert fitting("e\u0301moji & co", font, 102) in ("émoji & co", "emoji & co")
+    assert fitting("日", font, 102) == "?" and fitting("two\nlines", font, 102) == r"two\nlines"
+    cut = fitting("a very long name of a class of things", font, 102)
     assert cut.endswith("…") and font.getlength(cut) <= 102 and "a very long na".startswith(cut[:11])
