@@ -242,8 +242,9 @@ def test_sample_takes_options_per_stage(cascade, tmp_path, capsys):
         capsys, "sample", cascade, "--inference_schedules", '{"base": [0.1, 0.2]}', "--last_stage", "base"
     )
     assert "'Hat'" in refusal(capsys, "sample", cascade, "--class_labels", "Hat")
-    said = refusal(capsys, "sample", cascade, "--device", "cuda:99")
-    assert "`device` is 'cuda:99', where networks cannot run here" in said
+    for device in ("cuda:99", "meta", "hpu", "nonsense"):
+        said = refusal(capsys, "sample", cascade, "--device", device)
+        assert f"`device` is {device!r}, where networks cannot run here" in said
 
 
 def test_an_output_that_cannot_be_written_is_found_before_sampling(capsys, cascade, tmp_path, monkeypatch):

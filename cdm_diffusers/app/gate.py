@@ -152,7 +152,7 @@ def _count_files(content_types: list[bytes], body: bytes) -> int:
     Parts of a body of multipart/form-data; none if the type is given twice or in another way than browsers and
     Python's clients write it, which the parser behind the gate might read differently.
     """
-    found = re.fullmatch(rb"multipart/form-data; boundary=([\w.'-]+)", b" ".join(content_types))
+    found = re.fullmatch(rb"multipart/form-data; boundary=([\w.'-]+)", b", ".join(content_types))
     return body.count(b"--" + found[1]) - 1 if found else 0
 
 
