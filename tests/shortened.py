@@ -77,7 +77,10 @@ LEFT_OUT = {
     "fashion_mnist_8_to_32": STANDS_IN,
 }
 TAKES_THEM = "takes stages of hours of training: tests/test_reproduce.py has small ones"
-RUN_DRY = {f"configs/{name}.json": TAKES_THEM for name in ("augmentation", "augmentation_unlabelled", "claims")}
+RUN_DRY = {
+    f"configs/{name}.json": TAKES_THEM
+    for name in ("augmentation", "augmentation_every_level", "augmentation_unlabelled", "claims")
+}
 
 
 def shortened(command: str, words: list[str]) -> list[str]:

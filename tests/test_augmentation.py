@@ -218,7 +218,7 @@ def test_the_gate():
     assert check_gate([0.1], [-0.01], 1.3)["ratio"] == float("inf")
 
 
-@pytest.mark.parametrize("name", ["claims", "augmentation_unlabelled"])
+@pytest.mark.parametrize("name", ["claims", "augmentation_every_level", "augmentation_unlabelled"])
 def test_every_experiment_of_the_other_claims_is_read(name):
     file = f"configs/{name}.json"
     for experiment_name in json.loads(Path(file).read_text())["experiments"]:

@@ -388,7 +388,7 @@ def test_every_configuration_can_be_run_dry(file, tmp_path, monkeypatch, capsys)
             module, name, lambda *arguments, **options: pytest.fail("needs more than the configuration")
         )
     content = json.loads(file.read_text())
-    if file.stem in ("augmentation", "augmentation_unlabelled", "claims"):
+    if any(stage.get("pipeline", "").startswith("runs/") for stage in content["stages"].values()):
         file = tmp_path / "config.json"
         file.write_text(json.dumps(stand_ins(tmp_path, content)))
     main(["reproduce", "all", "--config", str(file), "--dry-run"])
