@@ -147,14 +147,14 @@ def upload(
 def prepare_if_asked(config: "HubOptions", output: str | Path) -> None:
     """[`prepare_repository`] where a command is to upload what it will have put into `output`."""
     if config.push_to_hub:
-        prepare_repository(_repository(config, output), config.hub_token, config.hub_private_repo)
+        prepare_repository(config.repository(output), config.hub_token, config.hub_private_repo)
 
 
 def push_if_asked(config: "HubOptions", output: str | Path) -> None:
     """[`upload`] of the folder `output`, where a command is to do so."""
     if not config.push_to_hub:
         return
-    name = _repository(config, output)
+    name = config.repository(output)
     try:
         commit = upload(Path(output), name, token=config.hub_token, private=config.hub_private_repo)
     except OSError as error:
@@ -163,7 +163,3 @@ def push_if_asked(config: "HubOptions", output: str | Path) -> None:
             f"`import cdm_diffusers`: `DiffusionPipeline.from_pretrained({str(output)!r}).push_to_hub({name!r})`."
         ) from error
     print(f"Uploaded to {commit.commit_url}")
-
-
-def _repository(config: "HubOptions", output: str | Path) -> str:
-    return config.hub_model_id or Path(output).resolve().name

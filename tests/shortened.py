@@ -8,6 +8,7 @@ Each step has a process of its own, forked from one that has imported what takes
 import importlib
 import json
 import multiprocessing
+import runpy
 import sys
 from pathlib import Path
 from urllib.request import urlopen
@@ -16,6 +17,7 @@ import torch
 from documents import words_of_cdm
 from forkserver import PRELOADED
 from golden import TWINS
+from scripts import ROOT
 
 from cdm_diffusers.commands.main import COMMANDS, main
 
@@ -37,11 +39,20 @@ SHORTER = {
     "select-checkpoint": "--num_images 20 --num_final_images 20 --num_inference_steps 2",
     "reproduce": "--num_images 20 --sampling_seeds 0 1 --max_train_steps 2 --train_data_dir FASHION_MNIST",
     "app": "--port 0",
+    "examples/avatars/measure.py": "--num_train_epochs 1",
+    "benchmarks/consistency.py": "--num_images 2 --num_samples 2",
+    "benchmarks.gpu": "--toy --device cpu --minutes 5",
 }
+# Networks of the paper's size, made small.
+SMALL_NETWORK = "--block_out_channels 8 16 --layers_per_block 1 --norm_num_groups 4 --attention_resolutions 0"
 # The same where a word is given.
 SHORTER_WITH = {
     ("train base", "--compile"): "--no_compile",
     ("train sr", "--compile"): "--no_compile",
+    ("train base", "imagenet_64"): SMALL_NETWORK,
+    ("train sr", "imagenet_64_to_256"): f"{SMALL_NETWORK} --gradient_accumulation_steps 2",
+    ("train base", "runs/augmentation/good-base"): "--max_train_steps 300",
+    ("train base", "runs/unlabelled/base"): "--max_train_steps 300",
     ("assemble", "imagenet-64"): '--default_num_inference_steps {"base":5,"super_res_1":5}',
     ("evaluate", "--num_reference_images"): "--num_reference_images 20",
     ("search", "--num_inference_steps"): "--num_inference_steps 2",
@@ -63,28 +74,13 @@ LEFT_TO_OTHERS = {
     "node": "tests/test_avatars.py; pictures lie there already",
     "curl": "files of gigabytes; small ones lie there already",
 }
-# Commands that are not run, or run dry, by a word of theirs, and why; their options are understood nevertheless.
-STANDS_IN = "hours of training: untrained stages lie there already"
-LEFT_OUT = {
-    "ILSVRC/imagenet-1k": "needs ImageNet and four GPUs: tests/test_many_processes.py trains on two processes",
-    "imagenet-tars": "a network of the paper's size: tests/test_streams.py trains a small one on tar files",
-    "examples/avatars/measure.py": "reads attributes of renders: tests/test_avatars_measured.py",
-    "benchmarks/consistency.py": "measures for minutes what tests/test_pipelines.py checks",
-    "benchmarks.gpu": "needs a GPU: tests/test_benchmarks.py runs it at toy size",
-    "runs/augmentation/good-base": STANDS_IN,
-    "runs/augmentation/good-base/checkpoint-300": STANDS_IN,
-    "runs/unlabelled/base/checkpoint-300": STANDS_IN,
-    "fashion_mnist_8_to_32": STANDS_IN,
-}
-TAKES_THEM = "takes stages of hours of training: tests/test_reproduce.py has small ones"
-RUN_DRY = {
-    f"configs/{name}.json": TAKES_THEM
-    for name in ("augmentation", "augmentation_every_level", "augmentation_unlabelled", "claims")
-}
+# Configurations of `reproduce` that are run dry, since they end at once where a weak base is as good as a good one:
+# with stages that are trained for two steps. tests/test_reproduce.py has such rows of other ones.
+RUN_DRY = {f"configs/augmentation{name}.json" for name in ("", "_every_level", "_unlabelled")}
 
 
 def shortened(command: str, words: list[str]) -> list[str]:
-    """The words of a command, then those that make it short."""
+    """The words of a command, or of another program, then those that make it short."""
     words = [PLACES.get(word, word) for word in words]
     further = [SHORTER.get(command, "")]
     further += [more for (name, word), more in SHORTER_WITH.items() if name == command and word in words]
@@ -105,7 +101,8 @@ def small_config(file: str) -> str:
         experiment["num_inference_steps"] = dict.fromkeys(experiment["num_inference_steps"], 2)
         for several in {"levels", "steps"} & experiment.keys():
             experiment[several] = experiment[several][:2]
-    content["classification"] |= {"num_images": 20, "num_train_epochs": 1, "num_seeds": 1, "train_batch_size": 10}
+    if "classification" in content:
+        content["classification"] |= {"num_images": 20, "num_train_epochs": 1, "num_seeds": 1, "train_batch_size": 10}
     small = Path(f"small-{Path(file).name}")
     small.write_text(json.dumps(content))
     return str(small)
@@ -121,7 +118,7 @@ def visit_once() -> None:
 def run_command(words: list[str]) -> None:
     command = next(name for name in (" ".join(words[:2]), words[0]) if name in COMMANDS)
     words = words[len(command.split()) :]
-    if RUN_DRY.keys() & set(words):
+    if RUN_DRY & set(words):
         words.append("--dry_run")
     if "--dry_run" not in words:
         words = shortened(command, words)
@@ -132,6 +129,17 @@ def run_command(words: list[str]) -> None:
     main([*command.split(), *words])
 
 
+def run_script(*words: str) -> None:
+    """One that is none of cdm's: its file, or -m and its name, and its words."""
+    is_module = words[0] == "-m"
+    name, *further = words[is_module:]
+    sys.argv = [name, *shortened(name, further)]
+    if is_module:
+        runpy.run_module(name, run_name="__main__", alter_sys=True)
+    else:
+        runpy.run_path(str(ROOT / name), run_name="__main__")
+
+
 def run(program: str, *words: str) -> None:
     """A step: a program and its words, or "Python" and a block of it."""
     if program == "Python":
@@ -140,9 +148,12 @@ def run(program: str, *words: str) -> None:
     elif program == "hf":
         sys.argv = [program, *words]
         importlib.import_module("huggingface_hub.cli.hf").main()
-    elif program not in LEFT_TO_OTHERS and not LEFT_OUT.keys() & set(words):
+    elif program not in LEFT_TO_OTHERS:
         given = words_of_cdm(program, *words)
-        main(given) if given[0].startswith("-") else run_command(given)
+        if given is None:
+            run_script(*words)
+        else:
+            main(given) if given[0].startswith("-") else run_command(given)
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ from cdm_diffusers.conversion.openai_structure import OpenAISettings
 from cdm_diffusers.conversion.sr3 import SR3Settings
 from cdm_diffusers.conversion.training_checkpoints import convert_training_checkpoint
 from cdm_diffusers.training.config import TrainingConfig
-from cdm_diffusers.training.resolve import describe, resolve_preset
+from cdm_diffusers.training.resolve import resolve_preset, run_description
 from cdm_diffusers.training.stage import build_stage
 
 
@@ -234,7 +234,7 @@ def checkpoint(tmp_path):
         norm_num_groups=4,
     )
     preset = resolve_preset(config, super_resolution=True)
-    resolved = describe(config, preset, {0: "cat", 1: "dog"}, num_examples=12, num_processes=1)
+    resolved = run_description(config, preset, {0: "cat", 1: "dog"}, num_examples=12, num_processes=1)
     resolved["unet"]["num_classes"] = 2
     folder = tmp_path / "checkpoint-20"
     folder.mkdir()

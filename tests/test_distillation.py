@@ -329,12 +329,12 @@ def test_s_is_the_teachers(cascade):
         config = options(pipeline=cascade, stage="super_res_1", end_steps=1, **given)
         teacher = load_teacher(config)
         assert teacher.stage.name == "super_res_1"
-        assert student_augmentation(config, teacher).level == level
+        assert student_augmentation(teacher, config.augmentation_level).level == level
         preset = student_preset(config, teacher, 10, 1)
         assert preset.inference.augmentation_level == (level or 5)
         assert preset.unet.augmentation_level_embedding and not preset.unet.null_class
     base = load_teacher(options(pipeline=cascade, stage="base"))
-    assert student_augmentation(options(), base) is None
+    assert student_augmentation(base, None) is None
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import numpy as np
 import PIL.Image
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from documents import DOCUMENTS, SHELL, blocks, blocks_of, commands_of, name_of
@@ -21,9 +23,10 @@ from scripts import ROOT
 from shortened import NETWORKS
 from small_cascade import small_cascade
 from test_docs import ON_WHAT_COMMANDS_MAKE
+from test_hub import DATA_SET_CARD, png
 from test_publishing import RECOGNITION
-from test_reproduce import stand_ins
 from test_sources import write_idx
+from test_streams import write_tar
 
 from cdm_diffusers import CascadedDiffusionPipeline
 
@@ -64,28 +67,43 @@ def my_images(folder: Path) -> None:
 
 
 def avatars(folder: Path) -> None:
-    draw_pictures(folder / "avatars", 256)
+    """As examples/avatars renders them: of all styles, with what is known of each."""
+    of_all_styles(folder)
     (folder / "avatars" / "test").rename(folder / "avatars" / "validation")
+    for split in ("train", "validation"):
+        rows = [
+            {
+                "file_name": f"{file.parent.name}/{file.name}",
+                "label": file.parent.name,
+                "background": f"#{int(file.stem) % 2:06x}",
+                "attributes": json.dumps({"hair": f"hair {int(file.stem) % 3}"}),
+            }
+            for file in sorted((folder / "avatars" / split).glob("*/*.png"))
+        ]
+        lines = "".join(f"{json.dumps(row)}\n" for row in rows)
+        (folder / "avatars" / split / "metadata.jsonl").write_text(lines)
+
+
+def imagenet(folder: Path) -> None:
+    """A data set of its name on the Hub, and tar files."""
+    repository = folder.parent / "hub" / "datasets" / "ILSVRC" / "imagenet-1k"
+    (repository / "data").mkdir(parents=True)
+    (repository / "README.md").write_text(DATA_SET_CARD)
+    rows = {"image": [{"bytes": png(i), "path": None} for i in range(16)], "label": [i % 2 for i in range(16)]}
+    pq.write_table(pa.table(rows), repository / "data" / "train-00000-of-00001.parquet")
+    (folder / "imagenet-tars").mkdir()
+    write_tar(folder / "imagenet-tars" / "0.tar", 0, 16)
 
 
 def for_training(folder: Path) -> None:
     my_images(folder)
     avatars(folder)
+    imagenet(folder)
     (folder / "avatars-52000").symlink_to("avatars")
 
 
 def for_evaluation(folder: Path) -> None:
     (folder / "P").symlink_to("checkpoints/fashion-mnist-32")
-
-
-def for_results(folder: Path) -> None:
-    """Untrained stages where a configuration takes trained ones."""
-    for name in ("augmentation", "augmentation_unlabelled"):
-        content = json.loads((ROOT / "configs" / f"{name}.json").read_text())
-        stand_ins(folder / "stages", content)
-        for stage, source in content["stages"].items():
-            (folder / source["pipeline"]).parent.mkdir(parents=True, exist_ok=True)
-            (folder / "stages" / stage).rename(folder / source["pipeline"])
 
 
 def for_app(folder: Path) -> None:
@@ -120,14 +138,14 @@ A_RUN = "cdm train base --preset fashion_mnist_8 --train_data_dir FASHION_MNIST 
 WAYS = {
     "README.md": Way("faces", my_images),
     "docs/app.md": Way("checkpoints", for_app, needs="gradio"),
-    "docs/benchmarks.md": Way("checkpoints"),
+    "docs/benchmarks.md": Way("gpu.json"),
     "docs/distillation.md": Way("runs/avatars-sr-2-1/model_index.json", of_all_styles),
     "docs/evaluation.md": Way("runs/reproduce/table3a.png", for_evaluation, A_RUN),
-    "docs/many_gpus.md": Way("checkpoints"),
+    "docs/many_gpus.md": Way("runs/imagenet_64_to_256/model_index.json", imagenet),
     "docs/openai.md": Way("golden-retriever.png", for_converting),
     "docs/presets.md": Way("runs/patches-2-whole/model_index.json", avatars),
     "docs/publishing.md": Way("my-cascade-alone", for_publishing),
-    "docs/results.md": Way("runs/reproduce/figure7.json", for_results),
+    "docs/results.md": Way("runs/reproduce/figure7.json"),
     "docs/search.md": Way("search-steps/table.md", my_images, WITH_IMAGES_OF_HIS_OWN),
     "docs/training.md": Way("runs/recognition.png", for_training),
     "docs/tutorial.md": Way("samples.png"),

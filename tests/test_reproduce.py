@@ -48,7 +48,7 @@ from cdm_diffusers.studies.experiments import (
 from cdm_diffusers.studies.figures import explained_cells
 from cdm_diffusers.studies.reports import classification_lines, comparison_lines, over_runs, write_table
 from cdm_diffusers.studies.reproduce import Study, reproduce
-from cdm_diffusers.training.export import stage_pipeline
+from cdm_diffusers.training.export import pipeline_of
 from cdm_diffusers.training.stage import build_stage
 
 
@@ -375,7 +375,7 @@ def stand_ins(folder, content):
     names = [name for name, source in content["stages"].items() if source.get("pipeline", "").startswith("runs/")]
     for name in names:
         stage = build_stage(get_preset(presets.get(name, "fashion_mnist_8_to_32")))
-        part = stage_pipeline(stage.unet, stage, get_preset(presets.get(name, "fashion_mnist_8_to_32")), None)
+        part = pipeline_of(stage.unet, stage, get_preset(presets.get(name, "fashion_mnist_8_to_32")), None)
         part.save_pretrained(folder / name)
     return content | {"stages": content["stages"] | {name: {"pipeline": str(folder / name)} for name in names}}
 

@@ -1,4 +1,4 @@
-"""Post-training search: from settings to figures, table, plots and the pipeline's folder; and bad input."""
+"""Post-training search: from settings to figures, tables, plots and the pipeline's folder; and bad input."""
 
 import errno
 import json
@@ -31,8 +31,8 @@ from cdm_diffusers.studies.search_report import (
     compared_setting,
     outlook_line,
     outlook_of,
+    settings_table,
     summarise,
-    table,
     write_best,
 )
 
@@ -445,7 +445,7 @@ def test_means_errors_and_the_best():
     assert best(select_split="test", max_evaluations=8) == 2
     assert best(seeds=[0, 1]) == 0  # the one setting that both have
     description = {"stage": "super_res_1", "measured_stage": "super_res_1", "extractor": "E", "distance": "D"}
-    text = table(rows, {"train": 0.25, "test": 0.5}, description, "train", max_evaluations=8)
+    text = settings_table(rows, {"train": 0.25, "test": 0.5}, description, "train", max_evaluations=8)
     assert "| - | yes | generated |" in text or "| yes | generated | - |" in text
     assert "no more images than the 4 features" in text and "0.25 from 'train', 0.5 from 'test'" in text
     assert "6 ± 1" in text and "within 8 network evaluations" in text and "distance from 'test'" in text
@@ -505,7 +505,7 @@ def test_selected_by_recognition_or_crps():
         rows = summarise([*lines, real], "super_res_1", [0], "train", select=select)
         assert [row["is_best"] for row in rows] == [best == 0, best == 1, False]
         assert [row["is_optimal"] for row in rows] == [best == 0, best == 1, True]
-        text = table(rows, {"train": 0.25, "test": 0.5}, description, "train", select=select)
+        text = settings_table(rows, {"train": 0.25, "test": 0.5}, description, "train", select=select)
         assert "| recognised | CRPS | spread over error |" in text
         assert "| 0.2000 | 0.90 |" in text and "| - | - | - |" in text
         assert text.count("**best**, front") == 1 and text.count("front |") == 1

@@ -18,7 +18,7 @@ from cdm_diffusers.evaluation.seeded_sampling import image_generator
 from cdm_diffusers.evaluation.select_checkpoint import SelectionConfig, select_checkpoint
 from cdm_diffusers.presets import PRESETS
 from cdm_diffusers.training.config import TrainingConfig
-from cdm_diffusers.training.resolve import describe, preset_of, resolve_preset
+from cdm_diffusers.training.resolve import preset_of, resolve_preset, run_description
 from cdm_diffusers.training.stage import build_stage
 
 
@@ -67,7 +67,7 @@ def make_run(root, run, kind, steps):
     preset = resolve_preset(config, kind == "super_res")
     preset = dataclasses.replace(preset, unet=dataclasses.replace(preset.unet, num_classes=3))
     run.mkdir(exist_ok=True)
-    (run / "training_config.json").write_text(json.dumps(describe(config, preset, CLASSES, 36, 1)))
+    (run / "training_config.json").write_text(json.dumps(run_description(config, preset, CLASSES, 36, 1)))
     for step in steps:
         torch.manual_seed(step)
         weights = {
@@ -258,7 +258,7 @@ def test_every_presets_configuration_is_read_back(name, tmp_path):
     preset = PRESETS[name]
     config = TrainingConfig(preset=name, output_dir="run", train_data_dir=str(tmp_path))
     resolved = resolve_preset(config, preset.unet.low_res_size is not None)
-    assert preset_of(describe(config, resolved, None, None, 1)) == resolved
+    assert preset_of(run_description(config, resolved, None, None, 1)) == resolved
 
 
 @pytest.mark.parametrize(

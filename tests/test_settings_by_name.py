@@ -9,7 +9,7 @@ from small_cascade import small_cascade
 
 from cdm_diffusers import CascadedDiffusionPipeline
 from cdm_diffusers.commands.config import PicturesConfig
-from cdm_diffusers.commands.info import as_text, describe
+from cdm_diffusers.commands.info import as_text, facts_of
 from cdm_diffusers.commands.pictures import sample_pictures
 from cdm_diffusers.evaluation.config import SampleConfig
 from cdm_diffusers.evaluation.sample import call_options
@@ -107,7 +107,7 @@ def test_parts_of_a_cascade_keep_their_settings(folder):
 
 
 def test_settings_are_shown(folder, tmp_path):
-    description = describe(str(folder))
+    description = facts_of(str(folder))
     assert description["settings"] == SETTINGS
     text = as_text(description)
     assert (

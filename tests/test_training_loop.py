@@ -47,9 +47,9 @@ from cdm_diffusers.training.loop import Trainer, train
 from cdm_diffusers.training.resolve import (
     check_resumable,
     data_config,
-    describe,
     resolve_channels_last,
     resolve_preset,
+    run_description,
 )
 from cdm_diffusers.training.stage import build_stage
 
@@ -143,7 +143,7 @@ def trainer_of(options):
     preset = resolve_preset(config, super_resolution=True)
     preset = dataclasses.replace(preset, unet=dataclasses.replace(preset.unet, num_classes=len(CLASSES)))
     data = open_images(data_config(config, preset))
-    resolved = describe(config, preset, data.id2label, len(data.dataset), 1)
+    resolved = run_description(config, preset, data.id2label, len(data.dataset), 1)
     return Trainer(config, preset, data, Accelerator(), resolved)
 
 
@@ -951,41 +951,39 @@ def test_what_a_preset_has_been_given_since_is_left_out_of_an_earlier_run(tmp_pa
     config = TrainingConfig(preset="avatars_64_to_256", train_data_dir=str(tmp_path), output_dir="run")
     now = resolve_preset(config, super_resolution=True)
     assert (now.unet.patch_size, now.training.crop_size, now.training.whole_image_fraction) == (4, 128, 0.1)
-    saved = describe(config, now, None, 0, 1)
+    saved = run_description(config, now, None, 0, 1)
     assert resolve_preset(config, super_resolution=True, saved=saved) == now
     for section, name in (("unet", "patch_size"), ("training", "crop_size"), ("training", "whole_image_fraction")):
         del saved[section][name]
     earlier = resolve_preset(config, super_resolution=True, saved=saved)
     assert (earlier.unet.patch_size, earlier.training.crop_size, earlier.training.whole_image_fraction) == (1, None, 0)
-    check_resumable(saved, describe(config, earlier, None, 0, 1), Path("checkpoint-1"))
+    check_resumable(saved, run_description(config, earlier, None, 0, 1), Path("checkpoint-1"))
     asked = dataclasses.replace(config, patch_size=2)
     with pytest.raises(ValueError, match=r"another run: unet.patch_size \(1 in the checkpoint, 2 now\)"):
         other = resolve_preset(asked, super_resolution=True, saved=saved)
-        check_resumable(saved, describe(asked, other, None, 0, 1), Path("checkpoint-1"))
+        check_resumable(saved, run_description(asked, other, None, 0, 1), Path("checkpoint-1"))
 
 
 @pytest.mark.parametrize(
-    ("options", "saved", "device", "expected"),
+    ("asked", "saved", "compiled", "device", "expected"),
     [
-        ((), None, "cpu", False),
-        ((), None, "cuda", False),
-        ((), True, "cpu", True),
-        ((), True, "cuda", True),
-        (("--channels_last",), False, "cpu", True),
-        (("--channels_last", "false"), True, "cuda", False),
-        (("--channels_last", "--compile"), None, "cuda", True),
+        (None, None, False, "cpu", False),
+        (None, None, False, "cuda", False),
+        (None, True, False, "cpu", True),
+        (None, True, False, "cuda", True),
+        (True, False, False, "cpu", True),
+        (False, True, False, "cuda", False),
+        (True, None, True, "cuda", True),
     ],
 )
-def test_channels_last_is_the_option_else_the_checkpoints(options, saved, device, expected):
-    config = parsed("--preset", "fashion_mnist_8", *DATA, *options)
+def test_channels_last_is_the_option_else_the_checkpoints(asked, saved, compiled, device, expected):
     saved = None if saved is None else {"run": {"channels_last": saved}}
-    assert resolve_channels_last(config, saved, torch.device(device)) is expected
+    assert resolve_channels_last(asked, saved, compiled, torch.device(device)) is expected
 
 
 def test_channels_last_is_not_compiled_on_a_cpu():
-    config = parsed("--preset", "fashion_mnist_8", *DATA, "--channels_last", "--compile")
     with pytest.raises(ValueError, match=r"`compile` and `channels_last` are both True .* `--channels_last false`"):
-        resolve_channels_last(config, None, torch.device("cpu"))
+        resolve_channels_last(True, None, True, torch.device("cpu"))
 
 
 def test_the_null_class_follows_label_dropout():

@@ -20,12 +20,12 @@ SCHEDULER_KEYS = ("num_train_timesteps", "beta_schedule", "beta_start", "beta_en
 
 
 def info(config: InfoConfig) -> None:
-    """Prints what [`describe`] says of `config.pipeline`."""
-    description = describe(config.pipeline)
+    """Prints what [`facts_of`] says of `config.pipeline`."""
+    description = facts_of(config.pipeline)
     print(json.dumps(description, indent=2) if config.json else as_text(description))
 
 
-def describe(name: str) -> dict[str, Any]:
+def facts_of(name: str) -> dict[str, Any]:
     """
     Stages, classes and licence of the pipeline in a folder or on the Hub, without its weights, as JSON has them.
 
@@ -87,7 +87,7 @@ def license_of(name: str) -> str | None:
 
 
 def as_text(description: dict[str, Any]) -> str:
-    """What [`describe`] found, as a person reads it."""
+    """What [`facts_of`] found, as a person reads it."""
     header = ["stage", "images", "parameters", "predicts", "scheduler", "trained with", "steps", "s", "guidance"]
     rows = []
     for name, stage in description["stages"].items():

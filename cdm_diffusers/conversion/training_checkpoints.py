@@ -7,7 +7,7 @@ from safetensors.torch import load_file
 
 from ..files import read_json
 from ..training.checkpoints import Result, loading
-from ..training.export import save_pipeline, stage_pipeline
+from ..training.export import pipeline_of, save_pipeline
 from ..training.resolve import preset_of
 from ..training.stage import build_stage
 from .config import TrainingCheckpointConfig
@@ -42,7 +42,7 @@ def convert_training_checkpoint(
         stage = build_stage(preset)
         file = checkpoint / ("ema.safetensors" if weights == "ema" else "model.safetensors")
         stage.unet.load_state_dict(load_file(file), strict=True)
-    pipeline = stage_pipeline(stage.unet.eval(), stage, preset, resolved["data"]["id2label"])
+    pipeline = pipeline_of(stage.unet.eval(), stage, preset, resolved["data"]["id2label"])
     kind = "the EMA weights" if weights == "ema" else "the last weights, not their average,"
     kind = f"{kind} of the checkpoint at step {progress['step']}"
     save_pipeline(pipeline, resolved, {"loss": progress["loss"]}, None, output_dir, weights=kind)

@@ -2,8 +2,9 @@
 
 import dataclasses
 import re
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from PIL import ImageColor
 from pydantic import AfterValidator, ValidationInfo
@@ -96,6 +97,12 @@ class DataConfig:
     num_classes: int | None = None
     seed: int = 0
     dataset_revision: str | None = None
+
+    @classmethod
+    def of(cls, given: Mapping[str, Any], **further: Any) -> "DataConfig":
+        """What `given` has of its arguments; `further` take precedence."""
+        names = {f.name for f in dataclasses.fields(cls)}
+        return cls(**({name: value for name, value in given.items() if name in names} | further))
 
     def __post_init__(self):
         check_place(self.dataset_name, self.train_data_dir)
@@ -212,7 +219,6 @@ class DataCheckConfig(ReadingOptions):
             raise ValueError(
                 f"`data` is {self.data!r}, neither a folder nor a data set of the Hub (owner/name): check it."
             )
-        names = {f.name for f in dataclasses.fields(DataConfig)} & {f.name for f in dataclasses.fields(self)}
-        given = {name: getattr(self, name) for name in names}
-        given |= {"source_resolution": self.resolution, "class_conditional": not self.unconditional}
-        return DataConfig(**given, **{"train_data_dir" if Path(self.data).is_dir() else "dataset_name": self.data})
+        place = {"train_data_dir" if Path(self.data).is_dir() else "dataset_name": self.data}
+        resolved = {"source_resolution": self.resolution, "class_conditional": not self.unconditional}
+        return DataConfig.of(vars(self), **place, **resolved)

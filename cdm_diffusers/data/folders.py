@@ -49,7 +49,7 @@ def read_image_folder(folder: Path, config: DataConfig) -> ImageFolderContents:
         ValueError: no images or no such split, a link that leads back to where it stands, or images for which it is
             not clear which class they belong to.
     """
-    root = _root_of(folder, config)
+    root = _root_of(folder, config.dataset_split)
     contents = ImageFolderContents(root)
     _read(contents, Path(), root, [os.path.realpath(root)])
     if not contents.images:
@@ -98,18 +98,18 @@ def imagefolder_options(contents: ImageFolderContents, config: DataConfig) -> di
     return options
 
 
-def _root_of(folder: Path, config: DataConfig) -> Path:
+def _root_of(folder: Path, split: str) -> Path:
     """The folder whose sub-folders are the classes: `folder`, or its sub-folder for the split."""
     names = sorted(child.name for child in folder.iterdir() if child.is_dir() and not child.name.startswith("."))
     if names and all(name in SPLIT_FOLDERS for name in names):
-        root = folder / config.dataset_split
-    elif config.dataset_split == "train":
+        root = folder / split
+    elif split == "train":
         root = folder
     else:
         root = None
     if root is None or not root.is_dir():
         raise ValueError(
-            f"`dataset_split` is {config.dataset_split!r}, which is not in {str(folder)!r}, whose sub-folders are "
+            f"`dataset_split` is {split!r}, which is not in {str(folder)!r}, whose sub-folders are "
             f"{names}: give the name of one, or leave it out for a folder with one sub-folder per class."
         )
     return root

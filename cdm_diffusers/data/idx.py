@@ -20,7 +20,7 @@ def open_idx(folder: Path, config: DataConfig) -> ImageData:
     """The images, and labels, of the pair of files in `folder` for the split that `config` names."""
     if config.streaming:
         raise ValueError(f"the IDX files in {str(folder)!r} are held in memory, not streamed: leave out --streaming.")
-    file = _find_idx(folder, "images-idx3-ubyte", config)
+    file = _find_idx(folder, "images-idx3-ubyte", config.dataset_split)
     files = [file.relative_to(folder)]
     with naming(f"every image of {file}"):
         images = grey_images_to_tensor(
@@ -28,7 +28,7 @@ def open_idx(folder: Path, config: DataConfig) -> ImageData:
         )
     if not config.class_conditional:
         return ImageData(InMemoryImages(images, None), None, root=folder, files=files)
-    file = _find_idx(folder, "labels-idx1-ubyte", config)
+    file = _find_idx(folder, "labels-idx1-ubyte", config.dataset_split)
     files.append(file.relative_to(folder))
     values = _read_idx(file, 1)
     if len(values) != len(images):
@@ -44,20 +44,20 @@ def open_idx(folder: Path, config: DataConfig) -> ImageData:
 def _idx_names(folder: Path, labels: np.ndarray, config: DataConfig) -> list[str]:
     """IDX files carry no names: from `label_names`, a `classes.txt` beside them, or the numbers themselves."""
     if config.label_names is not None:
-        return check_num_classes(read_label_names(config.label_names), config)
+        return check_num_classes(read_label_names(config.label_names), config.num_classes)
     if (folder / "classes.txt").is_file():
-        return check_num_classes(read_label_names(str(folder / "classes.txt")), config)
+        return check_num_classes(read_label_names(str(folder / "classes.txt")), config.num_classes)
     return [str(index) for index in range(config.num_classes or int(labels.max()) + 1)]
 
 
-def _find_idx(folder: Path, kind: str, config: DataConfig) -> Path:
-    prefix = IDX_PREFIXES.get(config.dataset_split, config.dataset_split)
+def _find_idx(folder: Path, kind: str, split: str) -> Path:
+    prefix = IDX_PREFIXES.get(split, split)
     found = sorted(folder.glob(f"*{prefix}-{kind}")) or sorted(folder.glob(f"*{prefix}-{kind}.gz"))
     if len(found) != 1:
         names = sorted(path.name for path in folder.glob("*-ubyte*"))
         raise ValueError(
             f"`train_data_dir` is {str(folder)!r}, which holds {names}; it must hold one file *{prefix}-{kind}[.gz] "
-            f"for `dataset_split` {config.dataset_split!r}."
+            f"for `dataset_split` {split!r}."
         )
     return found[0]
 

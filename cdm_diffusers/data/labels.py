@@ -6,8 +6,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from .config import DataConfig
-
 
 class UnfitRow(ValueError):
     """
@@ -79,11 +77,11 @@ def read_label_names(label_names: str) -> list[str]:
     return [name.strip() for name in label_names.split(",")]
 
 
-def check_num_classes(names: list[str], config: DataConfig) -> list[str]:
-    """`names`; ValueError if `config.num_classes` is given and is not their number."""
-    if config.num_classes is not None and config.num_classes != len(names):
+def check_num_classes(names: list[str], num_classes: int | None) -> list[str]:
+    """`names`; ValueError if `num_classes` is given and is not their number."""
+    if num_classes is not None and num_classes != len(names):
         raise ValueError(
-            f"`num_classes` is {config.num_classes}, but the data has {len(names)} class names "
+            f"`num_classes` is {num_classes}, but the data has {len(names)} class names "
             f"({_first(dict(enumerate(names)))}): leave it out or make them agree."
         )
     return names

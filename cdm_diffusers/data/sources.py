@@ -131,7 +131,7 @@ def _label_encoding(rows: Rows, column: str, config: DataConfig) -> LabelEncodin
     else:
         largest = max((label for label in rows.unique(column) if label is not None), default=-1)
         names = [str(index) for index in range(config.num_classes or largest + 1)]
-    return LabelEncoding(check_num_classes(names, config), from_strings)
+    return LabelEncoding(check_num_classes(names, config.num_classes), from_strings)
 
 
 def _check_labels(rows: datasets.Dataset, column: str, labels: LabelEncoding) -> None:
@@ -251,10 +251,10 @@ def _from_rows(rows: Rows, config: DataConfig) -> ImageData:
             f"`dataset_name` is {config.dataset_name!r}, which does not declare its columns and cannot be streamed: "
             "leave out --streaming."
         )
-    image_column = _find_image_column(rows.features, config)
+    image_column = _find_image_column(rows.features, config.image_column)
     label_column = labels = None
     if config.class_conditional:
-        label_column = _find_label_column(rows.features, config)
+        label_column = _find_label_column(rows.features, config.label_column)
         labels = _label_encoding(rows, label_column, config)
     rows = rows.select_columns([image_column] if labels is None else [image_column, label_column])
     rows = rows.cast_column(image_column, datasets.Image(decode=False))
@@ -271,18 +271,18 @@ def _from_rows(rows: Rows, config: DataConfig) -> ImageData:
     return ImageData(dataset, None if labels is None else labels.id2label, stream=stream, rows=decoded)
 
 
-def _find_image_column(features: datasets.Features, config: DataConfig) -> str:
+def _find_image_column(features: datasets.Features, asked: str | None) -> str:
     found = [name for name, feature in features.items() if isinstance(feature, datasets.Image)]
     found += [name for name in IMAGE_COLUMNS if name in features]
-    return _column(config.image_column, found, features, "image_column")
+    return _column(asked, found, features, "image_column")
 
 
-def _find_label_column(features: datasets.Features, config: DataConfig) -> str:
+def _find_label_column(features: datasets.Features, asked: str | None) -> str:
     found = [name for name in LABEL_COLUMNS if name in features]
     class_labels = [name for name, feature in features.items() if isinstance(feature, ClassLabel)]
     if len(class_labels) == 1:
         found += class_labels
-    return _column(config.label_column, found, features, "label_column")
+    return _column(asked, found, features, "label_column")
 
 
 def _column(asked: str | None, found: list[str], features: datasets.Features, option: str) -> str:

@@ -31,7 +31,7 @@ from ..pipelines import CascadedDiffusionPipeline, SuperResolutionPipeline
 from ..pipelines.stages import NOISE_RULE
 from ..processes import ending_together, from_main, open_state
 from ..training.checkpoints import EMA_NAME, checkpoints_in, read_checkpoint, step_of
-from ..training.export import save_pipeline, stage_pipeline
+from ..training.export import pipeline_of, save_pipeline
 from ..training.resolve import preset_of
 from ..training.stage import build_stage
 from .batches import in_order
@@ -150,7 +150,7 @@ def checkpoint_pipeline(checkpoint: Path, resolved: dict[str, Any]) -> Pipeline:
     except (OSError, RuntimeError, SafetensorError) as error:
         raise _incomplete(checkpoint, error) from error
     id2label = resolved["data"]["id2label"]
-    return stage_pipeline(stage.unet.eval(), stage, preset, id2label)
+    return pipeline_of(stage.unet.eval(), stage, preset, id2label)
 
 
 def _incomplete(checkpoint: Path, error: Exception) -> ValueError:
@@ -259,12 +259,10 @@ class Comparison:
 
 def data_config(resolved: dict[str, Any], split: str, train_data_dir: str | None) -> DataConfig:
     """A split of the data that the run was trained on, now in `train_data_dir` if given, prepared in the same way."""
-    names = {f.name for f in dataclasses.fields(DataConfig)} & resolved["data"].keys()
-    arguments = {name: resolved["data"][name] for name in names}
-    arguments |= {"dataset_split": split, "streaming": False}
+    place: dict[str, Any] = {}
     if train_data_dir is not None:
-        arguments |= {"train_data_dir": train_data_dir, "dataset_name": None, "dataset_revision": None}
-    return DataConfig(**arguments)
+        place = {"train_data_dir": train_data_dir, "dataset_name": None, "dataset_revision": None}
+    return DataConfig.of(resolved["data"], **place, dataset_split=split, streaming=False)
 
 
 def open_low_res(path: str, stage: str | None, unet: dict[str, Any]) -> ImageSet:

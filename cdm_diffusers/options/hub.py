@@ -1,6 +1,7 @@
 """Options of the commands that may upload what they made, as in Diffusers' example scripts."""
 
 import re
+from pathlib import Path
 from typing import Annotated
 
 from pydantic import AfterValidator, ValidationInfo
@@ -37,3 +38,7 @@ class HubOptions:
     hub_private_repo: bool | None = option(
         "Whether a newly created repository is private. Default: as set for your account on the Hub.", None
     )
+
+    def repository(self, output: str | Path) -> str:
+        """The name of the repository for the folder `output`."""
+        return self.hub_model_id or Path(output).resolve().name

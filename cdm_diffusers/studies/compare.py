@@ -33,7 +33,7 @@ def compare(config: CompareConfig) -> list[dict[str, Any]]:
             verdict = verdict_of(interval, config.margin)
             results.append({"row": name, "ratio": ratio, "interval": interval, "verdict": verdict})
     kind = "extrapolated, " if config.extrapolated else ""
-    print(table(results, f"{kind}{config.split}: ratio to {reference}"))
+    print(ratio_table(results, f"{kind}{config.split}: ratio to {reference}"))
     return results
 
 
@@ -67,7 +67,7 @@ def paired_ratio(
     return math.exp(statistics.fmean(values)), [math.exp(end) for end in student_interval(values)]
 
 
-def table(results: list[dict[str, Any]], title: str) -> str:
+def ratio_table(results: list[dict[str, Any]], title: str) -> str:
     """What `compare` prints."""
     rows = []
     for result in results:

@@ -488,16 +488,16 @@ class StudySettings(Section):
         return EXPERIMENTS[name](**self.given["experiments"][name])
 
 
-def experiment_names(config: ReproduceConfig) -> list[str]:
+def experiment_names(name: str, file: str) -> list[str]:
     """
-    The experiment that is to be reproduced, or all that the configuration has.
+    The experiment of that name, or of "all" those that the configuration `file` has.
 
     Raises:
         ValueError, OSError: as `read_settings`.
     """
-    if config.name != "all":
-        return [config.name]
-    return list(from_json(StudySettings, config.config).given["experiments"])
+    if name != "all":
+        return [name]
+    return list(from_json(StudySettings, file).given["experiments"])
 
 
 def read_settings(config: ReproduceConfig) -> StudySettings:

@@ -73,7 +73,9 @@ def reproduce(config: ReproduceConfig) -> dict[str, Any]:
         print(json.dumps(plan, indent=2) if config.json else as_text(plan))
         return plan
     if config.name == "all":
-        configs = {name: dataclasses.replace(config, name=name) for name in experiment_names(config)}
+        configs = {
+            name: dataclasses.replace(config, name=name) for name in experiment_names(config.name, config.config)
+        }
         for one in configs.values():
             checked(one)
         return {name: reproduce_one(one) for name, one in configs.items()}
@@ -88,7 +90,7 @@ def plan_of(config: ReproduceConfig) -> dict[str, Any]:
         ValueError: as `reproduce`, as far as can be known without them.
     """
     plan = Plan(config.gpu_tflops, config.utilisation)
-    for name in experiment_names(config):
+    for name in experiment_names(config.name, config.config):
         plan.add(name, *checked(dataclasses.replace(config, name=name)))
     return plan.as_dict()
 

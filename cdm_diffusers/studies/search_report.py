@@ -211,7 +211,7 @@ def write_report(
     `table.md`, `quality-over-s.png` (if s varies), `quality-over-evaluations.png` (of generated conditioning), and
     `augmentation.json`, the `outlook` (if there is one).
     """
-    text = table(rows, real, description, select_split, max_evaluations, select)
+    text = settings_table(rows, real, description, select_split, max_evaluations, select)
     if outlook is not None:
         text += f"\n\n{outlook_line(outlook, rows[0])}"
         write_json(folder / "augmentation.json", outlook)
@@ -242,7 +242,7 @@ def splits_of(rows: list[dict[str, Any]]) -> list[str]:
     return [name for name in rows[0]["figures"] if name not in OTHER_FIGURES]
 
 
-def table(
+def settings_table(
     rows: list[dict[str, Any]],
     real: dict[str, float],
     description: dict[str, Any],

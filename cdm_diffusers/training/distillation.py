@@ -21,7 +21,7 @@ from ..pipelines.solvers import solver_on_grid
 from ..presets import GaussianAugmentationPreset, StagePreset
 from .checkpoints import TrainingState
 from .config import DistillationConfig
-from .export import save_pipeline, stage_pipeline
+from .export import pipeline_of, save_pipeline
 from .loop import Trainer, carry_out, compile_network
 from .sharding import local
 from .stage import Stage
@@ -81,7 +81,7 @@ def phases_of(config: DistillationConfig, learns_v: bool) -> list[Phase]:
         ValueError: the teacher's steps cannot be halved to `end_steps`, or there are too few or too many
             `phase_steps`.
     """
-    start, end = start_steps_of(config), config.end_steps
+    start, end = start_steps_of(config.start_steps, config.timesteps), config.end_steps
     factor = start // end
     is_progressive = config.method == "progressive"
     if start % end or factor == 1 or (is_progressive and factor.bit_count() != 1):
@@ -102,21 +102,20 @@ def phases_of(config: DistillationConfig, learns_v: bool) -> list[Phase]:
     return [Phase(*pair, end - length, end) for pair, length, end in zip(steps, lengths, ends, strict=True)]
 
 
-def start_steps_of(config: DistillationConfig) -> int:
+def start_steps_of(start_steps: int | None, timesteps: list[int] | None) -> int:
     """
     DDIM steps of the first teacher.
 
     Raises:
         ValueError: `start_steps` is not the number of `timesteps`.
     """
-    if config.timesteps is None:
-        return config.start_steps or START_STEPS
-    if config.start_steps not in (None, len(config.timesteps)):
+    if timesteps is None:
+        return start_steps or START_STEPS
+    if start_steps not in (None, len(timesteps)):
         raise ValueError(
-            f"`start_steps` is {config.start_steps}, but `timesteps` has {len(config.timesteps)} entries: leave one "
-            "of them out."
+            f"`start_steps` is {start_steps}, but `timesteps` has {len(timesteps)} entries: leave one of them out."
         )
-    return len(config.timesteps)
+    return len(timesteps)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -200,7 +199,7 @@ class Distillation(Trainer):
 
     def grid(self, num_steps: int) -> tuple[torch.Tensor, torch.Tensor]:
         """alpha_bar, float64, and what the network is told, at the student's times, from low to high noise."""
-        (stage,) = stage_pipeline(self.stage.unet, self.stage, self.preset, None).stages
+        (stage,) = pipeline_of(self.stage.unet, self.stage, self.preset, None).stages
         _, indices, alphas_cumprod = solver_on_grid(stage.scheduler, num_steps, self.times(num_steps))
         is_timestep = self.preset.unet.time_conditioning == "timestep"
         return alphas_cumprod.flip(0), (indices if is_timestep else alphas_cumprod.sqrt().float()).flip(0)

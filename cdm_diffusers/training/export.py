@@ -17,7 +17,7 @@ from ..presets import InferencePreset, StagePreset
 from .stage import Stage, build_stage
 
 
-def stage_pipeline(
+def pipeline_of(
     unet: CascadedUNet2DModel, stage: Stage, preset: StagePreset, id2label: dict[int, str] | None
 ) -> CascadedDiffusionPipeline | SuperResolutionPipeline:
     """The pipeline of one stage: a cascade without super-resolution for a base."""
@@ -58,7 +58,7 @@ def inference_scheduler(stage: CascadeStage, inference: InferencePreset) -> Sche
 def stage_without_weights(preset: StagePreset) -> CascadedDiffusionPipeline | SuperResolutionPipeline:
     """The pipeline that a training of the preset ends in, without class names, its network on the meta device."""
     unet = build_on_meta(preset.unet)
-    return stage_pipeline(unet, build_stage(preset, unet), preset, None)
+    return pipeline_of(unet, build_stage(preset, unet), preset, None)
 
 
 def save_pipeline(

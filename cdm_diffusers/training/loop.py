@@ -52,17 +52,17 @@ from .checkpoints import (
 from .config import RunConfig, TrainingConfig
 from .cpu import check_mixed_precision, warn_of_slow_cpu
 from .ema import LerpEMAModel
-from .export import save_pipeline, stage_pipeline
+from .export import pipeline_of, save_pipeline
 from .pretrained import Pretrained, load_pretrained
 from .progress import farewell, interruption, introduction, warnings
 from .resolve import (
     check_resumable,
     data_config,
-    describe,
     drawn_for,
     flatten,
     resolve_channels_last,
     resolve_preset,
+    run_description,
     was_streamed_whole,
 )
 from .same_data import DATA_NAME, check_same_data
@@ -144,7 +144,9 @@ def train_alone(plan: Plan, config: RunConfig, state: PartialState, is_sharded: 
         prepare_if_asked(config, config.output_dir)
     if is_sharded:
         check_sharding(config, accelerator.num_processes)
-    channels_last = not is_sharded and resolve_channels_last(config, saved, accelerator.device)
+    channels_last = not is_sharded and resolve_channels_last(
+        config.channels_last, saved, config.compile, accelerator.device
+    )
     config = dataclasses.replace(config, channels_last=channels_last)
     of_data = data_config(config, preset)
     if config.dataset_revision is not None:  # resolved once, since branches and tags move
@@ -163,7 +165,7 @@ def train_alone(plan: Plan, config: RunConfig, state: PartialState, is_sharded: 
     division = {"num_processes": accelerator.num_processes, "drawn_for": drawn_for(saved)}
     if config.streaming and not was_streamed_whole(saved):
         division["num_lanes"] = data.stream.num_lanes(preset.training.train_batch_size)
-    resolved = describe(config, preset, data.id2label, num_examples, **division)
+    resolved = run_description(config, preset, data.id2label, num_examples, **division)
     with naming_last_good(Path(config.output_dir)):
         trainer = make_trainer(config, preset, data, accelerator, resolved, is_sharded)
         trainer.start(checkpoint)
@@ -534,7 +536,7 @@ class Trainer:
         unet = CascadedUNet2DModel.from_config(self.stage.unet.config)
         unet.to(self.accelerator.device)
         unet.load_state_dict(averages)
-        return stage_pipeline(unet.eval(), self.stage, self.preset, self.data.id2label)
+        return pipeline_of(unet.eval(), self.stage, self.preset, self.data.id2label)
 
     # -----------------------------------------------------------------------------------------------------------------
     # Checkpoints

@@ -95,7 +95,8 @@ def resolve_preset(
     if saved is not None:
         preset = as_of(saved, preset)
     check_kind(config, preset, super_resolution)
-    further = {"train_batch_size": global_batch_size(config, preset, num_processes)}
+    batch_size = global_batch_size(preset, config.train_batch_size, num_processes, config.gradient_accumulation_steps)
+    further: dict[str, Any] = {"train_batch_size": batch_size}
     if config.crop_size == 0:  # whole images from the first step on
         further |= {"crop_size": None, "whole_image_fraction": config.whole_image_fraction or 0.0}
     training = override_training(preset.training, config, **further)
@@ -116,7 +117,7 @@ def resolve_preset(
     )
     check_sizes(preset)
     check_crop(preset)
-    check_skip(config, preset)
+    check_skip(preset, config.pretrained_model_name_or_path is not None)
     return preset
 
 
@@ -208,7 +209,7 @@ def override(section: Any, config: RunConfig, **further: Any) -> Any:
     return dataclasses.replace(section, **(given | further))
 
 
-def check_skip(config: TrainingConfig, preset: StagePreset) -> None:
+def check_skip(preset: StagePreset, is_pretrained: bool) -> None:
     """Refuses `low_res_skip` where it would be of no use."""
     unet, prediction_type = preset.unet, preset.scheduler.prediction_type
     if unet.low_res_skip and prediction_type != "sample":
@@ -221,7 +222,7 @@ def check_skip(config: TrainingConfig, preset: StagePreset) -> None:
             f"`low_res_skip_threshold` is {unet.low_res_skip_threshold}, which would leave noise of the Gaussian "
             "conditioning augmentation in the images: leave it out, or choose another `conditioning_augmentation`."
         )
-    if unet.low_res_skip_threshold > 0 and config.pretrained_model_name_or_path is None:
+    if unet.low_res_skip_threshold > 0 and not is_pretrained:
         raise ValueError(
             f"`low_res_skip_threshold` is {unet.low_res_skip_threshold}, below which a network learns nothing, and a "
             "new one starts at 0: train with `low_res_skip` alone first, and start from those weights "
@@ -236,28 +237,22 @@ def check_kind(config: TrainingConfig, preset: StagePreset, super_resolution: bo
         script = "cdm train sr" if is_super_resolution else "cdm train base"
         kind = "super-resolution" if is_super_resolution else "base"
         raise ValueError(f"`preset` is {preset.name!r}, a {kind} stage: train it with {script}.")
-    if config.low_res_size is not None and not super_resolution:
-        raise ValueError(
-            f"`low_res_size` is {config.low_res_size}, but {preset.name!r} is a base stage: leave it out."
-        )
-    if config.low_res_skip and not super_resolution:
-        raise ValueError(f"`low_res_skip` is True, but {preset.name!r} is a base stage: leave it out.")
-    if config.conditioning_augmentation is not None and not super_resolution:
-        raise ValueError(
-            f"`conditioning_augmentation` is {config.conditioning_augmentation!r}, but {preset.name!r} is a base "
-            "stage: leave it out."
-        )
+    for name in () if super_resolution else ("low_res_size", "low_res_skip", "conditioning_augmentation"):
+        if value := getattr(config, name):
+            raise ValueError(f"`{name}` is {value!r}, but {preset.name!r} is a base stage: leave it out.")
 
 
-def global_batch_size(config: RunConfig, preset: StagePreset, num_processes: int) -> int:
-    """Images per optimizer step, over all processes and micro-batches."""
-    split = num_processes * config.gradient_accumulation_steps
-    if config.train_batch_size is not None:
-        return config.train_batch_size * split
+def global_batch_size(
+    preset: StagePreset, train_batch_size: int | None, num_processes: int, gradient_accumulation_steps: int
+) -> int:
+    """Images per optimizer step, over all processes and micro-batches; `train_batch_size` is of one of these."""
+    split = num_processes * gradient_accumulation_steps
+    if train_batch_size is not None:
+        return train_batch_size * split
     if preset.training.train_batch_size % split:
         raise ValueError(
             f"the batch of {preset.training.train_batch_size} of {preset.name!r} does not divide over {num_processes} "
-            f"processes and `gradient_accumulation_steps` of {config.gradient_accumulation_steps}: "
+            f"processes and `gradient_accumulation_steps` of {gradient_accumulation_steps}: "
             "give `train_batch_size`, per process and micro-batch."
         )
     return preset.training.train_batch_size
@@ -304,14 +299,13 @@ def check_crop(preset: StagePreset) -> None:
 
 def data_config(config: RunConfig, preset: StagePreset) -> DataConfig:
     """Which images, as the options and the preset say."""
-    names = {f.name for f in dataclasses.fields(DataConfig)} & {f.name for f in dataclasses.fields(config)}
-    arguments = {name: getattr(config, name) for name in names}
-    arguments |= dataclasses.asdict(preset.data)
-    arguments |= {"num_channels": preset.unet.in_channels, "class_conditional": preset.unet.num_classes is not None}
-    return DataConfig(**arguments)
+    of_network = {"num_channels": preset.unet.in_channels, "class_conditional": preset.unet.num_classes is not None}
+    return DataConfig.of(vars(config), **dataclasses.asdict(preset.data), **of_network)
 
 
-def resolve_channels_last(config: RunConfig, saved: dict[str, Any] | None, device: torch.device) -> bool:
+def resolve_channels_last(
+    asked: bool | None, saved: dict[str, Any] | None, compiled: bool, device: torch.device
+) -> bool:
     """
     What was asked for, else the checkpoint's, because the format changes the rounding, else no: training steps took
     longer with it on a CPU, and on an H200 (docs/benchmarks.md).
@@ -319,10 +313,9 @@ def resolve_channels_last(config: RunConfig, saved: dict[str, Any] | None, devic
     Raises:
         ValueError: if the network is to be compiled as well, on a CPU.
     """
-    channels_last = config.channels_last
-    if channels_last is None:
-        channels_last = saved is not None and saved["run"]["channels_last"]
-    if channels_last and config.compile and device.type == "cpu":
+    by_default = saved is not None and saved["run"]["channels_last"]
+    channels_last = by_default if asked is None else asked
+    if channels_last and compiled and device.type == "cpu":
         raise ValueError(  # see compile_network
             "`compile` and `channels_last` are both True (the latter as asked for, or as the checkpoint has it), with "
             "which Inductor loses gradients on a CPU: leave out `--compile`, or give `--channels_last false`."
@@ -330,7 +323,7 @@ def resolve_channels_last(config: RunConfig, saved: dict[str, Any] | None, devic
     return channels_last
 
 
-def describe(
+def run_description(
     config: RunConfig,
     preset: StagePreset,
     id2label: dict[int, str] | None,
@@ -365,7 +358,7 @@ def describe(
 
 
 def preset_of(resolved: dict[str, Any]) -> StagePreset:
-    """The inverse of [`describe`]: the preset that a run's `training_config.json` describes."""
+    """The inverse of [`run_description`]: the preset that a run's `training_config.json` describes."""
     augmentation = resolved["augmentation"]
     return StagePreset(
         name=resolved["name"],

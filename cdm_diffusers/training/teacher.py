@@ -118,7 +118,7 @@ def student_preset(config: DistillationConfig, teacher: Teacher, max_train_steps
         ValueError: the options do not fit the teacher or each other.
     """
     known, stage = teacher.preset, teacher.stage
-    augmentation = student_augmentation(config, teacher)
+    augmentation = student_augmentation(teacher, config.augmentation_level)
     is_gaussian = isinstance(augmentation, GaussianAugmentationPreset)
     resolution = config.source_resolution or teacher.source_resolution
     if resolution is None:
@@ -147,7 +147,9 @@ def student_preset(config: DistillationConfig, teacher: Teacher, max_train_steps
     )
     check_sizes(preset)
     of_distillation = {
-        "train_batch_size": global_batch_size(config, preset, num_processes),
+        "train_batch_size": global_batch_size(
+            preset, config.train_batch_size, num_processes, config.gradient_accumulation_steps
+        ),
         "max_train_steps": max_train_steps,
         "lr_warmup_steps": config.lr_warmup_steps or 0,
         "lr_scheduler": config.lr_scheduler or "linear",
@@ -182,9 +184,9 @@ def student_process(teacher: Teacher) -> SchedulerPreset:
 
 
 def student_augmentation(
-    config: DistillationConfig, teacher: Teacher
+    teacher: Teacher, level: int | None
 ) -> GaussianAugmentationPreset | BlurAugmentationPreset | None:
-    """The teacher's: over all s if it is conditioned on s, unless one is given; else at the s of its training."""
+    """The teacher's: over all s if it is conditioned on s, unless `level` is one; else at the s of its training."""
     known = teacher.preset.augmentation if teacher.preset else None
     noising_scheduler = teacher.stage.noising_scheduler
     if noising_scheduler is None:
@@ -193,8 +195,8 @@ def student_augmentation(
     names = ("num_train_timesteps", "beta_schedule", "beta_start", "beta_end")
     augmentation = GaussianAugmentationPreset(**{name: process[name] for name in names})
     known = known if isinstance(known, GaussianAugmentationPreset) else augmentation
-    if config.augmentation_level is not None:
-        return dataclasses.replace(augmentation, level=config.augmentation_level)
+    if level is not None:
+        return dataclasses.replace(augmentation, level=level)
     if teacher.stage.unet.config.augmentation_level_embedding:
         return dataclasses.replace(
             augmentation, level=known.level, zero_level_probability=known.zero_level_probability
