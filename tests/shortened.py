@@ -10,6 +10,7 @@ import json
 import multiprocessing
 import runpy
 import sys
+from itertools import pairwise
 from pathlib import Path
 from urllib.request import urlopen
 
@@ -39,20 +40,23 @@ SHORTER = {
     "select-checkpoint": "--num_images 20 --num_final_images 20 --num_inference_steps 2",
     "reproduce": "--num_images 20 --sampling_seeds 0 1 --max_train_steps 2 --train_data_dir FASHION_MNIST",
     "app": "--port 0",
-    "examples/avatars/measure.py": "--num_train_epochs 1",
     "benchmarks/consistency.py": "--num_images 2 --num_samples 2",
     "benchmarks.gpu": "--toy --device cpu --minutes 5",
 }
 # Networks of the paper's size, made small.
-SMALL_NETWORK = "--block_out_channels 8 16 --layers_per_block 1 --norm_num_groups 4 --attention_resolutions 0"
+SMALL_NETWORK = (
+    "--block_out_channels 8 16 --layers_per_block 1 --norm_num_groups 4 --attention_resolutions 0 "
+    "--mid_block_attention false"
+)
 # The same where a word is given.
 SHORTER_WITH = {
     ("train base", "--compile"): "--no_compile",
     ("train sr", "--compile"): "--no_compile",
     ("train base", "imagenet_64"): SMALL_NETWORK,
-    ("train sr", "imagenet_64_to_256"): f"{SMALL_NETWORK} --gradient_accumulation_steps 2",
+    ("train sr", "imagenet_64_to_256"): f"{SMALL_NETWORK} --gradient_accumulation_steps 2 --validation_steps 0",
     ("train base", "runs/augmentation/good-base"): "--max_train_steps 300",
     ("train base", "runs/unlabelled/base"): "--max_train_steps 300",
+    ("examples/avatars/measure.py", "train"): "--num_train_epochs 1",
     ("assemble", "imagenet-64"): '--default_num_inference_steps {"base":5,"super_res_1":5}',
     ("evaluate", "--num_reference_images"): "--num_reference_images 20",
     ("search", "--num_inference_steps"): "--num_inference_steps 2",
@@ -61,6 +65,8 @@ SHORTER_WITH = {
 }
 # What stands for files and data sets that are not there.
 PLACES = {"/usr/share/datasets/fashion-mnist": "FASHION_MNIST"}
+# Options that are left out with their value: guided-diffusion's code is not here.
+LEFT_OUT = {"--guided_diffusion"}
 NETWORKS = {
     "64x64_diffusion.pt": TWINS["small cosine 1000"],
     "64_256_upsampler.pt": TWINS["small linear 4000"],
@@ -81,7 +87,7 @@ RUN_DRY = {f"configs/augmentation{name}.json" for name in ("", "_every_level", "
 
 def shortened(command: str, words: list[str]) -> list[str]:
     """The words of a command, or of another program, then those that make it short."""
-    words = [PLACES.get(word, word) for word in words]
+    words = [PLACES.get(word, word) for before, word in pairwise(["", *words]) if not {before, word} & LEFT_OUT]
     further = [SHORTER.get(command, "")]
     further += [more for (name, word), more in SHORTER_WITH.items() if name == command and word in words]
     if words[0] in NETWORKS:

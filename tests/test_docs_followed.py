@@ -23,10 +23,10 @@ from scripts import ROOT
 from shortened import NETWORKS
 from small_cascade import small_cascade
 from test_docs import ON_WHAT_COMMANDS_MAKE
-from test_hub import DATA_SET_CARD, png
+from test_hub import DATA_SET_CARD
 from test_publishing import RECOGNITION
 from test_sources import write_idx
-from test_streams import write_tar
+from test_streams import write_entries
 
 from cdm_diffusers import CascadedDiffusionPipeline
 
@@ -85,14 +85,17 @@ def avatars(folder: Path) -> None:
 
 
 def imagenet(folder: Path) -> None:
-    """A data set of its name on the Hub, and tar files."""
+    """The same pictures as a data set of its name on the Hub, and as tar files."""
+    draw_pictures(folder / "pictures", 256)
+    pictures = [file.read_bytes() for file in sorted((folder / "pictures" / "train").glob("*/*.png"))]
+    labels = [number % 2 for number in range(len(pictures))]
     repository = folder.parent / "hub" / "datasets" / "ILSVRC" / "imagenet-1k"
     (repository / "data").mkdir(parents=True)
     (repository / "README.md").write_text(DATA_SET_CARD)
-    rows = {"image": [{"bytes": png(i), "path": None} for i in range(16)], "label": [i % 2 for i in range(16)]}
+    rows = {"image": [{"bytes": picture, "path": None} for picture in pictures], "label": labels}
     pq.write_table(pa.table(rows), repository / "data" / "train-00000-of-00001.parquet")
     (folder / "imagenet-tars").mkdir()
-    write_tar(folder / "imagenet-tars" / "0.tar", 0, 16)
+    write_entries(folder / "imagenet-tars" / "0.tar", pictures, labels)
 
 
 def for_training(folder: Path) -> None:

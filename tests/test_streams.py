@@ -31,11 +31,17 @@ LANES = 2
 
 
 def write_tar(file, first, count):
-    """Grey images of 8x8 pixels in WebDataset's format; image i has seed and label i."""
+    """Grey images of 8x8 pixels; image i has seed and label i."""
+    numbers = range(first, first + count)
+    write_entries(file, [png_bytes(random_pixels((8, 8), i)) for i in numbers], [i % 3 for i in numbers], first)
+
+
+def write_entries(file, pictures, labels, first=0):
+    """PNGs and their labels in WebDataset's format, numbered from `first`."""
     with tarfile.open(file, "w") as archive:
-        for i in range(first, first + count):
-            for suffix, content in (("png", png_bytes(random_pixels((8, 8), i))), ("cls", str(i % 3).encode())):
-                entry = tarfile.TarInfo(f"{i:05d}.{suffix}")
+        for number, (picture, label) in enumerate(zip(pictures, labels, strict=True), first):
+            for suffix, content in (("png", picture), ("cls", str(label).encode())):
+                entry = tarfile.TarInfo(f"{number:05d}.{suffix}")
                 entry.size = len(content)
                 archive.addfile(entry, io.BytesIO(content))
 

@@ -832,6 +832,23 @@ def test_trackers_that_are_not_there_are_refused(images, tmp_path, monkeypatch, 
     assert [file.name for file in tmp_path.iterdir() if not file.name.startswith(".")] == []
 
 
+@pytest.mark.parametrize(
+    ("preset", "options", "said"),
+    [
+        ("imagenet_64_to_256", SUPER_RES, "is 50: A linear schedule of 50 steps has no default end points"),
+        ("fashion_mnist_8", BASE, "is 5000: `num_inference_steps` is 5000; it must be at most 4000"),
+    ],
+)
+def test_steps_that_no_validation_can_take_are_refused(images, tmp_path, preset, options, said):
+    """Before anything is trained that a validation would end."""
+    steps = int(said.split()[1].strip(":"))
+    options = options | {"train_data_dir": str(images), "output_dir": str(tmp_path), "preset": preset}
+    config = TrainingConfig(**options | {"validation_steps": 2, "validation_inference_steps": steps})
+    with pytest.raises(ValueError, match=re.escape(f"`validation_inference_steps` {said}")):
+        train(config, super_resolution="low_res_size" in options)
+    assert [file.name for file in tmp_path.iterdir() if not file.name.startswith(".")] == []
+
+
 def test_super_resolution_run_ends_in_a_pipeline_with_card_and_curves(images, tmp_path):
     options = SUPER_RES | {"train_data_dir": str(images), "output_dir": str(tmp_path), "train_batch_size": 4}
     options |= {

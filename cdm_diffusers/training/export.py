@@ -55,6 +55,18 @@ def inference_scheduler(stage: CascadeStage, inference: InferencePreset) -> Sche
     return type(scheduler).from_config(scheduler.config, timestep_spacing=inference.timestep_spacing)
 
 
+def check_inference_steps(preset: StagePreset, num_inference_steps: int) -> None:
+    """
+    Raises:
+        ValueError: the stage cannot be sampled in so many steps.
+    """
+    (stage,) = stage_without_weights(preset).stages
+    try:
+        stage.scheduler.set_timesteps(num_inference_steps)
+    except ValueError as error:
+        raise ValueError(f"`validation_inference_steps` is {num_inference_steps}: {error}") from error
+
+
 def stage_without_weights(preset: StagePreset) -> CascadedDiffusionPipeline | SuperResolutionPipeline:
     """The pipeline that a training of the preset ends in, without class names, its network on the meta device."""
     unet = build_on_meta(preset.unet)

@@ -52,7 +52,7 @@ from .checkpoints import (
 from .config import RunConfig, TrainingConfig
 from .cpu import check_mixed_precision, warn_of_slow_cpu
 from .ema import LerpEMAModel
-from .export import pipeline_of, save_pipeline
+from .export import check_inference_steps, pipeline_of, save_pipeline
 from .pretrained import Pretrained, load_pretrained
 from .progress import farewell, interruption, introduction, warnings
 from .resolve import (
@@ -139,6 +139,8 @@ def train_alone(plan: Plan, config: RunConfig, state: PartialState, is_sharded: 
     checkpoint = checkpoint_to_resume(config.resume_from_checkpoint, Path(config.output_dir))
     saved = None if checkpoint is None else read_checkpoint(checkpoint)[0]
     preset, make_trainer = plan(state.num_processes, saved)
+    if config.validation_steps and config.validation_inference_steps is not None:
+        check_inference_steps(preset, config.validation_inference_steps)
     accelerator = make_accelerator(config, preset, state)
     if accelerator.is_main_process:
         prepare_if_asked(config, config.output_dir)
