@@ -27,6 +27,13 @@ SECONDS_BETWEEN_UPDATES = 0.5
 LARGEST_SEED = 2**32 - 1
 
 _sampling = threading.Lock()  # held by whoever samples: one at a time
+_closing = threading.Event()  # nobody samples any longer
+
+
+def close(patience: float) -> None:
+    """Ends sampling, for good: what runs has `patience` seconds for the step that it is at."""
+    _closing.set()
+    _sampling.acquire(timeout=patience)
 
 
 @options
@@ -163,12 +170,18 @@ class _Watched:
         self.images: dict[str, list[Image.Image]] = {}
         self.last_update = 0.0
 
+    @property
+    def is_to_end(self) -> bool:
+        """Whether no further step is to be taken."""
+        return self.is_stopped.is_set() or _closing.is_set()
+
     def run(self) -> None:
+        """Samples; in a thread of its own."""
         end = None
         try:
             with _sampling:
                 self.began = self.stage_began = time.monotonic()
-                if not self.is_stopped.is_set():
+                if not self.is_to_end:
                     self.call(callback_on_step_end=self.on_step_end)
         except Exception as error:
             end = error
@@ -180,7 +193,7 @@ class _Watched:
             raise ValueError(
                 f"This took longer than {self.max_seconds:g} seconds and was stopped: choose fewer steps or images."
             )
-        pipeline._interrupt = self.is_stopped.is_set()
+        pipeline._interrupt = self.is_to_end
         stage, step, num_steps = pipeline.current_stage, index + 1, pipeline.num_timesteps
         if step == num_steps or now - self.last_update > SECONDS_BETWEEN_UPDATES:
             self.last_update = now

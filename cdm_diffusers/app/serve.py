@@ -10,6 +10,9 @@ from ..pipelines import CascadedDiffusionPipeline
 from .config import AppConfig
 
 
+SECONDS_TO_END = 8  # fewer than most programs that stop others wait before they kill
+
+
 def serve(config: AppConfig) -> None:
     """
     Shows `config.pipeline` until SIGINT or SIGTERM.
@@ -24,6 +27,7 @@ def serve(config: AppConfig) -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit())
     with tempfile.TemporaryDirectory(prefix="cdm-app-") as folder:
         os.environ["GRADIO_TEMP_DIR"] = folder  # which Gradio reads when it is imported, too
+        from .generation import close
         from .page import build_page, launch
 
         pipeline = load_on_device(config.pipeline, config.dtype, config.device)
@@ -38,4 +42,7 @@ def serve(config: AppConfig) -> None:
                 f"a free port, which --port 0 finds: {error}"
             ) from error
         print(f"{page.title}: {page.local_url}", flush=True)
-        page.block_thread()
+        try:
+            page.block_thread()
+        finally:  # a thread that computes when the interpreter ends would abort it
+            close(SECONDS_TO_END)
