@@ -122,6 +122,14 @@ def test_few_steps_are_not_advised():
     assert "in 20 steps" in warning and "--validation_inference_steps" not in warning
 
 
+def test_steps_without_end_points_are_not_advised():
+    """A linear schedule has none by itself below 100 steps."""
+    preset = trained("imagenet_64_to_256", train_batch_size=8, ema_warmup=True, ema_decay=0.999)
+    config = config_of("imagenet_64_to_256", validation_steps=50, num_validation_images=20)
+    (warning,) = warnings(config, preset)
+    assert warning.endswith("between two: give --validation_steps 84.")  # and not 60 steps
+
+
 @pytest.mark.parametrize(("crop_size", "longer"), [(None, 25), (32, 100)])
 def test_validations_of_super_resolution_are_counted_by_the_stage_alone(crop_size, longer):
     """Crops of half the side are a quarter of the cost, and so is a training step on them."""

@@ -22,6 +22,7 @@ LARGEST_START = 0.01
 CALLS_PER_STEP = 3
 # With fewer, samples do not show what a network has learnt.
 FEWEST_STEPS = 10
+FEWEST_LINEAR_STEPS = 100  # without end points of their own
 
 
 def introduction(
@@ -140,10 +141,11 @@ def warnings(config: RunConfig, preset: StagePreset) -> Iterator[str]:
         equal = steps * config.num_validation_images / calls_per_step(preset)  # training steps that take as long
         if equal > config.validation_steps:
             fewer = math.floor(steps * config.validation_steps / equal)
+            fewest = FEWEST_LINEAR_STEPS if preset.scheduler.continuous else FEWEST_STEPS
             yield (
                 f"A validation of {config.num_validation_images} images in {steps:,} steps takes longer than the "
                 f"{config.validation_steps:,} training steps between two: give --validation_steps {math.ceil(equal)}"
-                + (f" or --validation_inference_steps {fewer}." if fewer >= FEWEST_STEPS else ".")
+                + (f" or --validation_inference_steps {fewer}." if fewer >= fewest else ".")
             )
 
 
