@@ -30,10 +30,16 @@ _sampling = threading.Lock()  # held by whoever samples: one at a time
 _closing = threading.Event()  # nobody samples any longer
 
 
-def close(patience: float) -> None:
-    """Ends sampling, for good: what runs has `patience` seconds for the step that it is at."""
-    _closing.set()
-    _sampling.acquire(timeout=patience)
+@contextlib.contextmanager
+def ending_sampling(patience: float) -> Iterator[None]:
+    """At its end, what samples ends as well; it has `patience` seconds for the step that it is at."""
+    _closing.clear()
+    try:
+        yield
+    finally:
+        _closing.set()
+        if _sampling.acquire(timeout=patience):
+            _sampling.release()
 
 
 @options

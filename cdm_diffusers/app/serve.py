@@ -27,7 +27,7 @@ def serve(config: AppConfig) -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit())
     with tempfile.TemporaryDirectory(prefix="cdm-app-") as folder:
         os.environ["GRADIO_TEMP_DIR"] = folder  # which Gradio reads when it is imported, too
-        from .generation import close
+        from .generation import ending_sampling
         from .page import build_page, launch
 
         pipeline = load_on_device(config.pipeline, config.dtype, config.device)
@@ -42,7 +42,5 @@ def serve(config: AppConfig) -> None:
                 f"a free port, which --port 0 finds: {error}"
             ) from error
         print(f"{page.title}: {page.local_url}", flush=True)
-        try:
+        with ending_sampling(SECONDS_TO_END):  # a thread that computes when the interpreter ends would abort it
             page.block_thread()
-        finally:  # a thread that computes when the interpreter ends would abort it
-            close(SECONDS_TO_END)
