@@ -27,6 +27,8 @@ def hub_errors(name: str | os.PathLike) -> Iterator[None]:
     except Exception as error:  # libraries for HTTP have their own
         reason = _reason(error)
         if reason is None and isinstance(error, OSError):
+            if os.path.isdir(name) and not os.path.isfile(os.path.join(name, INDEX)):
+                raise OSError(f"{name} holds no pipeline: there is no {INDEX} in it.") from error
             place = "" if os.path.isdir(name) else " on the Hub"
             raise OSError(f"{name}{place} is incomplete or damaged: {error}") from error
         if reason is None:
@@ -46,6 +48,8 @@ def check_reached(
     """
     if os.path.isdir(name):
         return
+    if os.path.isfile(name):
+        raise OSError(f"{str(name)!r} is a file: give the folder that a pipeline was saved in.")
     with hub_errors(name):
         cached = try_to_load_from_cache(os.fspath(name), INDEX, cache_dir=cache_dir, revision=revision)
         if not isinstance(cached, str):

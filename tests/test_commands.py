@@ -100,6 +100,7 @@ def test_overview_and_groups_list_commands(capsys):
     ("words", "said"),
     [
         (["smple"], "'smple' is not a command; did you mean `cdm sample`?"),
+        (["train"], "'train' is not a command by itself; it must be train base, train sr, train classifier."),
         (["train", "bse"], "'train bse' is not a command; did you mean `cdm train base`?"),
         (["sample", "x", "--class_label", "1"], "`--class_label` is not an option; did you mean `--class_labels`?"),
         (["train", "sr", "--presets", "x"], "`--presets` is not an option; did you mean `--preset`?"),
@@ -115,6 +116,24 @@ def test_mistakes_are_one_line(capsys, words, said):
 
 def test_a_folder_that_is_not_there(capsys, tmp_path):
     assert str(tmp_path / "nothing") in refusal(capsys, "info", str(tmp_path / "nothing"))
+
+
+def test_what_holds_no_pipeline(capsys, tmp_path):
+    (tmp_path / "file").touch()
+    assert "file' is a file: give the folder" in refusal(capsys, "info", str(tmp_path / "file"))
+    assert "holds no pipeline: there is no model_index.json" in refusal(capsys, "info", str(tmp_path))
+
+
+def test_mistakes_in_a_configuration_come_before_packages_that_are_missing(tmp_path):
+    (tmp_path / "x.json").write_text('{"sampling": {"batchsize": 2}}')
+    program = (
+        "import sys\n"
+        "sys.modules.update(dict.fromkeys(('matplotlib', 'scipy', 'transformers')))\n"
+        "from cdm_diffusers.commands.main import main\n"
+        "main()"
+    )
+    result = run_script("-c", program, "reproduce", "table2b", "--config", tmp_path / "x.json", "--dry_run")
+    assert result.returncode == 2 and "`sampling.batchsize` in" in result.stderr
 
 
 def test_main_process_alone_speaks():
@@ -314,6 +333,50 @@ def test_super_resolve_refuses_what_it_cannot_do(capsys, tmp_path, stage, small_
     (tmp_path / "text.png").write_text("no picture")
     words = ["--output", str(tmp_path / "large"), "--class_labels", "1"]
     assert "cannot be read" in refusal(capsys, "super-resolve", stage, str(tmp_path / "text.png"), *words)
+    assert not (tmp_path / "large").exists()
     assert "some over others" in refusal(capsys, "super-resolve", stage, small_images[0], small_images[0], *words)
     small_cascade(num_stages=1).save_pretrained(tmp_path / "base")
     assert "a base alone" in refusal(capsys, "super-resolve", str(tmp_path / "base"), *small_images, *words)
+
+
+# cdm assemble
+
+
+@pytest.fixture
+def stages(tmp_path):
+    """Words that join a base and the stage after it, each in a folder of its own."""
+    cascade = small_cascade(num_stages=2)
+    for name in ("base", "super_res_1"):
+        cascade.stage_pipeline(name).save_pretrained(tmp_path / name)
+    return ["assemble", "--base", str(tmp_path / "base"), "--super_res", str(tmp_path / "super_res_1")]
+
+
+@pytest.mark.parametrize("name", ["base", "super_res_1"])
+def test_no_stage_is_written_over(capsys, stages, tmp_path, name):
+    before = sorted(path.name for path in (tmp_path / name).iterdir())
+    assert "is one of the stages" in refusal(capsys, *stages, "--output", str(tmp_path / name))
+    assert sorted(path.name for path in (tmp_path / name).iterdir()) == before
+
+
+def test_figures_of_an_earlier_cascade_are_not_taken_over(capsys, stages, tmp_path):
+    """Nor are its stages, which go where its figures do not stand in the way."""
+    folder = tmp_path / "cascade"
+    small_cascade(num_stages=3).save_pretrained(folder)
+    (folder / "recognition.json").write_text("{}")
+    said = refusal(capsys, *stages, "--output", str(folder))
+    assert "whose recognition.json are of the pipeline that it holds: move them" in said
+    assert (folder / "super_res_2_unet").is_dir()
+    (folder / "recognition.json").unlink()
+    (folder / "mine").mkdir()
+    main([*stages, "--output", str(folder)])
+    kept = {path.name for path in folder.iterdir() if path.is_dir()}
+    index = json.loads((folder / "model_index.json").read_text())
+    assert kept == {name for name, value in index.items() if isinstance(value, list) and value[0]} | {"mine"}
+    assert "super_res_1_unet" in kept and "super_res_2_unet" not in kept
+
+
+def test_stages_in_each_others_place_are_told_where_they_belong(capsys, stages, tmp_path):
+    swapped = ["assemble", "--base", stages[4], "--super_res", stages[2], "--output", str(tmp_path / "x")]
+    said = refusal(capsys, *swapped)
+    assert f"`base` has {stages[4]!r}, which holds a SuperResolutionPipeline; it must hold a Cascaded" in said
+    assert not (tmp_path / "x").exists()

@@ -193,7 +193,7 @@ def test_other_contents_than_state_dicts(tmp_path, content, message):
 
 
 def test_paths(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"There is no checkpoint .*missing.pt"):
+    with pytest.raises(FileNotFoundError, match=r"`checkpoint` is .*missing.pt', which is not there"):
         read_state_dict(tmp_path / "missing.pt")
     with pytest.raises(ValueError, match="is a folder"):
         read_state_dict(tmp_path)

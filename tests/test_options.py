@@ -278,7 +278,7 @@ def test_names_the_path_of_what_is_wrong(tmp_path, changes, expected):
 
 def test_what_is_not_a_configuration(tmp_path):
     file = tmp_path / "x.json"
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(OSError, match=r"x.json' cannot be read \(No such file or directory\): give a JSON file"):
         from_json(Experiment, file)
     file.write_text("[1]")
     with pytest.raises(ValueError, match=r"^'.*x.json' is \[1\]; it must be an object \(Experiment\)\.$"):

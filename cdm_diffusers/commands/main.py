@@ -188,10 +188,12 @@ def overview() -> str:
 def refuse(words: list[str]) -> NoReturn:
     """Ends the process: there is no such command. Groups such as "train" list theirs."""
     group = [name for name in COMMANDS if name.startswith(f"{words[0]} ")]
-    if group and (len(words) == 1 or words[1] in ("-h", "--help")):
-        lines = [f"  cdm {name}  {COMMANDS[name].summary}" for name in group]
-        print("\n".join(lines), file=sys.stdout if len(words) > 1 else sys.stderr)
-        raise SystemExit(0 if len(words) > 1 else 2)
+    if group and words[1:] == []:
+        print(f"cdm: error: {words[0]!r} is not a command by itself; it must be {', '.join(group)}.", file=sys.stderr)
+        raise SystemExit(2)
+    if group and words[1] in ("-h", "--help"):
+        print("\n".join(f"  cdm {name}  {COMMANDS[name].summary}" for name in group))
+        raise SystemExit(0)
     given = " ".join(words[:2] if group else words[:1])
     nearest = difflib.get_close_matches(given, group or COMMANDS, 1)
     hint = f"did you mean `cdm {nearest[0]}`?" if nearest else "`cdm --help` lists all."

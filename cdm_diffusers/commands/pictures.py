@@ -121,9 +121,10 @@ def super_resolve(config: SuperResolveConfig) -> None:
         raise ValueError(f"`pipeline` is {config.pipeline!r}, a base alone; it must have a super-resolution stage.")
     channels = stages[0].unet.config.out_channels
     folder, files = Path(config.output), [f"{Path(file).stem}.png" for file in config.images]
+    images = torch.stack([read_image(file, channels, sizes, config.resize) for file in config.images])
     make_folder(folder, files)
     output = pipeline(
-        image=torch.stack([read_image(file, channels, sizes, config.resize) for file in config.images]),
+        image=images,
         num_inference_steps=config.num_inference_steps,
         guidance_scale=config.guidance_scale,
         consistency=config.consistency,

@@ -20,7 +20,8 @@ from ..model_cards import (
     said_before,
     write_card,
 )
-from ..pipelines import CascadedDiffusionPipeline
+from ..pipelines import CascadedDiffusionPipeline, SuperResolutionPipeline
+from ..pipelines.loading import kind_of
 from ..publishing import find_document, prepare_if_asked, push_if_asked
 from .config import AssembleConfig
 
@@ -38,6 +39,8 @@ def assemble_cascade(config: AssembleConfig) -> None:
         OSError: a stage or file is not there, or the Hub refuses.
     """
     output = Path(config.output)
+    check_output(config)
+    check_kinds(config)
     prepare_if_asked(config, output)
     cascade = CascadedDiffusionPipeline.from_stages(config.base, *config.super_res)
     if config.schedulers is not None:
@@ -49,7 +52,7 @@ def assemble_cascade(config: AssembleConfig) -> None:
         given = config.default_num_inference_steps or {}
         cascade.register_to_config(default_timesteps={stage: of for stage, of in times.items() if stage not in given})
     names = [stage.name for stage in cascade.stages]
-    places = [config.base, *config.super_res]
+    places = inputs_of(config)
     configs, sources = documents(places, CONFIGURATION, names), documents(places, SOURCE, names)
     recognition = None if config.recognition is None else json.loads(Path(config.recognition).read_text())
     if recognition is not None:
@@ -71,6 +74,43 @@ def assemble_cascade(config: AssembleConfig) -> None:
         f"  cdm sample {shlex.quote(config.output)} --output samples.png"
     )
     push_if_asked(config, output)
+
+
+def check_output(config: AssembleConfig) -> None:
+    """
+    Raises:
+        ValueError: the output folder is a stage's, or has pictures or figures of a pipeline that was there before.
+    """
+    output = Path(config.output)
+    if any(Path(place).is_dir() and output.resolve() == Path(place).resolve() for place in inputs_of(config)):
+        raise ValueError(f"`output` is {config.output!r}, which is one of the stages: give another folder.")
+    replaced = {REPORTS[0]: config.recognition, GRID: config.sample_grid}
+    if left := [name for name in (*REPORTS, GRID) if (output / name).is_file() and replaced.get(name) is None]:
+        raise ValueError(
+            f"`output` is {config.output!r}, whose {' and '.join(left)} are of the pipeline that it holds: move them "
+            "away, or give another folder."
+        )
+
+
+def check_kinds(config: AssembleConfig) -> None:
+    """
+    Raises:
+        ValueError: a base where a super-resolution stage belongs, or the other way round.
+        OSError: a stage is not there.
+    """
+    kinds = [("base", CascadedDiffusionPipeline), *[("super_res", SuperResolutionPipeline)] * len(config.super_res)]
+    for (name, kind), place in zip(kinds, inputs_of(config), strict=True):
+        found = kind_of(place)
+        if found is not kind:
+            raise ValueError(
+                f"`{name}` has {place!r}, which holds a {found.__name__}; it must hold a {kind.__name__}: bases are "
+                "given as `base`, super-resolution stages as `super_res`."
+            )
+
+
+def inputs_of(config: AssembleConfig) -> list[str]:
+    """Folders or Hub ids of all stages."""
+    return [config.base, *config.super_res]
 
 
 def documents(places: Sequence[str], file: str, names: Sequence[str]) -> dict[str, dict[str, Any]]:

@@ -36,7 +36,7 @@ def read_state_dict(path: str | Path) -> dict[str, torch.Tensor]:
     """
     path = Path(path)
     if not path.exists():
-        raise FileNotFoundError(f"There is no checkpoint {str(path)!r}.")
+        raise FileNotFoundError(f"`checkpoint` is {str(path)!r}, which is not there: check the path.")
     if path.is_dir():
         raise ValueError(f"{str(path)!r} is a folder; give the checkpoint file.")
     if SHARD_NAME.search(path.name):

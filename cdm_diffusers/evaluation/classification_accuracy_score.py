@@ -5,9 +5,8 @@ trained on nothing but samples recognises real images, beside the same classifie
 
 import dataclasses
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import matplotlib.figure
 import torch
 from accelerate import PartialState
 from diffusers.utils import logging
@@ -29,6 +28,9 @@ from .records import digest, open_report
 from .sample import how_to_go_on
 from .tables import classification_accuracy_table
 
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 logger = logging.get_logger(__name__)
 REPORT_NAME = "classification_accuracy_score.json"
@@ -235,7 +237,7 @@ def draw_report(
         class_rows(samples, real.dataset, labels, num_images).save(folder / f"{name}_classes.png")
 
 
-def per_class_figure(of_samples: dict[str, Any], of_real: dict[str, Any]) -> matplotlib.figure.Figure:
+def per_class_figure(of_samples: dict[str, Any], of_real: dict[str, Any]) -> "Figure":
     """Figure 7: each class's accuracy after training on real images and on samples, and one against the other."""
     pairs = [
         (of_real["per_class"][name], accuracy)
@@ -243,7 +245,9 @@ def per_class_figure(of_samples: dict[str, Any], of_real: dict[str, Any]) -> mat
         if accuracy is not None
     ]
     pairs = torch.tensor(sorted(pairs), dtype=torch.float64)
-    figure = matplotlib.figure.Figure(figsize=(11, 4.5), layout="constrained")
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11, 4.5), layout="constrained")
     ranked, scatter = figure.subplots(1, 2)
     ranked.plot(pairs[:, 0], ".-", color="tab:blue", label="real")
     ranked.plot(pairs[:, 1], ".", color="tab:red", label="samples")

@@ -134,7 +134,7 @@ class _Parser(argparse.ArgumentParser):
             return text
         if field.default_factory is not dataclasses.MISSING:
             default = field.default_factory()
-        if any(default is silent for silent in (None, False, dataclasses.MISSING)):
+        if default == [] or any(default is silent for silent in (None, False, dataclasses.MISSING)):
             return text
         shown = " ".join(map(str, default)) if isinstance(default, list | tuple) else default
         return f"{text} Default: {str(shown).lower() if isinstance(shown, bool) else shown}."

@@ -82,7 +82,10 @@ def from_json(kind: type[T], file: str | os.PathLike) -> T:
             declared, with its path.
         OSError: the file cannot be read.
     """
-    text = Path(file).read_text(encoding="utf-8")
+    try:
+        text = Path(file).read_text(encoding="utf-8")
+    except OSError as error:
+        raise OSError(f"{str(file)!r} cannot be read ({error.strerror}): give a JSON file.") from error
     try:
         values = json.loads(text)
     except ValueError as error:

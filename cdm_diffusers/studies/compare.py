@@ -41,7 +41,9 @@ def read_rows(report: str) -> list[dict[str, Any]]:
     """The rows of a file that `reproduce` has written."""
     try:
         return json.loads(Path(report).read_text())["rows"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except OSError as error:
+        raise OSError(f"`report` is {report!r}, which cannot be read ({error.strerror}): check the path.") from error
+    except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"`report` {report!r} is not a report of reproduce ({error!r}).") from error
 
 

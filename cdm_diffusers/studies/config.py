@@ -24,8 +24,7 @@ from ..evaluation.config import (
 from ..options import NonNegativeInt, PositiveFloat, PositiveInt, from_json, option, options
 from ..options.kinds import as_declared, kinds_of
 from ..pipelines.solver_names import SolverName
-from ..presets import get_preset
-from ..training.config import TrainingConfig
+from ..training.config import TrainingConfig, check_preset
 from .experiments import EXPERIMENTS, Experiment
 
 
@@ -90,6 +89,11 @@ class ReproduceConfig:
                 raise ValueError(
                     f"`{name}` is {value}, but it only applies to a `dry_run`: leave it out, or give `dry_run`."
                 )
+        if self.name == "all":
+            for name in experiment_names(self.name, self.config):
+                dataclasses.replace(self, name=name)
+        else:  # before anything is imported that takes long, or may not be installed
+            read_settings(self)
 
 
 @options
@@ -284,7 +288,8 @@ class SearchConfig(LabelledDataOptions):
         }
         options = {name: values for name, values in options.items() if values is not None}
         if (self.grid is None) == (not options):
-            raise ValueError(f"`grid` is {self.grid!r} and its axes are {options}: give either the one or the others.")
+            remedy = "leave out one of them" if options else "give it, or num_inference_steps or another of its axes"
+            raise ValueError(f"`grid` is {self.grid!r}, and {', '.join(options) or 'none'} of its axes: {remedy}.")
         grids = [options] if self.grid is None else read_grid(self.grid)
         return [
             Setting(**dict(zip(axes, values, strict=True)))
@@ -421,7 +426,7 @@ class StageSource(Section):
         if self.pipeline is not None and self.options is not None:
             raise ValueError("`options` are those of a training, and a stage of a `pipeline` is not trained.")
         if self.preset is not None:
-            get_preset(self.preset)
+            check_preset(self.preset)
 
     @property
     def is_given(self) -> bool:

@@ -32,6 +32,7 @@ from ..evaluation.records import digest, provenance
 from ..evaluation.sample import DTYPES, how_to_go_on, sample
 from ..evaluation.sample_store import LowResImages, SampleStore, store_real_images
 from ..files import write_json
+from ..options.problems import did_you_mean
 from ..pipelines import CascadedDiffusionPipeline, SuperResolutionPipeline
 from ..pipelines.fingerprints import fingerprint
 from ..pipelines.loading import Pipeline, load_pipeline, load_without_weights
@@ -168,6 +169,13 @@ class Study:
         EvaluateConfig(samples="", output="figures.json", **self.figures.options)
         if isinstance(experiment, AugmentationExperiment):
             check_settings(self)
+        known = list(self.settings.stages)
+        for recipe in (recipe for row in experiment.rows for recipe in row.arm.stages):
+            if recipe.name not in known:
+                raise ValueError(
+                    f"`experiments.{name}` has the stage {recipe.name!r}; it must be one of `stages`, "
+                    f"{known}{did_you_mean(recipe.name, known)}"
+                )
         for row in experiment.rows:
             try:
                 self.stages.evaluations(row.arm)
@@ -246,8 +254,8 @@ class Stages:
         The stages joined, whether trained by now or not, with networks on the meta device.
 
         Raises:
-            ValueError: there is no such stage, its training does not have the options or does not fit together, or the
-                stages do not fit each other.
+            ValueError: a stage's training does not have the options or does not fit together, or the stages do not
+                fit each other.
         """
         key = digest([dataclasses.asdict(recipe) for recipe in recipes])
         if key not in self.skeletons:
@@ -257,10 +265,6 @@ class Stages:
 
     def part_without_weights(self, recipe: StageRecipe) -> Pipeline:
         """One stage of [`without_weights`]."""
-        if recipe.name not in self.settings.stages:
-            raise ValueError(
-                f"there is no stage {recipe.name!r}; the configuration has the stages {list(self.settings.stages)}."
-            )
         source = self.settings.stages[recipe.name]
         if not source.is_given:
             return stage_without_weights(self.training(recipe, self.settings.training.seeds[0])[1])

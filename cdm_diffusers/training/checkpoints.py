@@ -80,7 +80,7 @@ def checkpoint_to_resume(resume_from_checkpoint: str | None, output_dir: Path) -
     if not (checkpoint / "progress.json").is_file():
         raise ValueError(
             f"`resume_from_checkpoint` is {resume_from_checkpoint!r}, which is not a checkpoint of this package: give "
-            f'"latest" or one of {[str(path) for path in existing]}.'
+            + (f'"latest" or one of {[str(path) for path in existing]}.' if existing else "another, or leave it out.")
         )
     return checkpoint
 

@@ -107,6 +107,16 @@ class RunConfig(DataOptions, HubOptions):
         check_place(self.dataset_name, self.train_data_dir)
 
 
+def check_preset(name: str) -> None:
+    """
+    Raises:
+        ValueError: it is not the name of one.
+    """
+    if name not in PRESETS:
+        hint = did_you_mean(name, list(PRESETS))
+        raise ValueError(f"`preset` is {name!r}; it must be one of {', '.join(PRESETS)}{hint}")
+
+
 @options
 class TrainingConfig(RunConfig):
     """
@@ -207,9 +217,7 @@ class TrainingConfig(RunConfig):
     )
 
     def __post_init__(self):
-        if self.preset not in PRESETS:
-            hint = did_you_mean(self.preset, list(PRESETS))
-            raise ValueError(f"`preset` is {self.preset!r}; it must be one of {', '.join(PRESETS)}{hint}")
+        check_preset(self.preset)
         super().__post_init__()
 
 
