@@ -39,7 +39,7 @@ def problems_of(cls: type, values: Any, error: ValidationError, where: str = "")
             case "value_error":
                 problem = str(item["ctx"]["error"]) + (f" ({name})" if where else "")
             case _:
-                problem = f"{name} is {value!r}; {_demand(kind, value)}."
+                problem = f"{name} is {value!r}; {_demand(kind, value)}{_nearest_choice(kind, value)}"
         problems.setdefault(path, problem)
     outer = {path[:length] for path in problems for length in range(len(path))}
     return [problem for path, problem in problems.items() if path not in outer]
@@ -80,7 +80,14 @@ def _demand(kind: Any, value: Any, subject: str = "it must be") -> str:
                 return _demand(item, wrong[0], f"each {'value' if origin is dict else 'item'} must be")
         elif origin in (int, float) and type(value) in (int, origin) and _bounds(alternative):
             return f"{subject} {_bounds(alternative)}"
-    return f"{subject} {' or '.join(map(_noun, alternatives_of(kind)))}"
+    nouns = list(map(_noun, alternatives_of(kind)))
+    return f"{subject} {' or '.join(nouns).replace(f'names to {nouns[0]}', 'names to such')}"
+
+
+def _nearest_choice(kind: Any, value: Any) -> str:
+    """The end of a sentence about a `value` that is none of those that are allowed."""
+    choices = [choice for one in alternatives_of(kind) if origin_of(one) is Literal for choice in get_args(one)]
+    return did_you_mean(value, list(map(str, choices))) if isinstance(value, str) else "."
 
 
 def _is_valid(kind: Any, value: Any) -> bool:
