@@ -873,6 +873,7 @@ BAD_CALLS = [
     ({"class_labels": 4}, r"`class_labels` has 4; it must lie in 0\.\.3"),
     ({"class_labels": [-1]}, "`class_labels` has -1"),
     ({"class_labels": ["wolf"]}, r"`class_labels` has 'wolf', which is not a class; the names are \['cat', 'dog'"),
+    ({"class_labels": ["cta"]}, r"`class_labels` has 'cta', which is not a class; .*; did you mean 'cat'\?"),
     ({"class_labels": ["crane"]}, r"'crane', which names the classes \[2, 3\]: give the index"),
     ({"class_labels": [1.0]}, r"`class_labels` has 1\.0 of type float"),
     ({"class_labels": [True]}, "`class_labels` has True of type bool"),

@@ -1,5 +1,6 @@
 """What users hand to the pipelines, checked once and turned into tensors; and images turned into what users get."""
 
+import difflib
 from collections.abc import Mapping
 
 import numpy as np
@@ -9,6 +10,7 @@ from diffusers.image_processor import VaeImageProcessor
 
 
 PIL_MODES = {1: "L", 3: "RGB"}
+MOST_NAMES = 20  # that an error lists
 MOST_GUIDANCE = 1e6  # products with it stay finite in float32
 
 
@@ -134,6 +136,16 @@ def resolve_class_labels(class_labels, num_classes: int | None, id2label: dict[i
     return [_class_index(label, num_classes, id2label) for label in class_labels]
 
 
+def _known_names(label: str, id2label: dict[int, str]) -> str:
+    """The end of a sentence about a `label` that is none of these."""
+    if not id2label:
+        return "this pipeline has no names (`id2label`)."
+    names = list(id2label.values())
+    nearest = difflib.get_close_matches(label, names, 1)
+    shown = f"{names}" if len(names) <= MOST_NAMES else f"{names[:MOST_NAMES]} and {len(names) - MOST_NAMES} others"
+    return f"the names are {shown}{f'; did you mean {nearest[0]!r}?' if nearest else '.'}"
+
+
 def _class_index(label, num_classes: int, id2label: dict[int, str] | None) -> int:
     if isinstance(label, str):
         names = id2label or {}
@@ -143,8 +155,7 @@ def _class_index(label, num_classes: int, id2label: dict[int, str] | None) -> in
             return matches[0]
         if matches:
             raise ValueError(f"`class_labels` has {label!r}, which names the classes {matches}: give the index.")
-        known = f"the names are {list(id2label.values())}" if id2label else "this pipeline has no names (`id2label`)"
-        raise ValueError(f"`class_labels` has {label!r}, which is not a class; {known}.")
+        raise ValueError(f"`class_labels` has {label!r}, which is not a class; {_known_names(label, names)}")
     if isinstance(label, bool) or not isinstance(label, (int, np.integer)):
         raise ValueError(f"`class_labels` has {label!r} of type {type(label).__name__}; give indices or names.")
     if not 0 <= label < num_classes:
