@@ -166,14 +166,10 @@ def staged_folder(output_dir: Path) -> Iterator[Path]:
 def publish(temporary: Path, output_dir: Path) -> None:
     """
     Moves a complete pipeline folder to its final place part by part. `model_index.json`, without which nothing loads,
-    goes first and comes back last: an interruption leaves no folder that half loads. Parts of a pipeline that was
-    there before go as well.
+    goes first and comes back last: an interruption leaves no folder that half loads.
     """
     sync_to_disk(temporary)
     index = output_dir / "model_index.json"
-    for name in _parts_of(index):
-        if not (temporary / name).exists():
-            shutil.rmtree(output_dir / name)
     index.unlink(missing_ok=True)
     for part in sorted(temporary.iterdir(), key=lambda part: part.name == index.name):
         final = output_dir / part.name
@@ -181,17 +177,6 @@ def publish(temporary: Path, output_dir: Path) -> None:
             shutil.rmtree(final)
         os.rename(part, final)
     sync_folder(output_dir)
-
-
-def _parts_of(index: Path) -> list[str]:
-    """The components' folders beside a `model_index.json`; none where it is not one."""
-    try:
-        parts = json.loads(index.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return []
-    names = [name for name, value in parts.items() if isinstance(value, list)] if isinstance(parts, dict) else []
-    folders = [index.parent / name for name in names if name == Path(name).name]
-    return [folder.name for folder in folders if folder.is_dir() and not folder.is_symlink()]
 
 
 def temporary_name(final: Path) -> Path:

@@ -17,7 +17,7 @@ ASKING_TIME = 10  # seconds that the Hub may take to say whether it has somethin
 @contextmanager
 def hub_errors(name: str | os.PathLike) -> Iterator[None]:
     """
-    Says in one line why there is no pipeline called `name`, which is not a folder here.
+    Says in one line why there is no pipeline called `name`.
 
     Raises:
         OSError: neither a folder nor a repository of the Hub, or the Hub was not reached.

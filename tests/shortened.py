@@ -81,7 +81,7 @@ LEFT_TO_OTHERS = {
     "curl": "files of gigabytes; small ones lie there already",
 }
 # Configurations of `reproduce` that are run dry, since they end at once where a weak base is as good as a good one:
-# with stages that are trained for two steps. tests/test_reproduce.py has such rows of other ones.
+# with stages that are trained for two steps. tests/test_reproduce.py covers such rows with other stages.
 RUN_DRY = {f"configs/augmentation{name}.json" for name in ("", "_every_level", "_unlabelled")}
 
 
@@ -136,7 +136,7 @@ def run_command(words: list[str]) -> None:
 
 
 def run_script(*words: str) -> None:
-    """One that is none of cdm's: its file, or -m and its name, and its words."""
+    """A script that is not a command of cdm: its file, or -m and its name, and its words."""
     is_module = words[0] == "-m"
     name, *further = words[is_module:]
     sys.argv = [name, *shortened(name, further)]

@@ -215,6 +215,28 @@ def test_closing_ends_sampling_and_lets_the_next_in(cascade, monkeypatch):
     assert 20 < len(calls) < 30  # all of the second, a few of the first
 
 
+def test_sampling_ends_with_the_server_and_may_begin_again(cascade, monkeypatch):
+    """In the middle, and that of those who wait."""
+    monkeypatch.setattr(generation, "_closing", threading.Event())
+    calls, settings = [], Settings(class_labels=["Trouser"], num_inference_steps={"base": 20})
+    handle = cascade.base_unet.register_forward_pre_hook(lambda *_: calls.append(time.sleep(0.02)))
+    try:
+        for _ in range(2):
+            with generation.ending_sampling(patience=60):
+                first, second = (generate(cascade, settings, Limits()) for _ in range(2))
+                next(first)
+                waiting = threading.Thread(target=pytest.raises, args=(ValueError, list, second))
+                waiting.start()
+            assert "super_res_2" not in {update.stage for update in first}
+            waiting.join(30)
+            assert not waiting.is_alive()
+            with pytest.raises(ValueError, match="The server is stopping"):
+                list(generate(cascade, settings, Limits()))
+    finally:
+        handle.remove()
+    assert 2 <= len(calls) < 2 * 20  # none of the second, and a few of the first
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # What is shown
 

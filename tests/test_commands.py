@@ -353,26 +353,23 @@ def stages(tmp_path):
 
 @pytest.mark.parametrize("name", ["base", "super_res_1"])
 def test_no_stage_is_written_over(capsys, stages, tmp_path, name):
-    before = sorted(path.name for path in (tmp_path / name).iterdir())
+    def content() -> dict[str, bytes]:
+        return {str(path): path.read_bytes() for path in (tmp_path / name).rglob("*") if path.is_file()}
+
+    before = content()
     assert "is one of the stages" in refusal(capsys, *stages, "--output", str(tmp_path / name))
-    assert sorted(path.name for path in (tmp_path / name).iterdir()) == before
+    assert content() == before
 
 
-def test_figures_of_an_earlier_cascade_are_not_taken_over(capsys, stages, tmp_path):
-    """Nor are its stages, which go where its figures do not stand in the way."""
+@pytest.mark.parametrize("left", ["recognition.json", "samples.png", "validation.json", "super_res_2_unet", "unet"])
+def test_two_pipelines_do_not_mix(capsys, stages, tmp_path, left):
+    """A folder that has more of another pipeline than what is written over."""
     folder = tmp_path / "cascade"
-    small_cascade(num_stages=3).save_pretrained(folder)
-    (folder / "recognition.json").write_text("{}")
-    said = refusal(capsys, *stages, "--output", str(folder))
-    assert "whose recognition.json are of the pipeline that it holds: move them" in said
-    assert (folder / "super_res_2_unet").is_dir()
-    (folder / "recognition.json").unlink()
-    (folder / "mine").mkdir()
     main([*stages, "--output", str(folder)])
-    kept = {path.name for path in folder.iterdir() if path.is_dir()}
-    index = json.loads((folder / "model_index.json").read_text())
-    assert kept == {name for name, value in index.items() if isinstance(value, list) and value[0]} | {"mine"}
-    assert "super_res_1_unet" in kept and "super_res_2_unet" not in kept
+    main([*stages, "--output", str(folder)])  # as often as one likes
+    (folder / left).mkdir()
+    assert f"which already holds {left}: move" in refusal(capsys, *stages, "--output", str(folder))
+    assert (folder / left).is_dir()
 
 
 def test_stages_in_each_others_place_are_told_where_they_belong(capsys, stages, tmp_path):

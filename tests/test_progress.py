@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -122,12 +123,12 @@ def test_few_steps_are_not_advised():
     assert "in 20 steps" in warning and "--validation_inference_steps" not in warning
 
 
-def test_steps_without_end_points_are_not_advised():
-    """A linear schedule has none by itself below 100 steps."""
-    preset = trained("imagenet_64_to_256", train_batch_size=8, ema_warmup=True, ema_decay=0.999)
-    config = config_of("imagenet_64_to_256", validation_steps=50, num_validation_images=20)
-    (warning,) = warnings(config, preset)
-    assert warning.endswith("between two: give --validation_steps 84.")  # and not 60 steps
+@pytest.mark.parametrize(("preset", "advice"), [("imagenet_64_to_256", "."), ("lsun_64_to_128", " or ")])
+def test_steps_that_a_schedule_does_not_have_are_not_advised(preset, advice):
+    """A linear schedule has no end points of its own below 100 steps; a cosine one needs none."""
+    config = config_of(preset, validation_steps=50, validation_inference_steps=100, num_validation_images=20)
+    (warning,) = warnings(config, trained(preset, train_batch_size=8, ema_warmup=True, ema_decay=0.999))
+    assert re.search(rf"give --validation_steps \d+{re.escape(advice)}", warning)
 
 
 @pytest.mark.parametrize(("crop_size", "longer"), [(None, 25), (32, 100)])

@@ -43,6 +43,7 @@ from cdm_diffusers.training import cpu
 from cdm_diffusers.training.checkpoints import checkpoints_in, read_checkpoint, rotate, step_of
 from cdm_diffusers.training.config import TrainingConfig
 from cdm_diffusers.training.ema import LerpEMAModel
+from cdm_diffusers.training.export import check_inference_steps
 from cdm_diffusers.training.loop import Trainer, train
 from cdm_diffusers.training.resolve import (
     check_resumable,
@@ -833,20 +834,33 @@ def test_trackers_that_are_not_there_are_refused(images, tmp_path, monkeypatch, 
 
 
 @pytest.mark.parametrize(
-    ("preset", "options", "said"),
+    ("preset", "options", "steps", "said"),
     [
-        ("imagenet_64_to_256", SUPER_RES, "is 50: A linear schedule of 50 steps has no default end points"),
-        ("fashion_mnist_8", BASE, "is 5000: `num_inference_steps` is 5000; it must be at most 4000"),
+        (
+            "imagenet_64_to_256",
+            SUPER_RES,
+            50,
+            "Stage `super_res`: A linear schedule of 50 steps has no",
+        ),
+        ("fashion_mnist_8", BASE, 5000, "Stage `base`: `num_inference_steps` is 5000; it must be at most 4000"),
     ],
 )
-def test_steps_that_no_validation_can_take_are_refused(images, tmp_path, preset, options, said):
+def test_steps_that_no_validation_can_take_are_refused(images, tmp_path, preset, options, steps, said):
     """Before anything is trained that a validation would end."""
-    steps = int(said.split()[1].strip(":"))
     options = options | {"train_data_dir": str(images), "output_dir": str(tmp_path), "preset": preset}
     config = TrainingConfig(**options | {"validation_steps": 2, "validation_inference_steps": steps})
-    with pytest.raises(ValueError, match=re.escape(f"`validation_inference_steps` {said}")):
+    with pytest.raises(ValueError, match=re.escape(f"`validation_inference_steps` is {steps}: {said}")):
         train(config, super_resolution="low_res_size" in options)
     assert [file.name for file in tmp_path.iterdir() if not file.name.startswith(".")] == []
+
+
+def test_a_solver_takes_fewer_steps_than_its_schedule_has():
+    """As in sampling: the last ones are where the cosine schedule has no signal."""
+    preset = get_preset("fashion_mnist_8")
+    preset = dataclasses.replace(preset, inference=dataclasses.replace(preset.inference, solver="ddim"))
+    check_inference_steps(preset, 100)
+    with pytest.raises(ValueError, match=r"`validation_inference_steps` is 3990: .* takes 3984 at most"):
+        check_inference_steps(preset, 3990)
 
 
 def test_super_resolution_run_ends_in_a_pipeline_with_card_and_curves(images, tmp_path):

@@ -32,7 +32,7 @@ _closing = threading.Event()  # nobody samples any longer
 
 @contextlib.contextmanager
 def ending_sampling(patience: float) -> Iterator[None]:
-    """At its end, what samples ends as well; it has `patience` seconds for the step that it is at."""
+    """On leaving, stops sampling, and waits for the current step, for up to `patience` seconds."""
     _closing.clear()
     try:
         yield
@@ -187,7 +187,9 @@ class _Watched:
         try:
             with _sampling:
                 self.began = self.stage_began = time.monotonic()
-                if not self.is_to_end:
+                if _closing.is_set():
+                    raise ValueError("The server is stopping: nothing more is sampled.")
+                if not self.is_stopped.is_set():
                     self.call(callback_on_step_end=self.on_step_end)
         except Exception as error:
             end = error

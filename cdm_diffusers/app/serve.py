@@ -42,5 +42,5 @@ def serve(config: AppConfig) -> None:
                 f"a free port, which --port 0 finds: {error}"
             ) from error
         print(f"{page.title}: {page.local_url}", flush=True)
-        with ending_sampling(SECONDS_TO_END):  # a thread that computes when the interpreter ends would abort it
+        with ending_sampling(SECONDS_TO_END):  # a thread still computing at exit would abort the process
             page.block_thread()

@@ -11,6 +11,7 @@ from ..files import staged_folder, write_json
 from ..model_cards import (
     CARD,
     CONFIGURATION,
+    DOCUMENTS,
     GRID,
     REPORTS,
     SOURCE,
@@ -22,10 +23,13 @@ from ..model_cards import (
 )
 from ..pipelines import CascadedDiffusionPipeline, SuperResolutionPipeline
 from ..pipelines.loading import kind_of
+from ..pipelines.pipeline_cascaded_diffusion import STAGE_NAMES, STAGE_PARTS
 from ..publishing import find_document, prepare_if_asked, push_if_asked
 from .config import AssembleConfig
 
 
+# All that a pipeline of either kind consists of.
+PARTS = (*STAGE_PARTS, *(f"{name}_{part}" for name in STAGE_NAMES for part in STAGE_PARTS))
 DEFAULTS = ("default_num_inference_steps", "default_augmentation_levels", "default_guidance_scales")
 
 
@@ -39,7 +43,6 @@ def assemble_cascade(config: AssembleConfig) -> None:
         OSError: a stage or file is not there, or the Hub refuses.
     """
     output = Path(config.output)
-    check_output(config)
     check_kinds(config)
     prepare_if_asked(config, output)
     cascade = CascadedDiffusionPipeline.from_stages(config.base, *config.super_res)
@@ -57,6 +60,11 @@ def assemble_cascade(config: AssembleConfig) -> None:
     recognition = None if config.recognition is None else json.loads(Path(config.recognition).read_text())
     if recognition is not None:
         check_report(recognition, cascade, config.recognition)
+    written = {CARD, CONFIGURATION, *(name for name, part in cascade.components.items() if part is not None)}
+    written |= {SOURCE} if sources else set()
+    written |= {REPORTS[0]} if config.recognition is not None else set()
+    written |= {GRID} if config.sample_grid is not None else set()
+    check_output(output, config, written)
     with staged_folder(output) as folder:
         cascade.save_pretrained(folder)
         write_json(folder / CONFIGURATION, configs)
@@ -76,22 +84,6 @@ def assemble_cascade(config: AssembleConfig) -> None:
     push_if_asked(config, output)
 
 
-def check_output(config: AssembleConfig) -> None:
-    """
-    Raises:
-        ValueError: the output folder is a stage's, or has pictures or figures of a pipeline that was there before.
-    """
-    output = Path(config.output)
-    if any(Path(place).is_dir() and output.resolve() == Path(place).resolve() for place in inputs_of(config)):
-        raise ValueError(f"`output` is {config.output!r}, which is one of the stages: give another folder.")
-    replaced = {REPORTS[0]: config.recognition, GRID: config.sample_grid}
-    if left := [name for name in (*REPORTS, GRID) if (output / name).is_file() and replaced.get(name) is None]:
-        raise ValueError(
-            f"`output` is {config.output!r}, whose {' and '.join(left)} are of the pipeline that it holds: move them "
-            "away, or give another folder."
-        )
-
-
 def check_kinds(config: AssembleConfig) -> None:
     """
     Raises:
@@ -100,12 +92,29 @@ def check_kinds(config: AssembleConfig) -> None:
     """
     kinds = [("base", CascadedDiffusionPipeline), *[("super_res", SuperResolutionPipeline)] * len(config.super_res)]
     for (name, kind), place in zip(kinds, inputs_of(config), strict=True):
-        found = kind_of(place)
+        found = kind_of(place, name)
         if found is not kind:
             raise ValueError(
                 f"`{name}` has {place!r}, which holds a {found.__name__}; it must hold a {kind.__name__}: bases are "
                 "given as `base`, super-resolution stages as `super_res`."
             )
+
+
+def check_output(output: Path, config: AssembleConfig, written: set[str]) -> None:
+    """
+    Args:
+        written: names of the parts and documents that will be in the folder.
+
+    Raises:
+        ValueError: the output folder is a stage's, or has parts or documents of a pipeline that would stay there.
+    """
+    if any(Path(place).is_dir() and output.resolve() == Path(place).resolve() for place in inputs_of(config)):
+        raise ValueError(f"`output` is {config.output!r}, which is one of the stages: give another folder.")
+    if left := [name for name in (*PARTS, *DOCUMENTS) if name not in written and (output / name).exists()]:
+        raise ValueError(
+            f"`output` is {config.output!r}, which already holds {', '.join(left)}: move what is there away, or give "
+            "another folder, so that no files of two pipelines mix."
+        )
 
 
 def inputs_of(config: AssembleConfig) -> list[str]:

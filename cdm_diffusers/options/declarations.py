@@ -84,8 +84,9 @@ def from_json(kind: type[T], file: str | os.PathLike) -> T:
     """
     try:
         text = Path(file).read_text(encoding="utf-8")
-    except OSError as error:
-        raise OSError(f"{str(file)!r} cannot be read ({error.strerror}): give a JSON file.") from error
+    except (OSError, UnicodeError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise OSError(f"{str(file)!r} cannot be read ({reason}): give a JSON file.") from error
     try:
         values = json.loads(text)
     except ValueError as error:

@@ -13,9 +13,9 @@ Pipeline = CascadedDiffusionPipeline | SuperResolutionPipeline
 KINDS = {kind.__name__: kind for kind in (CascadedDiffusionPipeline, SuperResolutionPipeline)}
 
 
-def kind_of(name: str) -> type[Pipeline]:
+def kind_of(name: str, argument: str = "pipeline") -> type[Pipeline]:
     """
-    The class of the pipeline in a folder or on the Hub.
+    The class of the pipeline in a folder or on the Hub; `argument` is what errors call it.
 
     Raises:
         ValueError: it is of another kind.
@@ -25,9 +25,11 @@ def kind_of(name: str) -> type[Pipeline]:
     with hub_errors(name):
         found = load_index(DiffusionPipeline, name)["_class_name"]
     if isinstance(found, list):
-        raise ValueError(f"`pipeline` is {name!r}, which carries its own code; give the folder it was exported from.")
+        raise ValueError(
+            f"`{argument}` is {name!r}, which carries its own code; give the folder it was exported from."
+        )
     if found not in KINDS:
-        raise ValueError(f"`pipeline` is {name!r}, which holds a {found}; it must hold {' or '.join(KINDS)}.")
+        raise ValueError(f"`{argument}` is {name!r}, which holds a {found}; it must hold {' or '.join(KINDS)}.")
     return KINDS[found]
 
 

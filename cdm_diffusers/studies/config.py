@@ -89,11 +89,9 @@ class ReproduceConfig:
                 raise ValueError(
                     f"`{name}` is {value}, but it only applies to a `dry_run`: leave it out, or give `dry_run`."
                 )
-        if self.name == "all":
-            for name in experiment_names(self.name, self.config):
-                dataclasses.replace(self, name=name)
-        else:  # before anything is imported that takes long, or may not be installed
-            read_settings(self)
+        # Before anything is imported that takes long, or may not be installed.
+        for name in experiment_names(self.name, self.config):
+            read_settings(self, name)
 
 
 @options
@@ -288,8 +286,9 @@ class SearchConfig(LabelledDataOptions):
         }
         options = {name: values for name, values in options.items() if values is not None}
         if (self.grid is None) == (not options):
-            remedy = "leave out one of them" if options else "give it, or num_inference_steps or another of its axes"
-            raise ValueError(f"`grid` is {self.grid!r}, and {', '.join(options) or 'none'} of its axes: {remedy}.")
+            if not options:
+                raise ValueError("`grid` is None, and no axis is given: give it, or num_inference_steps, ...")
+            raise ValueError(f"`grid` is {self.grid!r}, and so is {', '.join(options)}: leave one of them out.")
         grids = [options] if self.grid is None else read_grid(self.grid)
         return [
             Setting(**dict(zip(axes, values, strict=True)))
@@ -505,34 +504,38 @@ def experiment_names(name: str, file: str) -> list[str]:
     return list(from_json(StudySettings, file).given["experiments"])
 
 
-def read_settings(config: ReproduceConfig) -> StudySettings:
+def read_settings(config: ReproduceConfig, name: str | None = None) -> StudySettings:
     """
     The configuration file with what the command line says otherwise, and as `evaluation` that of the experiment.
+
+    Args:
+        name: of the experiment. Default: `config.name`.
 
     Raises:
         ValueError: the file is not such a configuration, or does not have the experiment.
         OSError: the file cannot be read.
     """
+    name = name or config.name
     given = from_json(StudySettings, config.config).given
-    if given["experiments"].get(config.name) is None:
+    if given["experiments"].get(name) is None:
         raise ValueError(
-            f"`name` is {config.name!r}; it must be one of the experiments of {config.config!r}, "
+            f"`name` is {name!r}; it must be one of the experiments of {config.config!r}, "
             f"{list(given['experiments'])}."
         )
     if config.dataset_name is not None or config.train_data_dir is not None:
         if config.dataset_name != given["data"].get("dataset_name"):
             given["data"].pop("dataset_revision", None)
         given["data"] |= {"dataset_name": config.dataset_name, "train_data_dir": config.train_data_dir}
-    for part, name, value in (
+    for part, option_name, value in (
         ("sampling", "num_images", config.num_images),
         ("sampling", "seeds", config.sampling_seeds),
         ("training", "seeds", config.training_seeds),
         ("training", "max_train_steps", config.max_train_steps),
     ):
         if value is not None:
-            given[part][name] = value
+            given[part][option_name] = value
     if config.max_train_steps is not None:
         for stage in given["stages"].values():
             (stage.get("options") or {}).pop("max_train_steps", None)
-    given["evaluation"] |= given["experiments"][config.name].pop("evaluation", None) or {}
+    given["evaluation"] |= given["experiments"][name].pop("evaluation", None) or {}
     return TypeAdapter(StudySettings).validate_json(json.dumps(given))

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import torch
 from diffusers import SchedulerMixin
 from PIL import Image
 
@@ -11,6 +12,7 @@ from ..model_cards import CONFIGURATION, GRID, VALIDATION, write_card
 from ..models import CascadedUNet2DModel
 from ..models.costs import build_on_meta
 from ..pipelines import CascadedDiffusionPipeline, SuperResolutionPipeline
+from ..pipelines.denoising import make_sampler
 from ..pipelines.solvers import scheduler_of
 from ..pipelines.stages import CascadeStage
 from ..presets import InferencePreset, StagePreset
@@ -62,7 +64,7 @@ def check_inference_steps(preset: StagePreset, num_inference_steps: int) -> None
     """
     (stage,) = stage_without_weights(preset).stages
     try:
-        stage.scheduler.set_timesteps(num_inference_steps)
+        make_sampler(stage.name, stage.unet, stage.scheduler, num_inference_steps, torch.device("cpu"))
     except ValueError as error:
         raise ValueError(f"`validation_inference_steps` is {num_inference_steps}: {error}") from error
 

@@ -14,6 +14,7 @@ import torch
 
 from ..presets import StagePreset, TrainingPreset
 from .config import RunConfig
+from .export import check_inference_steps
 
 
 # The share of the weights it began with that an average may hold in the end.
@@ -22,7 +23,6 @@ LARGEST_START = 0.01
 CALLS_PER_STEP = 3
 # With fewer, samples do not show what a network has learnt.
 FEWEST_STEPS = 10
-FEWEST_LINEAR_STEPS = 100  # without end points of their own
 
 
 def introduction(
@@ -141,12 +141,22 @@ def warnings(config: RunConfig, preset: StagePreset) -> Iterator[str]:
         equal = steps * config.num_validation_images / calls_per_step(preset)  # training steps that take as long
         if equal > config.validation_steps:
             fewer = math.floor(steps * config.validation_steps / equal)
-            fewest = FEWEST_LINEAR_STEPS if preset.scheduler.continuous else FEWEST_STEPS
             yield (
                 f"A validation of {config.num_validation_images} images in {steps:,} steps takes longer than the "
                 f"{config.validation_steps:,} training steps between two: give --validation_steps {math.ceil(equal)}"
-                + (f" or --validation_inference_steps {fewer}." if fewer >= fewest else ".")
+                + (f" or --validation_inference_steps {fewer}." if is_enough(preset, fewer) else ".")
             )
+
+
+def is_enough(preset: StagePreset, num_inference_steps: int) -> bool:
+    """Whether samples of so many steps show something, and the stage's schedule has so few."""
+    if num_inference_steps < FEWEST_STEPS:
+        return False
+    try:
+        check_inference_steps(preset, num_inference_steps)
+    except ValueError:
+        return False
+    return True
 
 
 def calls_per_step(preset: StagePreset) -> float:
