@@ -95,7 +95,7 @@ def test_what_cannot_be_compared(tmp_path):
         compare(CompareConfig(report=report))
     with pytest.raises(ValueError, match=r"`to` is 'c'; it must be one of the rows of .*, \['a', 'b'\]"):
         compare(CompareConfig(report=report, to="c"))
-    with pytest.raises(ValueError, match=r"`report` .* is not a report"):
+    with pytest.raises(OSError, match=r"`report` is .*missing.json.*cannot be read"):
         compare(CompareConfig(report=str(tmp_path / "missing.json")))
     (tmp_path / "list.json").write_text("[]")
     with pytest.raises(ValueError, match=r"`report` .* is not a report"):
