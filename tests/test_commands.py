@@ -372,6 +372,27 @@ def test_two_pipelines_do_not_mix(capsys, stages, tmp_path, left):
     assert (folder / left).is_dir()
 
 
+@pytest.mark.parametrize(
+    ("words", "argument"),
+    [
+        ("export {} --output {}", "output"),
+        ("export hub {} --output {}", "output"),
+        ("distill {} --end_steps 1 --train_data_dir {} --output_dir {}", "output_dir"),
+        ("train base --preset fashion_mnist_8 --train_data_dir {} --output_dir {}", "output_dir"),
+    ],
+)
+def test_no_stage_is_written_into_a_cascade(capsys, cascade, small_images, tmp_path, words, argument):
+    """Its other parts would stay beside the stage."""
+    base, folder = tmp_path / "base", tmp_path / "cascade"
+    CascadedDiffusionPipeline.from_pretrained(cascade).stage_pipeline("base").save_pretrained(base)
+    shutil.copytree(cascade, folder)
+    inputs = {"export": [base], "distill": [base, tmp_path], "train": [tmp_path]}[words.split()[0]]
+    index = (folder / "model_index.json").read_bytes()
+    said = refusal(capsys, *words.format(*inputs, folder).split())
+    assert f"`{argument}` is {str(folder)!r}, which already holds" in said
+    assert (folder / "model_index.json").read_bytes() == index
+
+
 def test_stages_in_each_others_place_are_told_where_they_belong(capsys, stages, tmp_path):
     swapped = ["assemble", "--base", stages[4], "--super_res", stages[2], "--output", str(tmp_path / "x")]
     said = refusal(capsys, *swapped)

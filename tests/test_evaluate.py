@@ -20,7 +20,15 @@ from cdm_diffusers.data.sources import open_images
 from cdm_diffusers.data.transforms import area_resize, to_float
 from cdm_diffusers.evaluation.classifier import ClassifierConfig, build_classifier
 from cdm_diffusers.evaluation.evaluate import EvaluateConfig, draw_samples, evaluate
-from cdm_diffusers.evaluation.features import ClassifierExtractor, FeatureExtractor, extract, load_extractor
+from cdm_diffusers.evaluation.features import (
+    ClassifierExtractor,
+    FeatureExtractor,
+    extract,
+    load_extractor,
+    read_statistics,
+    reference_features,
+    reference_statistics,
+)
 from cdm_diffusers.evaluation.metrics import (
     FeatureStatistics,
     extrapolated_frechet_distance,
@@ -32,11 +40,6 @@ from cdm_diffusers.evaluation.metrics import (
     rbf_kernel,
 )
 from cdm_diffusers.evaluation.records import provenance
-from cdm_diffusers.evaluation.references import (
-    read_statistics,
-    reference_features,
-    reference_statistics,
-)
 from cdm_diffusers.model_cards import _figures_of
 
 

@@ -610,7 +610,7 @@ def test_augmentation_from_nothing_and_again(study_folder, monkeypatch):
         raise AssertionError("made again what is there")
 
     monkeypatch.setattr(module, "train", fail)
-    monkeypatch.setattr("cdm_diffusers.evaluation.references.extract", fail)
+    monkeypatch.setattr("cdm_diffusers.evaluation.features.extract", fail)
     again = run(study_folder, "augmentation", **options)
     assert again["rows"] == json.loads(json.dumps(report["rows"])) and again["comparisons"] == report["comparisons"]
 

@@ -29,9 +29,8 @@ from cdm_diffusers.data.image_sets import load_image_set
 from cdm_diffusers.data.transforms import area_resize
 from cdm_diffusers.evaluation import sample as sample_module
 from cdm_diffusers.evaluation import sample_store
-from cdm_diffusers.evaluation.sample import SampleConfig, SamplingJob, sample
+from cdm_diffusers.evaluation.sample import SampleConfig, SamplingJob, counted_evaluations, image_generator, sample
 from cdm_diffusers.evaluation.sample_store import SampleStore
-from cdm_diffusers.evaluation.seeded_sampling import counted_evaluations, image_generator
 from cdm_diffusers.files import temporary_name
 from cdm_diffusers.pipelines.fingerprints import fingerprint
 from cdm_diffusers.pipelines.solvers import solver_name

@@ -22,8 +22,8 @@ from cdm_diffusers.data.transforms import area_resize, to_float
 from cdm_diffusers.evaluation.classifier import ClassifierConfig, build_classifier
 from cdm_diffusers.evaluation.ensembles import crps, squared_spread_and_error
 from cdm_diffusers.evaluation.features import load_extractor
+from cdm_diffusers.evaluation.sample import image_generator
 from cdm_diffusers.evaluation.sample_store import store_real_images
-from cdm_diffusers.evaluation.seeded_sampling import image_generator
 from cdm_diffusers.studies import search as search_module
 from cdm_diffusers.studies.config import SearchConfig, Setting
 from cdm_diffusers.studies.search import resolved, search

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from cdm_diffusers import CascadedDiffusionPipeline, SuperResolutionPipeline
 from cdm_diffusers.evaluation import select_checkpoint as module
 from cdm_diffusers.evaluation.classifier import Classifier, ClassifierConfig, build_classifier
-from cdm_diffusers.evaluation.seeded_sampling import image_generator
+from cdm_diffusers.evaluation.sample import image_generator
 from cdm_diffusers.evaluation.select_checkpoint import SelectionConfig, select_checkpoint
 from cdm_diffusers.presets import PRESETS
 from cdm_diffusers.training.config import TrainingConfig

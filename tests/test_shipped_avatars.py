@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 from cdm_diffusers import CascadedDiffusionPipeline
 from cdm_diffusers.data.transforms import area_resize
-from cdm_diffusers.evaluation.seeded_sampling import counted_evaluations
+from cdm_diffusers.evaluation.sample import counted_evaluations
 
 
 CASCADE = Path(__file__).parent.parent / "checkpoints" / "avatars-256"

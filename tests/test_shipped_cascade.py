@@ -9,7 +9,7 @@ from diffusers import UniPCMultistepScheduler
 
 from cdm_diffusers import CascadedDDPMScheduler, CascadedDiffusionPipeline, ContinuousDDPMScheduler
 from cdm_diffusers.evaluation.classifier import Classifier
-from cdm_diffusers.evaluation.seeded_sampling import counted_evaluations
+from cdm_diffusers.evaluation.sample import counted_evaluations
 from cdm_diffusers.evaluation.tables import recognition_tables
 
 

@@ -8,7 +8,7 @@ import torch
 
 from cdm_diffusers import CascadedDiffusionPipeline
 from cdm_diffusers.evaluation.classifier import Classifier
-from cdm_diffusers.evaluation.seeded_sampling import counted_evaluations
+from cdm_diffusers.evaluation.sample import counted_evaluations
 from cdm_diffusers.evaluation.tables import quality_table, recognition_tables
 from cdm_diffusers.pipelines.fingerprints import fingerprint
 

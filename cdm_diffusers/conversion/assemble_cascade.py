@@ -22,14 +22,11 @@ from ..model_cards import (
     write_card,
 )
 from ..pipelines import CascadedDiffusionPipeline, SuperResolutionPipeline
-from ..pipelines.loading import kind_of
-from ..pipelines.pipeline_cascaded_diffusion import STAGE_NAMES, STAGE_PARTS
+from ..pipelines.loading import PARTS, check_output, kind_of, parts_of
 from ..publishing import find_document, prepare_if_asked, push_if_asked
 from .config import AssembleConfig
 
 
-# All that a pipeline of either kind consists of.
-PARTS = (*STAGE_PARTS, *(f"{name}_{part}" for name in STAGE_NAMES for part in STAGE_PARTS))
 DEFAULTS = ("default_num_inference_steps", "default_augmentation_levels", "default_guidance_scales")
 
 
@@ -44,7 +41,7 @@ def assemble_cascade(config: AssembleConfig) -> None:
     """
     output = Path(config.output)
     check_kinds(config)
-    prepare_if_asked(config, output)
+    check_is_no_stage(output, config)
     cascade = CascadedDiffusionPipeline.from_stages(config.base, *config.super_res)
     if config.schedulers is not None:
         cascade = cascade.with_schedulers(config.schedulers)
@@ -60,11 +57,12 @@ def assemble_cascade(config: AssembleConfig) -> None:
     recognition = None if config.recognition is None else json.loads(Path(config.recognition).read_text())
     if recognition is not None:
         check_report(recognition, cascade, config.recognition)
-    written = {CARD, CONFIGURATION, *(name for name, part in cascade.components.items() if part is not None)}
+    written = {CARD, CONFIGURATION, *parts_of(cascade)}
     written |= {SOURCE} if sources else set()
     written |= {REPORTS[0]} if config.recognition is not None else set()
     written |= {GRID} if config.sample_grid is not None else set()
-    check_output(output, config, written)
+    check_output(output, written, names=(*PARTS, *DOCUMENTS))
+    prepare_if_asked(config, output)
     with staged_folder(output) as folder:
         cascade.save_pretrained(folder)
         write_json(folder / CONFIGURATION, configs)
@@ -100,21 +98,13 @@ def check_kinds(config: AssembleConfig) -> None:
             )
 
 
-def check_output(output: Path, config: AssembleConfig, written: set[str]) -> None:
+def check_is_no_stage(output: Path, config: AssembleConfig) -> None:
     """
-    Args:
-        written: names of the parts and documents that will be in the folder.
-
     Raises:
-        ValueError: the output folder is a stage's, or has parts or documents of a pipeline that would stay there.
+        ValueError: the output folder is that of a stage.
     """
     if any(Path(place).is_dir() and output.resolve() == Path(place).resolve() for place in inputs_of(config)):
         raise ValueError(f"`output` is {config.output!r}, which is one of the stages: give another folder.")
-    if left := [name for name in (*PARTS, *DOCUMENTS) if name not in written and (output / name).exists()]:
-        raise ValueError(
-            f"`output` is {config.output!r}, which already holds {', '.join(left)}: move what is there away, or give "
-            "another folder, so that no files of two pipelines mix."
-        )
 
 
 def inputs_of(config: AssembleConfig) -> list[str]:

@@ -10,6 +10,7 @@ from ..evaluation.tables import figures_table
 from ..files import staged_folder, write_json
 from ..hub import INDEX, check_reached, hub_errors
 from ..model_cards import CARD, REPORTS, is_ours, said_before, with_example, write_card
+from ..pipelines.loading import check_output, parts_of
 from ..pipelines.pipeline_base import PixelDiffusionPipeline
 from ..publishing import prepare_if_asked, push_if_asked
 from .config import HubExportConfig
@@ -31,12 +32,13 @@ def export_hub(config: HubExportConfig) -> None:
     output = Path(config.output)
     if output.resolve() == Path(config.pipeline).resolve():
         raise ValueError(f"`output` is {config.output!r}, the folder of the pipeline itself; it must be another one.")
-    prepare_if_asked(config, output)
     check_reached(config.pipeline)
     with hub_errors(config.pipeline):
         pipeline = DiffusionPipeline.from_pretrained(config.pipeline)
     if not isinstance(pipeline, PixelDiffusionPipeline):
         raise ValueError(f"`pipeline` is {config.pipeline!r}, a {type(pipeline).__name__}; it must be one of ours.")
+    check_output(output, parts_of(pipeline))
+    prepare_if_asked(config, output)
     with staged_folder(output) as folder:
         pipeline.save_pretrained(folder)
         if config.variant is not None:

@@ -11,6 +11,7 @@ from ..files import staged_folder, write_json
 from ..model_cards import SOURCE, write_card
 from ..models import CascadedUNet2DModel
 from ..pipelines import CascadedDiffusionPipeline, SuperResolutionPipeline
+from ..pipelines.loading import check_output, parts_of
 from . import openai, sr3
 from .config import DiffusersConfig, ExportConfig, OpenAIConfig, SR3Config, settings_in
 from .known_files import repository_of
@@ -136,6 +137,7 @@ def export_to_diffusers(stage: str, output_dir: str | Path):
     pipeline = CascadedDiffusionPipeline.from_pretrained(stage)
     unet = unet_to_diffusers(pipeline.base_unet)
     exported = DDPMPipeline(unet, DDPMScheduler.from_config(pipeline.base_scheduler.config))
+    check_output(output_dir, parts_of(exported))
     with staged_folder(Path(output_dir)) as folder:
         exported.save_pretrained(folder, max_shard_size=SHARD_SIZE)
 
@@ -184,6 +186,7 @@ def converted_stage(
 
 def save_converted(pipeline: CascadedDiffusionPipeline | SuperResolutionPipeline, source: Source, output_dir: Path):
     """Writes the pipeline, its card and `source.json`; either all of it appears in `output_dir`, or nothing loads."""
+    check_output(output_dir, parts_of(pipeline))
     with staged_folder(output_dir) as folder:
         pipeline.save_pretrained(folder, max_shard_size=SHARD_SIZE)
         write_json(folder / SOURCE, dataclasses.asdict(source))

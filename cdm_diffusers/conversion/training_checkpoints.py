@@ -6,6 +6,7 @@ from typing import Any, Literal
 from safetensors.torch import load_file
 
 from ..files import read_json
+from ..pipelines.loading import check_output, parts_of
 from ..training.checkpoints import Result, loading
 from ..training.export import pipeline_of, save_pipeline
 from ..training.resolve import preset_of
@@ -43,6 +44,7 @@ def convert_training_checkpoint(
         file = checkpoint / ("ema.safetensors" if weights == "ema" else "model.safetensors")
         stage.unet.load_state_dict(load_file(file), strict=True)
     pipeline = pipeline_of(stage.unet.eval(), stage, preset, resolved["data"]["id2label"])
+    check_output(output_dir, parts_of(pipeline))
     kind = "the EMA weights" if weights == "ema" else "the last weights, not their average,"
     kind = f"{kind} of the checkpoint at step {progress['step']}"
     save_pipeline(pipeline, resolved, {"loss": progress["loss"]}, None, output_dir, weights=kind)

@@ -17,7 +17,15 @@ from ..data.splits import open_splits
 from ..files import write_json
 from ..processes import ending_together, from_main, open_state
 from .config import MEASURABLE, NUM_SPLITS, EvaluateConfig
-from .features import ClassifierExtractor, FeatureExtractor, extract, load_extractor
+from .features import (
+    ClassifierExtractor,
+    FeatureExtractor,
+    extract,
+    load_extractor,
+    read_statistics,
+    reference_features,
+    reference_statistics,
+)
 from .intervals import interval_of_mean, normal_interval, wilson_interval
 from .metrics import (
     FeatureStatistics,
@@ -31,7 +39,6 @@ from .metrics import (
     rbf_kernel,
 )
 from .records import provenance
-from .references import read_statistics, reference_features, reference_statistics
 from .tables import quality_table
 
 

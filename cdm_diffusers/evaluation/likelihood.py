@@ -37,7 +37,7 @@ from ..processes import ending_together, open_state
 from .batches import joined, run_over, share_of
 from .config import LikelihoodConfig
 from .intervals import mean_and_error
-from .seeded_sampling import image_generator
+from .sample import image_generator
 from .tables import likelihood_table
 
 

@@ -36,11 +36,10 @@ from ..training.resolve import preset_of
 from ..training.stage import build_stage
 from .batches import in_order
 from .config import SelectionConfig
-from .features import FeatureExtractor, load_extractor
+from .features import FeatureExtractor, load_extractor, real_distance, reference_statistics
 from .metrics import FeatureStatistics, frechet_distance, frechet_standard_error
 from .records import open_report
-from .references import real_distance, reference_statistics
-from .seeded_sampling import draw_images, image_generator, sample_batches
+from .sample import draw_images, image_generator, sample_batches
 from .tables import selection_table
 
 

@@ -151,7 +151,10 @@ def _metavar(kind: Any) -> str:
     if origin is Literal:
         return "{" + ",".join(map(str, get_args(kind))) + "}"
     if origin is dict:
-        return "NAME=" + "|".join(map(_metavar, alternatives_of(item_of(kind)))) + " ..."
+        items = alternatives_of(item_of(kind))
+        if any(origin_of(item) in (list, tuple) for item in items):
+            return "JSON"
+        return "NAME=" + "|".join(map(_metavar, items)) + " ..."
     if origin in (list, tuple):
         return "|".join(map(_metavar, alternatives_of(item_of(kind)))) + " ..."
     return _METAVARS.get(origin, "TEXT")

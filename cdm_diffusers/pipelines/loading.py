@@ -1,4 +1,7 @@
-"""Saved pipelines of either kind, and what they consist of without their weights."""
+"""Saved pipelines of either kind, what they consist of without their weights, and folders to save them in."""
+
+from collections.abc import Collection
+from pathlib import Path
 
 import torch
 from diffusers import DiffusionPipeline
@@ -7,9 +10,12 @@ from ..hub import check_reached, hub_errors
 from ..models import CascadedUNet2DModel
 from . import CascadedDiffusionPipeline, SuperResolutionPipeline
 from .model_index import component_class, load_index
+from .pipeline_cascaded_diffusion import STAGE_NAMES, STAGE_PARTS
 
 
 Pipeline = CascadedDiffusionPipeline | SuperResolutionPipeline
+# All that a pipeline of either kind consists of.
+PARTS = (*STAGE_PARTS, *(f"{name}_{part}" for name in STAGE_NAMES for part in STAGE_PARTS))
 KINDS = {kind.__name__: kind for kind in (CascadedDiffusionPipeline, SuperResolutionPipeline)}
 
 
@@ -64,3 +70,28 @@ def load_without_weights(name: str) -> Pipeline:
     if absent := [part for part in components if part not in (*parts, *kind._optional_components)]:
         raise ValueError(f"`pipeline` is {name!r}, a {kind.__name__} without {absent}: take a whole copy of it.")
     return kind(**parts, **{key: index[key] for key in arguments if key in index})
+
+
+def check_output(
+    output: str | Path, written: Collection[str], argument: str = "output", names: Collection[str] = PARTS
+) -> None:
+    """
+    Args:
+        output: the folder that a pipeline is to be saved in.
+        written: names of what will be in it.
+        argument: what errors call the folder.
+        names: what no other pipeline may have left there.
+
+    Raises:
+        ValueError: some of it would stay.
+    """
+    if left := [name for name in names if name not in written and Path(output, name).exists()]:
+        raise ValueError(
+            f"`{argument}` is {str(output)!r}, which already holds {', '.join(left)}: move what is there away, or "
+            "give another folder, so that no files of two pipelines mix."
+        )
+
+
+def parts_of(pipeline: DiffusionPipeline) -> set[str]:
+    """The names of the folders that a saved pipeline consists of."""
+    return {name for name, part in pipeline.components.items() if part is not None}

@@ -16,12 +16,11 @@ from torch.utils.data import Dataset
 from ..data.averages import averaged_to
 from ..data.image_sets import load_image_set
 from ..data.memory import ImageSubset
-from ..evaluation.features import load_extractor
+from ..evaluation.features import load_extractor, reference_features, reference_statistics
 from ..evaluation.intervals import normal_interval
 from ..evaluation.metrics import FeatureStatistics, frechet_standard_error
 from ..evaluation.paired import extrapolated
 from ..evaluation.records import digest
-from ..evaluation.references import reference_features, reference_statistics
 from ..evaluation.sample_store import LowResImages, drawn_images
 from ..processes import from_main
 from .experiments import (

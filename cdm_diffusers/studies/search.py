@@ -30,13 +30,20 @@ from ..evaluation.batches import joined, run_over
 from ..evaluation.classifier import Classifier, classify
 from ..evaluation.config import SampleConfig
 from ..evaluation.ensembles import crps, squared_spread_and_error
-from ..evaluation.features import ClassifierExtractor, extract, load_extractor
+from ..evaluation.features import ClassifierExtractor, extract, load_extractor, real_distance, reference_statistics
 from ..evaluation.metrics import FeatureStatistics, frechet_distance
 from ..evaluation.records import check_same_settings, digest, provenance
-from ..evaluation.references import real_distance, reference_statistics
-from ..evaluation.sample import DTYPES, all_labels, call_options, how_to_go_on, sample
+from ..evaluation.sample import (
+    DTYPES,
+    all_labels,
+    call_options,
+    check_call,
+    draw_images,
+    how_to_go_on,
+    image_generator,
+    sample,
+)
 from ..evaluation.sample_store import RESULTS_NAME, LowResImages, drawn_images, store_real_images
-from ..evaluation.seeded_sampling import check_call, draw_images, image_generator
 from ..files import read_json, reveal, temporary_name, write_json
 from ..models.arguments import low_res_channels_of
 from ..pipelines import CascadedDiffusionPipeline
