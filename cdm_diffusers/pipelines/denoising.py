@@ -44,7 +44,7 @@ class Denoiser:
         self, unet, class_labels=None, low_res=None, augmentation_level=None, guidance_scale=1.0, refine=None
     ):
         self.refine = refine
-        self.unet, self.dtype = unet, unet.dtype  # kept, since the property looks through the whole network
+        self.unet, self.dtype = unet, dtype_of(unet)
         self.guidance_scale = guidance_scale
         self.extremes = []  # least and greatest of each call's output, on the device: NaN or infinite if any value is
         self.parts = {}  # the conditions of a batch, guided or not, in parts
@@ -98,6 +98,19 @@ class Denoiser:
         device.
         """
         return bool(torch.stack([*self.extremes, *torch.aminmax(sample)]).isfinite().all())
+
+
+def has_hooks(module: torch.nn.Module) -> bool:
+    """Whether Diffusers or accelerate changes what it or a part of it does, as offloading and layerwise casting do."""
+    own = vars(module)
+    return "_hf_hook" in own or "_diffusers_hook" in own or any(map(has_hooks, filter(None, own["_modules"].values())))
+
+
+def dtype_of(unet) -> torch.dtype:
+    """Its `dtype`, for which Diffusers goes through the whole network, here only where there are hooks."""
+    if has_hooks(unet):
+        return unet.dtype
+    return next(parameter.dtype for parameter in unet.parameters() if parameter.is_floating_point())
 
 
 def twice(values: torch.Tensor) -> torch.Tensor:
@@ -198,8 +211,7 @@ class SolverSampler:
         self.alpha = alphas_cumprod.sqrt().to(device, torch.float32)
         self.sigma = (1 - alphas_cumprod).sqrt().to(device, torch.float32)
         self.times = indices.to(device) if time_conditioning == "timestep" else self.alpha
-        takes_generator = "generator" in inspect.signature(self.scheduler.step).parameters
-        self.extra_step_arguments = ("generator",) if takes_generator else ()
+        self.extra_step_arguments = ("generator",) if takes_generator(type(scheduler)) else ()
 
     def step(self, index, denoise: Denoiser, sample, generator) -> torch.Tensor:
         """The scheduler's next `sample`, which may be scaled up from x_t by 1/sqrt(alpha_bar)."""
@@ -212,6 +224,12 @@ class SolverSampler:
         output = alpha * epsilon - sigma * x_0 if isinstance(self.scheduler, IPNDMScheduler) else epsilon
         extra = dict.fromkeys(self.extra_step_arguments, generator)
         return self.scheduler.step(output, timestep, sample, **extra, return_dict=False)[0]
+
+
+@functools.cache
+def takes_generator(kind: type) -> bool:
+    """Whether the steps of such a scheduler draw noise."""
+    return "generator" in inspect.signature(kind.step).parameters
 
 
 def limits_of(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from ..hub import check_reached, hub_errors
 from ..models import constant_conditions
 from ..plain import plain
 from ..publishing import keep_documents, upload
-from .denoising import AncestralSampler, Denoiser, SolverSampler
+from .denoising import AncestralSampler, Denoiser, SolverSampler, has_hooks
 from .inputs import check_guidance_scale
 from .model_index import check_complete, check_components
 from .stages import CascadeStage
@@ -221,8 +221,7 @@ class PixelDiffusionPipeline(DiffusionPipeline):
         """As in Diffusers, which goes through all networks several times; here only where one of them is offloaded."""
         unets = [stage.unet for stage in self.stages]
         devices = {next(unet.parameters()).device for unet in unets}
-        hooks = {"_hf_hook", "_diffusers_hook"}
-        if len(devices) > 1 or any(hooks & module.__dict__.keys() for unet in unets for module in unet.modules()):
+        if len(devices) > 1 or any(map(has_hooks, unets)):
             return super()._execution_device
         return devices.pop()
 

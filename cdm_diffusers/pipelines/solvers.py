@@ -1,7 +1,8 @@
 """The samplers by name: this package's ancestral sampling, and those of Diffusers' schedulers that work here."""
 
+import functools
 import inspect
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import diffusers
@@ -51,7 +52,7 @@ def scheduler_of(stage: "CascadeStage", name: str | None) -> SchedulerMixin:
     if name != ANCESTRAL:
         kind, options = SOLVERS[name]
         solver_class = getattr(diffusers, kind)
-        arguments = inspect.signature(solver_class.__init__).parameters
+        arguments = parameters_of(solver_class)
         others = {entry: config.pop(entry) for entry in config.keys() - arguments if not entry.startswith("_")}
         solver = solver_class.from_config(config, **options)
         # from_config would keep these too, and warn; what is None is left out, or loading would warn again
@@ -155,6 +156,12 @@ def _on_grid(
     return solver, _training_times(solver, sigmas), 1 / (1 + sigmas**2)
 
 
+@functools.cache
+def parameters_of(kind: type[SchedulerMixin]) -> Mapping[str, inspect.Parameter]:
+    """What its configuration consists of."""
+    return inspect.signature(kind.__init__).parameters
+
+
 def _epsilon_solver(scheduler: SchedulerMixin, options: dict[str, Any]) -> SchedulerMixin:
     r"""
     A fresh scheduler like `scheduler`, but for `options`, that takes epsilon as it is (no limits of x_0, no learned
@@ -165,7 +172,7 @@ def _epsilon_solver(scheduler: SchedulerMixin, options: dict[str, Any]) -> Sched
     ODE solvers keep whatever x_0 is predicted first, and Heun's method does not converge. Of a process that is
     rescaled to end without any signal (`rescale_betas_zero_snr`), likewise only the last few times are dropped.
     """
-    parameters = inspect.signature(type(scheduler).__init__).parameters
+    parameters = parameters_of(type(scheduler))
     arguments = {name: scheduler.config[name] for name in parameters if name in scheduler.config}
     if arguments.get("use_flow_sigmas"):
         raise ValueError(
