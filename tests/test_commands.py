@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -373,24 +374,50 @@ def test_two_pipelines_do_not_mix(capsys, stages, tmp_path, left):
 
 
 @pytest.mark.parametrize(
-    ("words", "argument"),
+    "words",
     [
-        ("export {} --output {}", "output"),
-        ("export hub {} --output {}", "output"),
-        ("distill {} --end_steps 1 --train_data_dir {} --output_dir {}", "output_dir"),
-        ("train base --preset fashion_mnist_8 --train_data_dir {} --output_dir {}", "output_dir"),
+        "export {base} --output",
+        "export hub {base} --output",
+        "convert checkpoint {checkpoint} --output",
+        "convert diffusers {exported} --output",
+        "distill {base} --end_steps 1 --train_data_dir {images} --output_dir",
+        "train base --preset fashion_mnist_8 --train_data_dir {images} --output_dir",
     ],
 )
-def test_no_stage_is_written_into_a_cascade(capsys, cascade, small_images, tmp_path, words, argument):
+def test_no_stage_is_written_into_a_cascade(capsys, cascade, small_images, tmp_path, words):
     """Its other parts would stay beside the stage."""
-    base, folder = tmp_path / "base", tmp_path / "cascade"
-    CascadedDiffusionPipeline.from_pretrained(cascade).stage_pipeline("base").save_pretrained(base)
+    places = {
+        "base": tmp_path / "base",
+        "images": tmp_path,
+        "exported": tmp_path / "exported",
+        "checkpoint": Path(__file__).parent / "data" / "run-0.1.0" / "checkpoint-4",
+    }
+    CascadedDiffusionPipeline.from_pretrained(cascade).stage_pipeline("base").save_pretrained(places["base"])
+    if "{exported}" in words:
+        main(["export", str(places["base"]), "--output", str(places["exported"])])
+    folder = tmp_path / "cascade"
     shutil.copytree(cascade, folder)
-    inputs = {"export": [base], "distill": [base, tmp_path], "train": [tmp_path]}[words.split()[0]]
     index = (folder / "model_index.json").read_bytes()
-    said = refusal(capsys, *words.format(*inputs, folder).split())
-    assert f"`{argument}` is {str(folder)!r}, which already holds" in said
+    said = refusal(capsys, *words.format(**places).split(), str(folder))
+    assert f"`{words.split('--')[-1]}` is {str(folder)!r}, which already holds" in said
     assert (folder / "model_index.json").read_bytes() == index
+
+
+@pytest.mark.parametrize("words", [["export", "hub"], ["assemble"]])
+def test_a_refused_folder_has_no_repository(capsys, stages, tmp_path, monkeypatch, words):
+    """It is refused before the Hub is asked."""
+    for module in ("assemble_cascade", "export_hub"):
+        monkeypatch.setattr(f"cdm_diffusers.conversion.{module}.prepare_if_asked", lambda *_: pytest.fail("asked"))
+    folder = tmp_path / "cascade"
+    (folder / "unet").mkdir(parents=True)
+    given = [*words, stages[2]] if words[0] == "export" else stages
+    assert "already holds unet" in refusal(capsys, *given, "--output", str(folder), "--push_to_hub")
+
+
+def test_help_shows_json_where_it_is_asked_for(capsys):
+    with pytest.raises(SystemExit):
+        main(["sample", "--help"])
+    assert "--timesteps JSON\n      Time steps of stages" in capsys.readouterr().out
 
 
 def test_stages_in_each_others_place_are_told_where_they_belong(capsys, stages, tmp_path):

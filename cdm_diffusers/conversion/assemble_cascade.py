@@ -22,7 +22,7 @@ from ..model_cards import (
     write_card,
 )
 from ..pipelines import CascadedDiffusionPipeline, SuperResolutionPipeline
-from ..pipelines.loading import PARTS, check_output, kind_of, parts_of
+from ..pipelines.loading import PARTS, check_output, kind_of, load_without_weights, part_names
 from ..publishing import find_document, prepare_if_asked, push_if_asked
 from .config import AssembleConfig
 
@@ -36,12 +36,23 @@ def assemble_cascade(config: AssembleConfig) -> None:
     `config.push_to_hub` says so.
 
     Raises:
-        ValueError: the stages do not fit each other, or the options do not fit them. Nothing is written then.
+        ValueError: the stages do not fit each other, the options do not fit them, or the folder holds something of
+            another pipeline. Nothing is written then.
         OSError: a stage or file is not there, or the Hub refuses.
     """
     output = Path(config.output)
     check_kinds(config)
     check_is_no_stage(output, config)
+    places = inputs_of(config)
+    sketch = CascadedDiffusionPipeline.from_stages(*map(load_without_weights, places))
+    names = [stage.name for stage in sketch.stages]
+    configs, sources = documents(places, CONFIGURATION, names), documents(places, SOURCE, names)
+    written = {CARD, CONFIGURATION, *part_names(sketch)}
+    written |= {SOURCE} if sources else set()
+    written |= {REPORTS[0]} if config.recognition is not None else set()
+    written |= {GRID} if config.sample_grid is not None else set()
+    check_output(output, written, names=(*PARTS, *DOCUMENTS))
+    prepare_if_asked(config, output)
     cascade = CascadedDiffusionPipeline.from_stages(config.base, *config.super_res)
     if config.schedulers is not None:
         cascade = cascade.with_schedulers(config.schedulers)
@@ -51,18 +62,9 @@ def assemble_cascade(config: AssembleConfig) -> None:
     if times := cascade.config.get("default_timesteps"):  # of stages that are given no number of steps instead
         given = config.default_num_inference_steps or {}
         cascade.register_to_config(default_timesteps={stage: of for stage, of in times.items() if stage not in given})
-    names = [stage.name for stage in cascade.stages]
-    places = inputs_of(config)
-    configs, sources = documents(places, CONFIGURATION, names), documents(places, SOURCE, names)
     recognition = None if config.recognition is None else json.loads(Path(config.recognition).read_text())
     if recognition is not None:
         check_report(recognition, cascade, config.recognition)
-    written = {CARD, CONFIGURATION, *parts_of(cascade)}
-    written |= {SOURCE} if sources else set()
-    written |= {REPORTS[0]} if config.recognition is not None else set()
-    written |= {GRID} if config.sample_grid is not None else set()
-    check_output(output, written, names=(*PARTS, *DOCUMENTS))
-    prepare_if_asked(config, output)
     with staged_folder(output) as folder:
         cascade.save_pretrained(folder)
         write_json(folder / CONFIGURATION, configs)

@@ -9,10 +9,10 @@ from diffusers import DiffusionPipeline
 from ..evaluation.tables import figures_table
 from ..files import staged_folder, write_json
 from ..hub import INDEX, check_reached, hub_errors
-from ..model_cards import CARD, REPORTS, is_ours, said_before, with_example, write_card
-from ..pipelines.loading import check_output, parts_of
+from ..model_cards import CARD, DOCUMENTS, REPORTS, is_ours, said_before, with_example, write_card
+from ..pipelines.loading import PARTS, check_output, saved_part_names
 from ..pipelines.pipeline_base import PixelDiffusionPipeline
-from ..publishing import prepare_if_asked, push_if_asked
+from ..publishing import find_document, prepare_if_asked, push_if_asked
 from .config import HubExportConfig
 from .self_contained import COMPONENTS, PACKAGE, sampling_code
 
@@ -26,7 +26,7 @@ def export_hub(config: HubExportConfig) -> None:
     Writes the pipeline `config.pipeline` into `config.output`.
 
     Raises:
-        ValueError: it is not a pipeline of this package, or `output` is its own folder.
+        ValueError: it is not a pipeline of this package, or `output` is its own folder or another's.
         OSError: there is no such pipeline.
     """
     output = Path(config.output)
@@ -34,11 +34,12 @@ def export_hub(config: HubExportConfig) -> None:
         raise ValueError(f"`output` is {config.output!r}, the folder of the pipeline itself; it must be another one.")
     check_reached(config.pipeline)
     with hub_errors(config.pipeline):
+        kept = {name for name in DOCUMENTS if find_document(config.pipeline, name)}
+        check_output(output, {CARD, *kept, *saved_part_names(config.pipeline)}, names=(*PARTS, *DOCUMENTS))
+        prepare_if_asked(config, output)
         pipeline = DiffusionPipeline.from_pretrained(config.pipeline)
     if not isinstance(pipeline, PixelDiffusionPipeline):
         raise ValueError(f"`pipeline` is {config.pipeline!r}, a {type(pipeline).__name__}; it must be one of ours.")
-    check_output(output, parts_of(pipeline))
-    prepare_if_asked(config, output)
     with staged_folder(output) as folder:
         pipeline.save_pretrained(folder)
         if config.variant is not None:

@@ -8,10 +8,10 @@ from pathlib import Path
 from diffusers import DDPMPipeline, DDPMScheduler, DiffusionPipeline, SchedulerMixin, UNet2DModel
 
 from ..files import staged_folder, write_json
-from ..model_cards import SOURCE, write_card
+from ..model_cards import CARD, DOCUMENTS, SOURCE, write_card
 from ..models import CascadedUNet2DModel
 from ..pipelines import CascadedDiffusionPipeline, SuperResolutionPipeline
-from ..pipelines.loading import check_output, parts_of
+from ..pipelines.loading import PARTS, check_output, part_names
 from . import openai, sr3
 from .config import DiffusersConfig, ExportConfig, OpenAIConfig, SR3Config, settings_in
 from .known_files import repository_of
@@ -43,7 +43,7 @@ def convert_openai_checkpoint(
         `list[str]`: what was assumed, and why.
 
     Raises:
-        `ValueError`, `FileNotFoundError`: see [`read_state_dict`] and [`unet_from_openai`].
+        `ValueError`, `FileNotFoundError`: see [`read_state_dict`], [`unet_from_openai`] and [`check_output`].
     """
     path = Path(checkpoint)
     state_dict = read_state_dict(path)
@@ -132,12 +132,12 @@ def export_to_diffusers(stage: str, output_dir: str | Path):
     That pipeline passes on no class labels: conditional networks are used through its `unet` and `scheduler`.
 
     Raises:
-        `ValueError`: UNet2DModel cannot express the network.
+        `ValueError`: UNet2DModel cannot express the network, or the folder holds something of another pipeline.
     """
     pipeline = CascadedDiffusionPipeline.from_pretrained(stage)
     unet = unet_to_diffusers(pipeline.base_unet)
     exported = DDPMPipeline(unet, DDPMScheduler.from_config(pipeline.base_scheduler.config))
-    check_output(output_dir, parts_of(exported))
+    check_output(output_dir, part_names(exported), names=(*PARTS, *DOCUMENTS))
     with staged_folder(Path(output_dir)) as folder:
         exported.save_pretrained(folder, max_shard_size=SHARD_SIZE)
 
@@ -186,7 +186,7 @@ def converted_stage(
 
 def save_converted(pipeline: CascadedDiffusionPipeline | SuperResolutionPipeline, source: Source, output_dir: Path):
     """Writes the pipeline, its card and `source.json`; either all of it appears in `output_dir`, or nothing loads."""
-    check_output(output_dir, parts_of(pipeline))
+    check_output(output_dir, {*part_names(pipeline), CARD, SOURCE}, names=(*PARTS, *DOCUMENTS))
     with staged_folder(output_dir) as folder:
         pipeline.save_pretrained(folder, max_shard_size=SHARD_SIZE)
         write_json(folder / SOURCE, dataclasses.asdict(source))

@@ -6,7 +6,8 @@ from typing import Any, Literal
 from safetensors.torch import load_file
 
 from ..files import read_json
-from ..pipelines.loading import check_output, parts_of
+from ..model_cards import SOURCE
+from ..pipelines.loading import PARTS, check_output, part_names
 from ..training.checkpoints import Result, loading
 from ..training.export import pipeline_of, save_pipeline
 from ..training.resolve import preset_of
@@ -27,7 +28,7 @@ def convert_training_checkpoint(
         weights (`"ema"` or `"raw"`, defaults to `"ema"`): the averaged weights or the last ones.
 
     Raises:
-        `ValueError`: the folder is not such a checkpoint, or damaged.
+        `ValueError`: the folder is not such a checkpoint, or damaged; or `output_dir` holds parts of another pipeline.
     """
     checkpoint, output_dir = Path(checkpoint), Path(output_dir)
     if weights not in ("ema", "raw"):
@@ -44,7 +45,7 @@ def convert_training_checkpoint(
         file = checkpoint / ("ema.safetensors" if weights == "ema" else "model.safetensors")
         stage.unet.load_state_dict(load_file(file), strict=True)
     pipeline = pipeline_of(stage.unet.eval(), stage, preset, resolved["data"]["id2label"])
-    check_output(output_dir, parts_of(pipeline))
+    check_output(output_dir, part_names(pipeline), names=(*PARTS, SOURCE))
     kind = "the EMA weights" if weights == "ema" else "the last weights, not their average,"
     kind = f"{kind} of the checkpoint at step {progress['step']}"
     save_pipeline(pipeline, resolved, {"loss": progress["loss"]}, None, output_dir, weights=kind)

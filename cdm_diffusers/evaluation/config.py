@@ -54,11 +54,11 @@ def device_option() -> str:
 
 
 TIMESTEPS = (
-    "JSON: time steps of stages instead of a number of steps, {stage: [t, ...]}, indices t - 1 from high to low. "
+    "Time steps of stages instead of a number of steps, {stage: [t, ...]}, indices t - 1 from high to low. "
     "Default: the pipeline's."
 )
 INFERENCE_SCHEDULES = (
-    "JSON: noise levels of stages with a ContinuousDDPMScheduler, {stage: [beta_start, beta_end]} (linear) or "
+    "Noise levels of stages with a ContinuousDDPMScheduler, {stage: [beta_start, beta_end]} (linear) or "
     '{stage: "squaredcos_cap_v2"}. Default: the pipeline\'s.'
 )
 PADDING = "Black pixels added on each side of real images (Fashion-MNIST, 28 to 32 pixels: 2)."

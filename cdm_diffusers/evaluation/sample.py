@@ -252,7 +252,7 @@ def all_labels(
 
 
 # ------------------------------------------------------------------------------------------------------------------
-# Images, each from a generator of its own
+# Images, each from a generator of its own, and how often the networks are called for them
 # ------------------------------------------------------------------------------------------------------------------
 
 

@@ -76,14 +76,16 @@ def check_output(
     output: str | Path, written: Collection[str], argument: str = "output", names: Collection[str] = PARTS
 ) -> None:
     """
+    Refuses a folder in which something of another pipeline would stay beside what is to be saved.
+
     Args:
-        output: the folder that a pipeline is to be saved in.
-        written: names of what will be in it.
+        output: the folder.
+        written: names of what is new there, or written over.
         argument: what errors call the folder.
-        names: what no other pipeline may have left there.
+        names: what is looked for.
 
     Raises:
-        ValueError: some of it would stay.
+        ValueError: one of `names` is there, and not in `written`.
     """
     if left := [name for name in names if name not in written and Path(output, name).exists()]:
         raise ValueError(
@@ -92,6 +94,12 @@ def check_output(
         )
 
 
-def parts_of(pipeline: DiffusionPipeline) -> set[str]:
+def part_names(pipeline: DiffusionPipeline) -> set[str]:
     """The names of the folders that a saved pipeline consists of."""
     return {name for name, part in pipeline.components.items() if part is not None}
+
+
+def saved_part_names(name: str) -> set[str]:
+    """Those of the pipeline in a folder or on the Hub, by its index."""
+    index = load_index(DiffusionPipeline, name)
+    return {part for part in PARTS if (index.get(part) or [None])[0] is not None}

@@ -31,9 +31,10 @@ from ..data.survey import check_before_training
 from ..data.transforms import area_resize, random_crop, random_flip, to_float
 from ..draws import draw
 from ..files import replace_folder, reveal, temporary_name, write_json, writing
+from ..model_cards import SOURCE
 from ..models import CascadedUNet2DModel
 from ..pipelines import CascadedDiffusionPipeline, SuperResolutionPipeline
-from ..pipelines.loading import check_output, parts_of
+from ..pipelines.loading import PARTS, check_output, part_names
 from ..presets import StagePreset
 from ..processes import ending_together, from_main, held_by_main, open_state
 from ..publishing import prepare_if_asked, push_if_asked
@@ -142,7 +143,8 @@ def train_alone(plan: Plan, config: RunConfig, state: PartialState, is_sharded: 
     preset, make_trainer = plan(state.num_processes, saved)
     if config.validation_steps and config.validation_inference_steps is not None:
         check_inference_steps(preset, config.validation_inference_steps)
-    check_output(config.output_dir, parts_of(stage_without_weights(preset)), "output_dir")
+    parts = part_names(stage_without_weights(preset))
+    from_main(lambda: check_output(config.output_dir, parts, "output_dir", (*PARTS, SOURCE)))
     accelerator = make_accelerator(config, preset, state)
     if accelerator.is_main_process:
         prepare_if_asked(config, config.output_dir)
