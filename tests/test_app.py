@@ -454,14 +454,14 @@ def test_each_setting_of_a_comparison_is_bounded(cascade, monkeypatch):
     limits = Limits(max_images=2)
     demo = Demo(cascade, limits, stage_facts(cascade, limits), class_names(cascade))
     two, three = (Settings(class_labels=["Trouser"], num_images=count) for count in (2, 3))
-    progress, *_, downloads = list(demo.compare(two, two))[-1]
+    progress, *_, downloads = list(demo.side_by_side(two, two))[-1]
     assert "4 images in" in progress
     archive = re.search(r'href="data:application/zip;base64,([^"]+)"', downloads)[1]
     with zipfile.ZipFile(io.BytesIO(base64.b64decode(archive))) as packed:
         assert len(packed.namelist()) == 2 * 2 * len(SIZES) and "B_super_res_2/01-Trouser.png" in packed.namelist()
     monkeypatch.setattr(generation._Watched, "run", lambda _: pytest.fail("sampled A before B was looked at"))
     with pytest.raises(ValueError, match="`num_images` is 3 for each of 1 classes"):
-        list(demo.compare(two, three))
+        list(demo.side_by_side(two, three))
 
 
 @pytest.fixture

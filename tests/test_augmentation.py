@@ -59,8 +59,8 @@ def verdicts(weak=(REPAIRED,) * 3, good=(TRUTH,) * 3, control=(REPAIRED,) * 3, t
 
 def concluded(**rows):
     of_rows = verdicts(**rows)
-    compared = [of_rows.compare(name, prediction) for name, prediction in PREDICTIONS.items()]
-    compared = conclude(compared, of_rows.compare(CONTROL, BENEFIT), None)
+    compared = [of_rows.judge(name, prediction) for name, prediction in PREDICTIONS.items()]
+    compared = conclude(compared, of_rows.judge(CONTROL, BENEFIT), None)
     assert [one["input"] for one in compared] == [WEAK, FEW_STEPS, GOOD, CONTROL]
     return compared
 
@@ -101,7 +101,7 @@ def test_other_verdicts_on_the_weak_base(weak, verdict, of_these):
 
 def test_what_changes_real_images_as_much_is_no_benefit():
     artefact = [(1.8, 1.4, 1.4, 1.5)] * 3
-    weak = verdicts(weak=artefact, truth=artefact).compare(WEAK, BENEFIT)
+    weak = verdicts(weak=artefact, truth=artefact).judge(WEAK, BENEFIT)
     assert weak["baselines"][0]["change"]["value"] < -1 and weak["verdict"] == "none"
 
 
@@ -111,7 +111,7 @@ def test_an_artefact_at_the_smallest_s_is_none_of_a_benefit():
     away already.
     """
     shared = verdicts(weak=[(1.9, 1.8, 1.8, 1.9)] * 3, truth=[(1.5, 1.4, 1.4, 1.45)] * 3)
-    weak = shared.compare(WEAK, BENEFIT)
+    weak = shared.judge(WEAK, BENEFIT)
     first, second = weak["baselines"]
     assert first["beyond_ground_truth"]["interval"][1] < 0 and first["change"]["interval"][1] < 0
     assert (first["verdict"], second["verdict"], weak["verdict"]) == ("artefact", "none", "undecided")
@@ -150,7 +150,7 @@ def test_no_training_and_no_half_is_tested_by_its_own_choice():
     first_half = one.features[WEAK][1000][0][: NUM_IMAGES // 2]
     first_half /= 1.7 / 1.2
     assert one.choose(WEAK, 0) == [[1000], [500]] and one.choose(WEAK, 500) == [[1000], [1000]]
-    figures = one.compare_from(WEAK, 0)
+    figures = one.judge_from(WEAK, 0)
     assert not figures["chosen_agree"]
     tested = [one.values(WEAK, s, half)[0] - one.values(WEAK, 0, half)[0] for half, s in ((0, 500), (1, 1000))]
     assert figures["change"]["value"] == pytest.approx(sum(tested) / 2)

@@ -83,7 +83,7 @@ class Demo:
         done = rendering.finished(len(update.captions), time.monotonic() - began)
         yield done, gr.skip(), rendering.downloads(update.images, update.captions)
 
-    def compare(self, first: Settings, second: Settings) -> Iterator[tuple]:
+    def side_by_side(self, first: Settings, second: Settings) -> Iterator[tuple]:
         """Progress, the pictures of A and of B, and downloads of both; each is a sampling within the limits."""
         began, images = time.monotonic(), {}
         runs = {name: generate(self.pipeline, chosen, self.limits) for name, chosen in (("A", first), ("B", second))}
@@ -230,7 +230,7 @@ class Demo:
 
         def run(*values: Any) -> Iterator[tuple]:
             count = len(panel.controls)
-            yield from self.compare(panel.settings(values[:count]), other.settings(values[count:]))
+            yield from self.side_by_side(panel.settings(values[:count]), other.settings(values[count:]))
 
         _on(start.click, run, inputs, [progress, *shown, downloads], stop)
 

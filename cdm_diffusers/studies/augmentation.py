@@ -63,7 +63,7 @@ def measure_augmentation(study: "Study", experiment: AugmentationExperiment) -> 
     def conclusions() -> dict[str, Any]:
         ratios = {name: verdicts.ratio(name) for name in PREDICTIONS}
         check = verdicts.solver_check() if any(name.startswith(SOLVER_CHECK) for name in sweep.groups) else None
-        compared = [verdicts.compare(name, prediction) for name, prediction in PREDICTIONS.items()]
+        compared = [verdicts.judge(name, prediction) for name, prediction in PREDICTIONS.items()]
         return {
             "rows": sweep.rows(),
             "inputs": {heading: folder.as_posix() for heading, folder in inputs.items()},
@@ -93,7 +93,7 @@ def sweep_control(
     ratios = from_main(lambda: noise_ratios(verdicts, experiment.control_noises))
     noise = choose_noise(ratios, ratio)
     sweep.sample((control_heading(noise), TRAIN), experiment.control_levels)
-    comparison = from_main(lambda: verdicts.compare(control_heading(noise), BENEFIT))
+    comparison = from_main(lambda: verdicts.judge(control_heading(noise), BENEFIT))
     if comparison["verdict"] != BENEFIT:
         logger.warning(
             f"Void: the positive control's verdict is {comparison['verdict']!r}; it must be {BENEFIT!r} for any "

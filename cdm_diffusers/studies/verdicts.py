@@ -109,13 +109,13 @@ class Verdicts:
 
     # What is concluded
 
-    def compare(self, heading: str, prediction: str) -> dict[str, Any]:
+    def judge(self, heading: str, prediction: str) -> dict[str, Any]:
         """What s does to an input beyond what it does to real images, from each of the two smallest s."""
-        baselines = [self.compare_from(heading, level) for level in sorted(self.features[heading])[:2]]
+        baselines = [self.judge_from(heading, level) for level in sorted(self.features[heading])[:2]]
         words = {word: agreed(*(one[word] for one in baselines)) for word in WORDS}
         return {"input": heading, "prediction": prediction, **words, "baselines": baselines}
 
-    def compare_from(self, heading: str, baseline: int) -> dict[str, Any]:
+    def judge_from(self, heading: str, baseline: int) -> dict[str, Any]:
         """The same from one baseline."""
         chosen = self.choose(heading, baseline)
         distances = self.crossed(heading, TRAIN, chosen, baseline)
