@@ -404,14 +404,25 @@ def test_no_stage_is_written_into_a_cascade(capsys, cascade, small_images, tmp_p
 
 
 @pytest.mark.parametrize("words", [["export", "hub"], ["assemble"]])
-def test_a_refused_folder_has_no_repository(capsys, stages, tmp_path, monkeypatch, words):
-    """It is refused before the Hub is asked."""
+def test_a_refused_folder_costs_nothing(capsys, stages, tmp_path, monkeypatch, words):
+    """It is refused before the Hub is asked, and before weights are loaded."""
+
+    def fail(*_, **__):
+        pytest.fail("too early")
+
     for module in ("assemble_cascade", "export_hub"):
-        monkeypatch.setattr(f"cdm_diffusers.conversion.{module}.prepare_if_asked", lambda *_: pytest.fail("asked"))
+        monkeypatch.setattr(f"cdm_diffusers.conversion.{module}.prepare_if_asked", fail)
+    for kind in (CascadedDiffusionPipeline, SuperResolutionPipeline):
+        monkeypatch.setattr(kind, "from_pretrained", fail)
     folder = tmp_path / "cascade"
     (folder / "unet").mkdir(parents=True)
     given = [*words, stages[2]] if words[0] == "export" else stages
     assert "already holds unet" in refusal(capsys, *given, "--output", str(folder), "--push_to_hub")
+
+
+def test_a_folder_is_exported_into_again(cascade, tmp_path):
+    for _ in range(2):
+        main(["export", "hub", cascade, "--output", str(tmp_path / "exported")])
 
 
 def test_help_shows_json_where_it_is_asked_for(capsys):

@@ -2,7 +2,7 @@
 
 import json
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,27 +44,18 @@ def assemble_cascade(config: AssembleConfig) -> None:
     check_kinds(config)
     check_is_no_stage(output, config)
     places = inputs_of(config)
-    sketch = CascadedDiffusionPipeline.from_stages(*map(load_without_weights, places))
+    sketch = joined(config, map(load_without_weights, places))
     names = [stage.name for stage in sketch.stages]
     configs, sources = documents(places, CONFIGURATION, names), documents(places, SOURCE, names)
-    written = {CARD, CONFIGURATION, *part_names(sketch)}
-    written |= {SOURCE} if sources else set()
-    written |= {REPORTS[0]} if config.recognition is not None else set()
-    written |= {GRID} if config.sample_grid is not None else set()
-    check_output(output, written, names=(*PARTS, *DOCUMENTS))
-    prepare_if_asked(config, output)
-    cascade = CascadedDiffusionPipeline.from_stages(config.base, *config.super_res)
-    if config.schedulers is not None:
-        cascade = cascade.with_schedulers(config.schedulers)
-    for name in DEFAULTS:
-        if getattr(config, name) is not None:
-            cascade.register_to_config(**{name: {**(cascade.config[name] or {}), **getattr(config, name)}})
-    if times := cascade.config.get("default_timesteps"):  # of stages that are given no number of steps instead
-        given = config.default_num_inference_steps or {}
-        cascade.register_to_config(default_timesteps={stage: of for stage, of in times.items() if stage not in given})
     recognition = None if config.recognition is None else json.loads(Path(config.recognition).read_text())
     if recognition is not None:
-        check_report(recognition, cascade, config.recognition)
+        check_report(recognition, sketch, config.recognition)
+    grid = None if config.sample_grid is None else Path(config.sample_grid).read_bytes()
+    written = {CARD, CONFIGURATION, *part_names(sketch)}
+    written |= {name for name, content in ((SOURCE, sources), (REPORTS[0], recognition), (GRID, grid)) if content}
+    check_output(output, written, names=(*PARTS, *DOCUMENTS))
+    prepare_if_asked(config, output)
+    cascade = joined(config, places)
     with staged_folder(output) as folder:
         cascade.save_pretrained(folder)
         write_json(folder / CONFIGURATION, configs)
@@ -72,8 +63,8 @@ def assemble_cascade(config: AssembleConfig) -> None:
             write_json(folder / SOURCE, sources)
         if recognition is not None:
             write_json(folder / REPORTS[0], recognition)
-        if config.sample_grid is not None:
-            (folder / GRID).write_bytes(Path(config.sample_grid).read_bytes())
+        if grid is not None:
+            (folder / GRID).write_bytes(grid)
         tables = [] if recognition is None else [figures_table(recognition)]
         license = config.license or common_license(places)
         write_card(cascade, folder, output.resolve().name, tables, license=license)
@@ -82,6 +73,25 @@ def assemble_cascade(config: AssembleConfig) -> None:
         f"  cdm sample {shlex.quote(config.output)} --output samples.png"
     )
     push_if_asked(config, output)
+
+
+def joined(config: AssembleConfig, stages: Iterable[str | CascadedDiffusionPipeline | SuperResolutionPipeline]):
+    """
+    The cascade of `stages`, with the schedulers and defaults that `config` has.
+
+    Raises:
+        ValueError: the stages do not fit each other, or the options do not fit them.
+    """
+    cascade = CascadedDiffusionPipeline.from_stages(*stages)
+    if config.schedulers is not None:
+        cascade = cascade.with_schedulers(config.schedulers)
+    for name in DEFAULTS:
+        if getattr(config, name) is not None:
+            cascade.register_to_config(**{name: {**(cascade.config[name] or {}), **getattr(config, name)}})
+    if times := cascade.config.get("default_timesteps"):  # of stages that are given no number of steps instead
+        given = config.default_num_inference_steps or {}
+        cascade.register_to_config(default_timesteps={stage: of for stage, of in times.items() if stage not in given})
+    return cascade
 
 
 def check_kinds(config: AssembleConfig) -> None:

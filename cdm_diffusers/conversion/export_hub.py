@@ -4,15 +4,14 @@ import json
 from pathlib import Path
 
 import torch
-from diffusers import DiffusionPipeline
 
 from ..evaluation.tables import figures_table
 from ..files import staged_folder, write_json
-from ..hub import INDEX, check_reached, hub_errors
-from ..model_cards import CARD, DOCUMENTS, REPORTS, is_ours, said_before, with_example, write_card
-from ..pipelines.loading import PARTS, check_output, saved_part_names
+from ..hub import INDEX, hub_errors
+from ..model_cards import CARD, REPORTS, is_ours, said_before, with_example, write_card
+from ..pipelines.loading import check_output, load_without_weights, part_names
 from ..pipelines.pipeline_base import PixelDiffusionPipeline
-from ..publishing import find_document, prepare_if_asked, push_if_asked
+from ..publishing import prepare_if_asked, push_if_asked
 from .config import HubExportConfig
 from .self_contained import COMPONENTS, PACKAGE, sampling_code
 
@@ -26,20 +25,17 @@ def export_hub(config: HubExportConfig) -> None:
     Writes the pipeline `config.pipeline` into `config.output`.
 
     Raises:
-        ValueError: it is not a pipeline of this package, or `output` is its own folder or another's.
+        ValueError: it is not a pipeline of this package, or `output` is its own folder or holds parts of another.
         OSError: there is no such pipeline.
     """
     output = Path(config.output)
     if output.resolve() == Path(config.pipeline).resolve():
         raise ValueError(f"`output` is {config.output!r}, the folder of the pipeline itself; it must be another one.")
-    check_reached(config.pipeline)
+    sketch = load_without_weights(config.pipeline)
+    check_output(output, part_names(sketch))
+    prepare_if_asked(config, output)
     with hub_errors(config.pipeline):
-        kept = {name for name in DOCUMENTS if find_document(config.pipeline, name)}
-        check_output(output, {CARD, *kept, *saved_part_names(config.pipeline)}, names=(*PARTS, *DOCUMENTS))
-        prepare_if_asked(config, output)
-        pipeline = DiffusionPipeline.from_pretrained(config.pipeline)
-    if not isinstance(pipeline, PixelDiffusionPipeline):
-        raise ValueError(f"`pipeline` is {config.pipeline!r}, a {type(pipeline).__name__}; it must be one of ours.")
+        pipeline = type(sketch).from_pretrained(config.pipeline)
     with staged_folder(output) as folder:
         pipeline.save_pretrained(folder)
         if config.variant is not None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from diffusers import DDPMPipeline, DDPMScheduler, DiffusionPipeline, SchedulerMixin, UNet2DModel
 
 from ..files import staged_folder, write_json
-from ..model_cards import CARD, DOCUMENTS, SOURCE, write_card
+from ..model_cards import CONFIGURATION, SOURCE, write_card
 from ..models import CascadedUNet2DModel
 from ..pipelines import CascadedDiffusionPipeline, SuperResolutionPipeline
 from ..pipelines.loading import PARTS, check_output, part_names
@@ -132,12 +132,12 @@ def export_to_diffusers(stage: str, output_dir: str | Path):
     That pipeline passes on no class labels: conditional networks are used through its `unet` and `scheduler`.
 
     Raises:
-        `ValueError`: UNet2DModel cannot express the network, or the folder holds something of another pipeline.
+        `ValueError`: UNet2DModel cannot express the network, or the folder holds parts of another pipeline.
     """
     pipeline = CascadedDiffusionPipeline.from_pretrained(stage)
     unet = unet_to_diffusers(pipeline.base_unet)
     exported = DDPMPipeline(unet, DDPMScheduler.from_config(pipeline.base_scheduler.config))
-    check_output(output_dir, part_names(exported), names=(*PARTS, *DOCUMENTS))
+    check_output(output_dir, part_names(exported))
     with staged_folder(Path(output_dir)) as folder:
         exported.save_pretrained(folder, max_shard_size=SHARD_SIZE)
 
@@ -186,7 +186,7 @@ def converted_stage(
 
 def save_converted(pipeline: CascadedDiffusionPipeline | SuperResolutionPipeline, source: Source, output_dir: Path):
     """Writes the pipeline, its card and `source.json`; either all of it appears in `output_dir`, or nothing loads."""
-    check_output(output_dir, {*part_names(pipeline), CARD, SOURCE}, names=(*PARTS, *DOCUMENTS))
+    check_output(output_dir, part_names(pipeline), names=(*PARTS, CONFIGURATION))
     with staged_folder(output_dir) as folder:
         pipeline.save_pretrained(folder, max_shard_size=SHARD_SIZE)
         write_json(folder / SOURCE, dataclasses.asdict(source))

@@ -110,7 +110,8 @@ def dtype_of(unet) -> torch.dtype:
     """Its `dtype`, for which Diffusers goes through the whole network, here only where there are hooks."""
     if has_hooks(unet):
         return unet.dtype
-    return next(parameter.dtype for parameter in unet.parameters() if parameter.is_floating_point())
+    floating = (parameter.dtype for parameter in unet.parameters() if parameter.is_floating_point())
+    return next(floating, None) or unet.dtype
 
 
 def twice(values: torch.Tensor) -> torch.Tensor:
@@ -228,7 +229,7 @@ class SolverSampler:
 
 @functools.cache
 def takes_generator(kind: type) -> bool:
-    """Whether the steps of such a scheduler draw noise."""
+    """Whether a step of such a scheduler takes a generator."""
     return "generator" in inspect.signature(kind.step).parameters
 
 

@@ -97,9 +97,3 @@ def check_output(
 def part_names(pipeline: DiffusionPipeline) -> set[str]:
     """The names of the folders that a saved pipeline consists of."""
     return {name for name, part in pipeline.components.items() if part is not None}
-
-
-def saved_part_names(name: str) -> set[str]:
-    """Those of the pipeline in a folder or on the Hub, by its index."""
-    index = load_index(DiffusionPipeline, name)
-    return {part for part in PARTS if (index.get(part) or [None])[0] is not None}

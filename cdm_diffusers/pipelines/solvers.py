@@ -158,7 +158,7 @@ def _on_grid(
 
 @functools.cache
 def parameters_of(kind: type[SchedulerMixin]) -> Mapping[str, inspect.Parameter]:
-    """What its configuration consists of."""
+    """What it is made from."""
     return inspect.signature(kind.__init__).parameters
 
 
