@@ -28,11 +28,11 @@ from ..data.splits import open_split
 from ..data.transforms import area_resize, to_float, to_uint8, to_unit
 from ..files import write_json
 from ..pipelines import CascadedDiffusionPipeline, SuperResolutionPipeline
-from ..pipelines.loading import check_output, part_names
+from ..pipelines.loading import check_output
 from ..pipelines.stages import NOISE_RULE
 from ..processes import ending_together, from_main, open_state
 from ..training.checkpoints import EMA_NAME, checkpoints_in, read_checkpoint, step_of
-from ..training.export import pipeline_of, save_pipeline, stage_without_weights
+from ..training.export import pipeline_of, save_pipeline, saved_part_names
 from ..training.resolve import preset_of
 from ..training.stage import build_stage
 from .batches import in_order
@@ -88,7 +88,7 @@ def select_together(config: SelectionConfig, state: PartialState) -> dict[str, A
     config = dataclasses.replace(config, **counts)
     check_export(config.export)
     if config.export is not None:
-        check_output(config.export, part_names(stage_without_weights(preset_of(resolved))), "export")
+        check_output(config.export, saved_part_names(preset_of(resolved)), "export")
     output = Path(config.output) if config.output else run / REPORT_NAME
     new = {"checkpoints": {}, "selected": None, "final": None}
     report = from_main(lambda: open_report(output, selection_settings(config, selecting, reporting), new, "output"))

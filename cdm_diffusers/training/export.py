@@ -69,6 +69,14 @@ def check_inference_steps(preset: StagePreset, num_inference_steps: int) -> None
         raise ValueError(f"`validation_inference_steps` is {num_inference_steps}: {error}") from error
 
 
+def saved_part_names(preset: StagePreset) -> set[str]:
+    """The folders that a trained stage consists of, known before its network is."""
+    if preset.unet.low_res_size is None:
+        return {"base_unet", "base_scheduler"}
+    stage = build_stage(preset, torch.nn.Module())
+    return {"unet", "scheduler"} | ({"noising_scheduler"} if stage.noising_scheduler is not None else set())
+
+
 def stage_without_weights(preset: StagePreset) -> CascadedDiffusionPipeline | SuperResolutionPipeline:
     """The pipeline that a training of the preset ends in, without class names, its network on the meta device."""
     unet = build_on_meta(preset.unet)

@@ -34,7 +34,7 @@ from ..files import replace_folder, reveal, temporary_name, write_json, writing
 from ..model_cards import SOURCE
 from ..models import CascadedUNet2DModel
 from ..pipelines import CascadedDiffusionPipeline, SuperResolutionPipeline
-from ..pipelines.loading import PARTS, check_output, part_names
+from ..pipelines.loading import PARTS, check_output
 from ..presets import StagePreset
 from ..processes import ending_together, from_main, held_by_main, open_state
 from ..publishing import prepare_if_asked, push_if_asked
@@ -54,7 +54,7 @@ from .checkpoints import (
 from .config import RunConfig, TrainingConfig
 from .cpu import check_mixed_precision, warn_of_slow_cpu
 from .ema import LerpEMAModel
-from .export import check_inference_steps, pipeline_of, save_pipeline, stage_without_weights
+from .export import check_inference_steps, pipeline_of, save_pipeline, saved_part_names
 from .pretrained import Pretrained, load_pretrained
 from .progress import farewell, interruption, introduction, warnings
 from .resolve import (
@@ -143,7 +143,7 @@ def train_alone(plan: Plan, config: RunConfig, state: PartialState, is_sharded: 
     preset, make_trainer = plan(state.num_processes, saved)
     if config.validation_steps and config.validation_inference_steps is not None:
         check_inference_steps(preset, config.validation_inference_steps)
-    parts = part_names(stage_without_weights(preset))
+    parts = saved_part_names(preset)
     from_main(lambda: check_output(config.output_dir, parts, "output_dir", (*PARTS, SOURCE)))
     accelerator = make_accelerator(config, preset, state)
     if accelerator.is_main_process:
