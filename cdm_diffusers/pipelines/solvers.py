@@ -158,7 +158,7 @@ def _on_grid(
 
 @functools.cache
 def parameters_of(kind: type[SchedulerMixin]) -> Mapping[str, inspect.Parameter]:
-    """What it is made from."""
+    """Of its `__init__`, which its configuration is made of."""
     return inspect.signature(kind.__init__).parameters
 
 
