@@ -23,18 +23,18 @@ def pipe():
 
 
 def test_it_is_small_and_loads_in_float32(pipe):
-    assert sum(file.stat().st_size for file in CASCADE.rglob("*.safetensors")) <= 29e6
+    assert sum(file.stat().st_size for file in CASCADE.rglob("*.safetensors")) <= 33e6
     assert {stage.unet.dtype for stage in pipe.stages} == {torch.float32}
     assert len(pipe.config.id2label) == 13 and pipe.config.id2label[3] == "fun-emoji"
 
 
-def test_samples_in_27_evaluations_that_follow_their_low_resolution(pipe):
+def test_samples_in_26_evaluations_that_follow_their_low_resolution(pipe):
     """One of each class: each image averaged down is the one before it, but for what s = 100 and blur leave open."""
     with counted_evaluations(pipe) as evaluations:
         output = pipe(
             list(range(13)), generator=torch.Generator().manual_seed(1), output_type="pt", output_stages=True
         )
-    assert evaluations == {"base": 13 * 20, "super_res_1": 13 * 5, "super_res_2": 13 * 2}
+    assert evaluations == {"base": 13 * 20, "super_res_1": 13 * 5, "super_res_2": 13}
     images = list(output.stages.values())
     assert [tuple(image.shape) for image in images] == [(13, 3, size, size) for size in (16, 64, 256)]
     for low, high in itertools.pairwise(images):
