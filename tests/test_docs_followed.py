@@ -142,7 +142,7 @@ WAYS = {
     "README.md": Way("faces", my_images),
     "docs/app.md": Way("checkpoints", for_app, needs="gradio"),
     "docs/benchmarks.md": Way("gpu.json"),
-    "docs/distillation.md": Way("runs/avatars-sr-2-1/model_index.json", of_all_styles),
+    "docs/distillation.md": Way("runs/avatars-sr-1-2-times/model_index.json", of_all_styles),
     "docs/evaluation.md": Way("runs/reproduce/table3a.png", for_evaluation, A_RUN),
     "docs/many_gpus.md": Way("runs/imagenet_64_to_256/model_index.json", imagenet),
     "docs/openai.md": Way("golden-retriever.png", for_converting),
