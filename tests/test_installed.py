@@ -127,15 +127,17 @@ def demo(wheel, tmp_path_factory) -> Path:
 def test_the_source_distribution_has_all_that_is_tracked(distributions, tmp_path):
     (sdist,) = distributions.glob("*.tar.gz")
     with tarfile.open(sdist) as archive:
-        packed = {name.partition("/")[2] for name in archive.getnames()}
+        packed = {member.name.partition("/")[2] for member in archive.getmembers() if member.isfile()}
         archive.extractall(tmp_path, filter="data")
     if (ROOT / ".git").exists():
-        tracked = run("git", "ls-files", cwd=ROOT).splitlines()
-        assert [name for name in tracked if name not in packed] == []
+        tracked = set(run("git", "ls-files", cwd=ROOT).splitlines())
+        assert tracked - packed == set()
+        besides = {name for name in packed - tracked if not name.startswith("cdm_diffusers.egg-info/")}
+        assert besides == {"PKG-INFO"}
     (unpacked,) = tmp_path.iterdir()
     collected = run(sys.executable, "-m", "pytest", "--collect-only", "-q", cwd=unpacked, PYTHONPATH=str(unpacked))
     assert "tests/test_installed.py" in collected
-    assert sdist.stat().st_size < 60e6  # the shipped checkpoints, for the most part
+    assert sdist.stat().st_size < 100e6  # what PyPI takes of one file; the shipped checkpoints, for the most part
 
 
 def test_the_wheel_is_what_is_imported(core, tmp_path):
