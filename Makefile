@@ -33,7 +33,7 @@ $(VENV)/installed-%: setup.cfg constraints.txt
 	$(call install,$*)
 
 demo: $(VENV)/installed
-	$(BIN)/cdm sample checkpoints/avatars-256 --class_labels $(AVATARS) --num_images_per_label 6 --output samples.png
+	$(BIN)/cdm sample checkpoints/avatars-256-distilled --class_labels $(AVATARS) --num_images_per_label 6 --output samples.png
 
 app: $(VENV)/installed-app
 	$(BIN)/cdm app $(APP)

@@ -1,4 +1,4 @@
-"""The distilled cascade that ships with the repository: few calls, and clothes all the same."""
+"""The distilled cascades that ship with the repository: few calls, and clothes and faces all the same."""
 
 import json
 from pathlib import Path
@@ -14,7 +14,7 @@ from cdm_diffusers.pipelines.fingerprints import fingerprint
 
 
 CHECKPOINTS = Path(__file__).parent.parent / "checkpoints"
-STUDENT, TEACHER = CHECKPOINTS / "fashion-mnist-32-distilled", CHECKPOINTS / "fashion-mnist-32"
+STUDENT = CHECKPOINTS / "fashion-mnist-32-distilled"
 
 
 @pytest.fixture(scope="module")
@@ -39,17 +39,48 @@ def test_its_defaults_are_seven_calls_and_its_samples_are_recognised(pipe):
     assert (logits.argmax(1) == labels).float().mean() >= 0.8
 
 
-def test_what_it_says_of_its_teacher_is_true(pipe):
-    configs = json.loads((STUDENT / "training_config.json").read_text())
-    teacher = CascadedDiffusionPipeline.from_pretrained(TEACHER)
-    for name in ("base", "super_res_1"):
-        said = configs[name]["distillation"]
-        stage = next(stage for stage in teacher.stages if stage.name == name)
-        assert TEACHER.match(said["pipeline"]) and said["stage"] == name
-        assert said["fingerprint"] == fingerprint([stage])
-        assert said["phases"][-1][1] == pipe.config.default_num_inference_steps[name]
-    last = pipe.super_res_2_unet.state_dict()
-    assert all(torch.equal(last[name], weight) for name, weight in teacher.super_res_2_unet.state_dict().items())
+@pytest.mark.parametrize(
+    "student, distilled",
+    [("fashion-mnist-32-distilled", {"base", "super_res_1"}), ("avatars-256-distilled", {"base"})],
+)
+def test_what_they_say_of_their_teachers_is_true(student, distilled):
+    """Stages that were not distilled are their teacher's."""
+    configs = json.loads((CHECKPOINTS / student / "training_config.json").read_text())
+    pipe, teacher = (
+        CascadedDiffusionPipeline.from_pretrained(CHECKPOINTS / name)
+        for name in (student, student.removesuffix("-distilled"))
+    )
+    for stage, of_teacher in zip(pipe.stages, teacher.stages, strict=True):
+        said = configs[stage.name].get("distillation")
+        assert (stage.name in distilled) == (said is not None)
+        if said is None:
+            weights = of_teacher.unet.state_dict()
+            assert all(torch.equal(weight, weights[name]) for name, weight in stage.unet.state_dict().items())
+        else:
+            assert (CHECKPOINTS / student.removesuffix("-distilled")).match(said["pipeline"])
+            assert said["stage"] == stage.name and said["fingerprint"] == fingerprint([of_teacher])
+            assert said["phases"][-1][1] == pipe.config.default_num_inference_steps[stage.name]
+
+
+def test_avatars_take_eight_calls_and_look_like_their_teachers():
+    """The same noise makes nearly the same 16x16 images, which the stages after it start from."""
+    student, teacher = (
+        CascadedDiffusionPipeline.from_pretrained(CHECKPOINTS / name)
+        for name in ("avatars-256-distilled", "avatars-256")
+    )
+    student.set_progress_bar_config(disable=True)
+    teacher.set_progress_bar_config(disable=True)
+    with counted_evaluations(student) as evaluations:
+        student(["micah"], generator=torch.Generator().manual_seed(0), output_type="pt")
+    assert evaluations == {"base": 4, "super_res_1": 3, "super_res_2": 1}
+    images = [
+        pipe.stage_pipeline("base")(
+            list(range(13)), generator=torch.Generator().manual_seed(0), output_type="pt"
+        ).images
+        for pipe in (student, teacher)
+    ]
+    between = (images[0][:, None] - images[1][None]).abs().mean((2, 3, 4))  # (13, 13), of a range of 1
+    assert between.diagonal().mean() < 0.05 < between[~torch.eye(13, dtype=torch.bool)].min()
 
 
 def test_the_card_has_what_was_measured():
