@@ -362,6 +362,21 @@ def labels_of(page) -> list[str]:
     return [getattr(block, "label", None) for block in page.blocks.values()]
 
 
+def test_stopping_is_said_after_the_run_has_ended():
+    """In answer to the click itself, an update on its way would overwrite it."""
+    pytest.importorskip("gradio", reason="gradio is not installed; the extra `app` has it")
+    from cdm_diffusers.app.page import build_page
+
+    fns = build_page(small_cascade(), Limits(), "A cascade").fns
+    stops = [fn for fn in fns.values() if fn.cancels]
+    ended = [index for stop in stops for index in stop.cancels]
+    assert [fns[index].concurrency_id for index in ended] == len(stops) * ["sampling"]
+    for index in ended:
+        (said,) = [fn for fn in fns.values() if fn.trigger_after == index]
+        assert said.trigger_only_on_failure and "Stopped." in said.fn()
+    assert all(stop.outputs == [] for stop in stops)
+
+
 def test_the_page_is_made_of_facts():
     pytest.importorskip("gradio", reason="gradio is not installed; the extra `app` has it")
     from cdm_diffusers.app.page import build_page

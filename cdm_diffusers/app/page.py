@@ -344,7 +344,7 @@ def _buttons(start: str) -> tuple[gr.Button, gr.Button]:
 
 
 def _on(trigger: Callable, run: Callable, inputs: list, view: View | list, stop: gr.Button) -> None:
-    """Starts `run` upon `trigger`, one at a time on the whole page, and ends it when `stop` is pressed."""
+    """Starts `run` upon `trigger`, one at a time on the whole page, and ends it, and says so, upon `stop`."""
     outputs = [view.progress, view.pictures, view.downloads] if isinstance(view, View) else view
     event = trigger(
         _told(run),
@@ -355,9 +355,9 @@ def _on(trigger: Callable, run: Callable, inputs: list, view: View | list, stop:
         api_visibility="private",
         **SAMPLING,
     )
-    stop.click(
-        lambda: rendering.said("Stopped."), None, outputs[0], cancels=[event], queue=False, api_visibility="private"
-    )
+    stop.click(None, cancels=[event])
+    # Once the run has ended: an update on its way would overwrite what the button itself said.
+    event.failure(lambda: rendering.said("Stopped."), None, outputs[0], queue=False, api_visibility="private")
 
 
 def _told(function: Callable) -> Callable:
