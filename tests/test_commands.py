@@ -78,6 +78,25 @@ assert not heavy, heavy
     run("-c", program)
 
 
+@pytest.mark.parametrize(
+    "words", ["data nowhere", "train base --preset small_16 --output_dir x --train_data_dir nowhere"]
+)
+def test_a_folder_that_is_not_there_is_said_before_anything_heavy_is_imported(words):
+    program = f"""
+import contextlib, io, sys
+from cdm_diffusers.commands.main import main
+said = io.StringIO()
+try:
+    with contextlib.redirect_stderr(said):
+        main({words.split()})
+except SystemExit as end:
+    assert end.code == 2
+assert "'nowhere'" in said.getvalue() and "folder" in said.getvalue(), said.getvalue()
+assert not {{"torch", "numpy", "datasets"}} & set(sys.modules)
+"""
+    run("-c", program)
+
+
 def test_all_functions_exist():
     for name, command in COMMANDS.items():
         assert callable(resolve(command.function)), name

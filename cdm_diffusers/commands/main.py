@@ -158,6 +158,8 @@ def run(name: str, words: list[str], prog: str) -> None:
     command = COMMANDS[name]
     with errors_as_lines(prog):
         options = parse(resolve(command.options), words, prog)
+        if hasattr(options, "check_places"):  # what a user has misspelt is said before the imports, which take seconds
+            options.check_places()
         function = resolve(command.function)
         if logging := sys.modules.get("diffusers.utils.logging"):
             logging.disable_progress_bar()  # of the components of a pipeline, which would stand above an error's line

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from PIL import ImageColor
-from pydantic import AfterValidator, ValidationInfo
+from pydantic import AfterValidator
 
 from ..options import NonNegativeInt, PositiveInt, option, options
 
@@ -43,9 +43,9 @@ def _check_color(color: str) -> str:
     return color
 
 
-def _check_folder(path: str, info: ValidationInfo) -> str:
+def _check_folder(path: str) -> str:
     if not Path(path).is_dir():
-        raise ValueError(f"`{info.field_name}` is {path!r}, which is not a folder: give the path of one.")
+        raise ValueError(f"`train_data_dir` is {path!r}, which is not a folder: give the path of one.")
     return path
 
 
@@ -121,6 +121,11 @@ class PlaceOptions:
     train_data_dir: str | None = option(
         "Folder of images (one sub-folder per class), of parquet or tar files, or of MNIST-style IDX files.", None
     )
+
+    def check_places(self) -> None:
+        """ValueError unless the folder is there."""
+        if self.train_data_dir is not None:
+            _check_folder(self.train_data_dir)
 
 
 @options
@@ -213,12 +218,16 @@ class DataCheckConfig(ReadingOptions):
         """The source resolution, given or not."""
         return self.source_resolution or max(self.sizes)
 
-    def data_config(self) -> DataConfig:
-        """What a training with these options reads; ValueError if it is neither a folder nor named as on the Hub."""
+    def check_places(self) -> None:
+        """ValueError if `data` is neither a folder nor named as on the Hub."""
         if not Path(self.data).is_dir() and not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", self.data):
             raise ValueError(
                 f"`data` is {self.data!r}, neither a folder nor a data set of the Hub (owner/name): check it."
             )
+
+    def data_config(self) -> DataConfig:
+        """What a training with these options reads; ValueError if it is neither a folder nor named as on the Hub."""
+        self.check_places()
         place = {"train_data_dir" if Path(self.data).is_dir() else "dataset_name": self.data}
         resolved = {"source_resolution": self.resolution, "class_conditional": not self.unconditional}
         return DataConfig.of(vars(self), **place, **resolved)

@@ -59,10 +59,10 @@ def introduction(
         f"{preset.name}: {kind}, {num_parameters / 1e6:.2f} million parameters, on {examples}, {classes}.",
         f"{training.max_train_steps:,} steps of {training.train_batch_size:,} images on {where}.",
         f"A new run{first_weights}." if checkpoint is None else f"Goes on from {checkpoint}.",
-        f"Checkpoints every {config.checkpointing_steps:,} steps: {folder}/checkpoint-*.",
+        f"Checkpoints every {config.checkpointing_steps:,} steps and at the end: {folder}/checkpoint-*.",
     ]
     if config.validation_steps:
-        lines.append(f"Samples every {config.validation_steps:,} steps: {folder}/samples.")
+        lines.append(f"Samples every {config.validation_steps:,} steps and at the end: {folder}/samples.")
     if config.report_to == "tensorboard":
         lines.append(f"Curves: tensorboard --logdir {folder}/{config.logging_dir}")
     elif config.report_to != "none":
