@@ -296,18 +296,17 @@ def test_two_settings_side_by_side(visit):
 
 def test_stop_ends_sampling(visit):
     visitor = visit()
+    visitor.type("number input for Images of each class (at most 16 in all)", 4)
     visitor.click("button.label-wrap", "base: 8x8")
-    visitor.wait(lambda: visitor.shown("input[aria-label*='Steps']"))
-    visitor.driver.execute_script("window.scrollTo(0, 0)")
-    field = visitor.shown("input[type=number][aria-label*='Steps']")[0]
-    field.send_keys(Keys.CONTROL, "a")
-    field.send_keys("100", Keys.TAB)
+    visitor.wait(lambda: visitor.shown("input[aria-label='number input for Steps']"))
+    visitor.type("number input for Steps", 100)  # longer than a busy browser takes to click
     visitor.click("button.primary", "Sample")
     visitor.wait(lambda: "of 100" in visitor.said())
     visitor.click("button", "Stop")
     visitor.wait(lambda: visitor.said() == "Stopped.")
     time.sleep(1)
     assert visitor.said() == "Stopped." and not visitor.shown(".cdm-downloads a")
+    visitor.type("number input for Steps", 5)
     visitor.click("button.primary", "Sample")
     assert len(visitor.finish()) == 3
 
