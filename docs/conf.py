@@ -23,6 +23,7 @@ include_patterns = [
     "CHANGELOG.md",
     "examples/avatars/README.md",
     "checkpoints/avatars-256/README.md",
+    "checkpoints/avatars-256-distilled/README.md",
 ]
 exclude_patterns = [".*", "build", "runs", "tests", "**/node_modules"]
 

@@ -33,10 +33,12 @@ pytestmark = [
     pytest.mark.timeout(1800),
 ]
 
+OWN = ("PYTHONPATH", "VIRTUAL_ENV", "PYTEST_ADDOPTS")  # of the process that tests
+
 
 def run(*command: object, cwd: Path, **variables: str) -> str:
     """What a command prints, or the test's failure with its errors. The repository is not on its path."""
-    environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "VIRTUAL_ENV")}
+    environment = {name: value for name, value in os.environ.items() if name not in OWN}
     environment |= {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "HF_HUB_OFFLINE": "1"} | variables
     result = subprocess.run(list(map(str, command)), cwd=cwd, env=environment, capture_output=True, text=True)
     assert result.returncode == 0, f"{result.stdout[-2000:]}\n{result.stderr[-4000:]}"

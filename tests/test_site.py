@@ -27,7 +27,7 @@ from cdm_diffusers.studies.experiments import EXPERIMENTS
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
 OUTSIDE = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "examples/avatars/README.md"]
-OUTSIDE += ["checkpoints/avatars-256/README.md"]
+OUTSIDE += ["checkpoints/avatars-256/README.md", "checkpoints/avatars-256-distilled/README.md"]
 PAGES = sorted([*DOCS.rglob("*.md"), *(ROOT / name for name in OUTSIDE)])
 FENCE = re.compile(r"^( *)```.*?^ *```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
@@ -72,6 +72,7 @@ def test_links_lead_somewhere(page):
         file, _, place = link.partition("#")
         target = (page.parent / file).resolve() if file else page
         assert target.exists(), f"{name_of(page)}: {link}"
+        assert target.suffix != ".md" or target in PAGES, f"{name_of(page)}: {link} is not a page of the site"
         assert not place or place in anchors(target), f"{name_of(page)}: {link}"
 
 
