@@ -73,6 +73,7 @@ def test_avatars_take_eight_calls_and_look_like_their_teachers():
     with counted_evaluations(student) as evaluations:
         student(["micah"], generator=torch.Generator().manual_seed(0), output_type="pt")
     assert evaluations == {"base": 4, "super_res_1": 3, "super_res_2": 1}
+    assert sum(student.evaluations(settings="fewest").values()) == 7
     images = [
         pipe.stage_pipeline("base")(
             list(range(13)), generator=torch.Generator().manual_seed(0), output_type="pt"
